@@ -1,0 +1,39 @@
+"""What the machine can do: number formats, reader processes, and running out of memory."""
+
+import os
+
+import torch
+
+from aimonk_hf.errors import AimonkError
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16". "auto" is bf16 where the GPU or the processor's flags say that it is computed, never by timing."""
+    if requested != "auto":
+        return requested
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        flags = torch.cpu.get_capabilities()
+        return "bf16" if any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"
+    return "no"
+
+
+def default_workers(n_processes: int) -> int:
+    """Reader processes per training process: its share of the cores, at most 8."""
+    return min(8, max(1, (os.cpu_count() or 1) // n_processes))
+
+
+def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
+    """Return the one line for a failed allocation, or None where the error is another one."""
+    text = str(error)
+    failed = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    )
+    if not failed:
+        return None
+    smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "--batch-size 1"
+    return AimonkError(
+        f"out of memory with batch size {batch_size} and image size {image_size}: "
+        f"try {smaller} (with --accumulation-steps 2 the result stays alike), or a smaller --image-size"
+    )

@@ -1,0 +1,50 @@
+"""Weights on disk: safetensors with timm's own key names, tied to the config.json that was saved with them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aimonk_hf.errors import AimonkError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
+
+# This key stands in config.json and in the header of model.safetensors, so that files of two different saves are noticed.
+FINGERPRINT = "weights_sha256"
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> str:
+    """Write the tensors and return their fingerprint, which depends on nothing but names and values."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    fingerprint = digest.hexdigest()
+    save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: fingerprint})
+    return fingerprint
+
+
+def load_weights(path: Path, config_values: dict[str, Any]) -> dict[str, Tensor]:
+    """Read the tensors; damage, absence, and weights of another save than the config's are named."""
+    if not path.is_file():
+        raise AimonkError(f"{path.parent} has no {WEIGHTS_FILE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            fingerprint = (file.metadata() or {}).get(FINGERPRINT)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
+    expected = config_values.get(FINGERPRINT)
+    if expected and fingerprint and expected != fingerprint:
+        raise AimonkError(f"{path} and {CONFIG_FILE} beside it come from two different saves; restore both from one copy")
+    return state

@@ -1,0 +1,19 @@
+"""Random numbers as a function of (seed, what, where), so that resuming needs no stored generator state."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix integers into one seed; neighbouring parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch, numpy and random of this process from the parts."""
+    seed = derive_seed(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,0 +1,81 @@
+"""Dividing rows into parts: random, stratified on the rarest attribute, or on all of them, with groups kept together."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aimonk_hf.errors import AimonkError
+
+SPLIT_METHODS = ("iterative", "rarest", "random")
+
+
+def split_rows(
+    labels: NDArray[np.float32],
+    fractions: list[float],
+    method: str = "iterative",
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Return the part (0, 1, ...) of each row [N], so that part p holds about `fractions[p]` of the rows.
+
+    `labels` [N, K] is {0, 1, NaN}; rows of one group stay together. "iterative" is the iterative stratification of Sechidis, Tsoumakas and
+    Vlahavas (ECML 2011) over the indicators of every value, NA being a value of its own; "rarest" does the same for the one attribute with
+    the fewest positives; "random" looks at no label. A part that would be empty takes a group from the largest one.
+
+    Raises `AimonkError` where there are fewer groups than parts.
+    """
+    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    wanted = np.asarray(fractions, dtype=float)
+    parts_needed = int((wanted > 0).sum())
+    if n_groups < parts_needed:
+        raise AimonkError(f"{n_groups} different usable image(s) cannot be split into {parts_needed} parts; add images")
+    sizes = np.bincount(groups, minlength=n_groups)
+    indicators = np.zeros((n_groups, 0))
+    if method != "random":
+        columns = labels if method == "iterative" else labels[:, [_rarest(labels)]]
+        values = np.concatenate([columns == 1, columns == 0, np.isnan(columns)], axis=1).astype(float)
+        indicators = np.zeros((n_groups, values.shape[1]))
+        np.add.at(indicators, groups, values)
+    parts = _stratify(indicators, sizes, wanted / wanted.sum(), np.random.default_rng(seed))
+    _fill_empty(parts, sizes, np.flatnonzero(wanted > 0))
+    return parts[groups]
+
+
+def _rarest(labels: NDArray[np.float32]) -> int:
+    positives = (labels == 1).sum(axis=0)
+    return int(np.argmin(np.where(positives > 0, positives, len(labels) + 1)))
+
+
+def _stratify(
+    indicators: NDArray[np.float64], sizes: NDArray[np.int64], fractions: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Give each group to the part that misses most of its rarest value; ties go by missing rows, then by chance."""
+    parts = np.full(len(sizes), -1)
+    missing_values = np.outer(fractions, indicators.sum(axis=0))
+    missing_rows = fractions * sizes.sum()
+    order = rng.permutation(len(sizes))
+
+    def place(group: int, column: int | None) -> None:
+        keys = (rng.random(len(fractions)), missing_rows) + (() if column is None else (missing_values[:, column],))
+        part = int(np.lexsort(keys)[-1])
+        parts[group] = part
+        missing_values[part] -= indicators[group]
+        missing_rows[part] -= sizes[group]
+
+    remaining = indicators.copy()
+    while (counts := remaining.sum(axis=0)).any():
+        column = int(np.argmin(np.where(counts > 0, counts, np.inf)))
+        for group in order[(remaining[order, column] > 0) & (parts[order] < 0)]:
+            place(group, column)
+            remaining[group] = 0
+    for group in order[parts[order] < 0]:
+        place(group, None)
+    return parts
+
+
+def _fill_empty(parts: NDArray[np.int64], sizes: NDArray[np.int64], needed: NDArray[np.int64]) -> None:
+    for part in needed:
+        if not (parts == part).any():
+            counts = np.bincount(parts, weights=sizes, minlength=int(needed.max()) + 1)
+            givers = [other for other in np.argsort(-counts) if (parts == other).sum() > 1]
+            parts[np.flatnonzero(parts == givers[0])[0]] = part

@@ -1,0 +1,94 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aimonk_hf.errors import AimonkError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that replaces `path` when the block ends well.
+
+    The temporary file keeps the suffix, because writers such as matplotlib choose the format by it.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise AimonkError(f"cannot write {path}: {error.strerror or error}; the last complete version is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused, because readers outside Python cannot parse it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; damage is named with the file and the place."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AimonkError(f"cannot read {path}: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
+    if not isinstance(value, dict):
+        raise AimonkError(f"{path} is damaged (a JSON object was expected, found {type(value).__name__})")
+    return value
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder with its parents; a failure says which and why."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AimonkError(f"cannot create the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files become those of `folder` when the block ends well.
+
+    A new folder appears by one rename; in an existing one each file is replaced atomically and files of other names stay.
+    """
+    make_folder(folder.parent)
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise AimonkError(f"cannot write into {folder.parent}: {error.strerror or error}") from error
+    try:
+        yield stage
+        stage.chmod(0o777 & ~_umask())
+        if folder.exists():
+            for file in sorted(stage.iterdir()):
+                file.replace(folder / file.name)
+        else:
+            stage.rename(folder)
+    except OSError as error:
+        raise AimonkError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
