@@ -1,10 +1,14 @@
 """What the machine can do: number formats, reader processes, and running out of memory."""
 
+import ctypes
 import os
+import sys
 
 import torch
 
 from aimonk_hf.errors import AimonkError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -17,6 +21,19 @@ def resolve_precision(requested: str, device: torch.device) -> str:
         flags = torch.cpu.get_capabilities()
         return "bf16" if any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"
     return "no"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of giving them back to the system: a step on the CPU frees and takes the same gigabyte again.
+
+    Without this the kernel zeroes every page anew: 12 instead of 20 images a second (mobilenetv2_100, float32, two cores).
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def default_workers(n_processes: int) -> int:

@@ -46,7 +46,7 @@ class TrainConfig:
     image_size: int | None = _setting("pixels per side; the backbone's own by default", None)
     crop_mode: str | None = _from_recipe("how pictures are made square: squash, center or border; the backbone's own if the recipe is silent")
     crop_pct: float | None = _from_recipe("share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent")
-    augmentation: str = _from_recipe("training augmentation", ("none", "light"))
+    augmentation: str = _from_recipe("training augmentation", ("none", "flip", "light"))
 
     epochs: int = _from_recipe("passes over the training images")
     batch_size: int = _from_recipe("images per process and forward pass")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.checkpoints import load_checkpoint, save_checkpoint
 from aimonk_hf.console import duration, figure, labels_table, metrics_table
 from aimonk_hf.data import AttributeDataset, duplicate_groups
-from aimonk_hf.devices import out_of_memory, resolve_precision
+from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precision
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation import score_images
 from aimonk_hf.losses import positive_weights
@@ -68,6 +68,8 @@ def _start_accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
     except (ValueError, ImportError) as error:
         raise AimonkError(f"cannot start the run: {str(error).splitlines()[0]}") from error
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if config.log_with:
         accelerator.init_trackers(config.run_name, config={key: str(value) for key, value in config.to_dict().items()})
         if not accelerator.trackers:
