@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--images", type=int, default=600)
     sample.add_argument("--seed", type=int, default=0)
 
+    push = command("push", _push, "upload a model to the Hugging Face Hub")
+    push.add_argument("--model", required=True, help="model folder or Hub repository")
+    push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="created where it does not exist")
+    push.add_argument("--private", action="store_true", help="create it private; a public one is refused")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to, created where it does not exist; main by default")
+    push.add_argument("--commit-message", metavar="TEXT")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+
     command("recipes", _recipes, "list the named training settings")
 
     app = command("app", _app, "serve a model as a web page")
@@ -94,9 +102,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
         if setting.default not in (MISSING, None, True, False):
             options["help"] += f" ({setting.default})".replace("%", "%%")
         if setting.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-            if setting.default is False and not setting.metadata.get("from_recipe"):
-                options["action"] = "store_true"
+            options["action"] = "store_true" if setting.default is False else argparse.BooleanOptionalAction
         else:
             options["type"] = _parser_of(setting.type)
             options["required"] = setting.default is MISSING
@@ -193,6 +199,26 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output:
         write_json(make_folder(options.output) / "metrics.json", report)
         print(f"written:  {options.output / 'metrics.json'}")
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    from aimonk_hf.hub_push import push_model_folder
+    from aimonk_hf.modeling import AimonkModel
+
+    model = AimonkModel.from_pretrained(options.model)  # what does not load is not pushed
+    with TemporaryDirectory() as copy:
+        folder = Path(options.model)
+        if not folder.is_dir():
+            folder = Path(copy)
+            model.save_pretrained(folder)
+        given = (options.private or None, None, options.revision, options.commit_message, options.create_pr)
+        pushed = push_model_folder(folder, options.repo_id, *given)
+    print(f"pushed:    {pushed.url}" if pushed.changed else f"unchanged: {pushed.url}")
+    if not options.create_pr:
+        print(f"predict:   {PROG} predict PICTURE --model {pushed.repo_id}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The model: a timm network whose sigmoid outputs are attributes, saved so that timm and transformers read it too."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike, fspath
@@ -162,6 +163,29 @@ class AimonkModel(nn.Module):
         if self.metrics is None:
             (Path(folder) / METRICS_FILE).unlink(missing_ok=True)  # of other weights
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        branch: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Push what `save_pretrained` writes as one commit and return its page, or the pull request's; an unchanged model makes no commit.
+
+        `revision`, or `branch` as huggingface_hub names it, is the branch, made where it does not exist; `private` holds for a new
+        repository and is refused for a public one. Raises `AimonkError` with one line for whatever the Hub refuses.
+        """
+        from aimonk_hf.hub_push import push_model_folder
+
+        if revision and branch and revision != branch:
+            raise AimonkError(f"revision {revision!r} and branch {branch!r} mean the same: give one of them")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_model_folder(Path(folder), repo_id, private, token, revision or branch, commit_message, create_pr).url
+
     @classmethod
     def from_pretrained(
         cls,
@@ -183,6 +207,7 @@ class AimonkModel(nn.Module):
         except AimonkError as error:
             raise AimonkError(f"{folder / CONFIG_FILE}: {error}") from error
         state = load_weights(folder / WEIGHTS_FILE, values)
+        config.extra.pop(FINGERPRINT, None)  # each save writes its own, in the same place, so that an unchanged model makes equal files
         model = cls(config)
         _check_state(model.timm_model, state, folder / WEIGHTS_FILE)
         model.timm_model.load_state_dict(state)

@@ -6,7 +6,6 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim import lr_scheduler
 
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.train_config import TrainConfig
@@ -20,30 +19,34 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> lr_scheduler.LRScheduler:
-    """Return a schedule that is stepped once per optimiser step.
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Give every parameter group `factor` times its highest learning rate; return the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return float(optimizer.param_groups[0]["lr"])
 
-    "one-cycle" (Smith 2018, torch's OneCycleLR) rises from lr/25 over the `warmup` share of the steps and falls to nearly 0; "cosine" rises
-    linearly and falls to 0; "constant" rises and stays.
+
+def lr_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
+    """Return the share of the highest learning rate at a step (from 0).
+
+    "one-cycle" (Smith 2018) rises from 1/25 over the `warmup` share of the steps and falls to nearly 0, both as half a cosine: the values of
+    torch's OneCycleLR, which divides by zero in very short runs. "cosine" rises linearly and falls to 0; "constant" rises and stays.
     """
-    if config.schedule == "one-cycle" and total_steps > 2:
-        return lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=total_steps,
-            pct_start=min(max(config.warmup, 1 / total_steps), 1 - 1 / total_steps),
-            cycle_momentum=False,
-        )
-    warmup_steps = round(config.warmup * total_steps)
+    if schedule == "one-cycle":
+        peak = max(warmup * total_steps - 1, 0)
+        if step < peak:
+            return _cosine(1 / 25, 1, step / peak)
+        return _cosine(1, 1 / 25e4, min((step - peak) / max(total_steps - 1 - peak, 1), 1))
+    warmup_steps = round(warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    return _cosine(1, 0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(total_steps - warmup_steps, 1)))
 
-    return lr_scheduler.LambdaLR(optimizer, factor)
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:

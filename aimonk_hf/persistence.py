@@ -1,6 +1,7 @@
 """Weights on disk: safetensors with timm's own key names, tied to the config.json that was saved with them."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,20 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     fingerprint = digest.hexdigest()
     save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: fingerprint})
+    _sort_metadata(path)
     return fingerprint
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite the header with its metadata in a fixed order; safetensors' own is random, and equal models must make equal files."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "only the order may change"
+        file.seek(8)
+        file.write(text)
 
 
 def load_weights(path: Path, config_values: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from aimonk_hf.images import read_image
 from aimonk_hf.prediction import Prediction
@@ -66,7 +68,7 @@ def plot_predictions(dataset: "AttributeDataset", predictions: list[Prediction |
             Patch(color=_TRUE, label="decided as labelled"),
             Patch(color=_FALSE, label="decided against the label"),
             Patch(color=_UNKNOWN, label="label missing (NA)"),
-            Patch(facecolor="black", label="threshold (upright line)"),
+            Line2D([], [], color="black", marker="|", markersize=12, markeredgewidth=2, linestyle="none", label="threshold"),
         ],
         loc="outside upper center",
         ncols=4,
@@ -101,14 +103,11 @@ def _most_telling(prediction: Prediction) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _smoothed(losses: list[float]) -> list[float]:
-    """Average exponentially over about a twentieth of the run, corrected for the start (as Adam's moments are)."""
-    decay = 1 - 1 / max(len(losses) / 20, 2)
-    average, result = 0.0, []
-    for count, loss in enumerate(losses, start=1):
-        average = decay * average + (1 - decay) * loss
-        result.append(average / (1 - decay**count))
-    return result
+def _smoothed(losses: list[float]) -> NDArray[np.float64]:
+    """Average on both sides over about a twentieth of the run, so that the curve does not lag behind the validation loss."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return gaussian_filter1d(np.asarray(losses, dtype=float), max(len(losses) / 40, 1), mode="nearest") if losses else np.empty(0)
 
 
 def _short(text: str, length: int) -> str:

@@ -15,27 +15,60 @@ class Recipe:
     settings: dict[str, Any]
 
 
+# What holds where a recipe is silent.
+NEUTRAL: dict[str, Any] = {
+    "pretrained": True,
+    "drop_rate": 0.0,
+    "crop_mode": None,
+    "crop_pct": None,
+    "image_size": None,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "ema_decay": 0.0,
+    "pos_weight_power": 1.0,
+    "augmentation": "none",
+    "val_split": 0.2,
+    "split": "iterative",
+    "tune_thresholds": False,
+}
+
 _RECIPES = [
     Recipe(
         name="default",
-        system="this library's own settings: one-cycle AdamW, square-root pos_weight, light augmentation, averaged weights",
+        system="this library's own settings: one-cycle AdamW, square-root pos_weight, light augmentation, tuned thresholds",
         settings={
             "architecture": "mobilenetv2_100",
-            "drop_rate": 0.0,
             "crop_mode": "squash",
             "crop_pct": 1.0,
             "epochs": 12,
-            "batch_size": 32,
-            "optimizer": "adamw",
             "lr": 1e-3,
             "weight_decay": 0.02,
             "schedule": "one-cycle",
             "warmup": 0.3,
-            "ema_decay": 0.0,
             "pos_weight_power": 0.5,
             "augmentation": "light",
-            "val_split": 0.2,
-            "split": "iterative",
+            "tune_thresholds": True,
+        },
+    ),
+    Recipe(
+        name="demo",
+        system="a tiny network from random weights, for the drawn garments of `aimonk-hf sample-data`",
+        settings={
+            "architecture": "test_resnet",
+            "pretrained": False,
+            "image_size": 96,
+            "crop_mode": "squash",
+            "crop_pct": 1.0,
+            "epochs": 16,
+            "lr": 2e-3,
+            "weight_decay": 0.02,
+            "schedule": "one-cycle",
+            "warmup": 0.3,
+            "pos_weight_power": 0.5,
+            "augmentation": "light",
             "tune_thresholds": True,
         },
     ),

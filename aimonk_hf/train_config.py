@@ -4,7 +4,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.recipes import get_recipe
+from aimonk_hf.recipes import NEUTRAL, get_recipe
 from aimonk_hf.splits import SPLIT_METHODS
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
@@ -41,9 +41,9 @@ class TrainConfig:
     seed: int = _setting("every random choice follows from it", 42)
 
     architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH")
-    pretrained: bool = _setting("start from the architecture's pretrained weights", True)
+    pretrained: bool = _from_recipe("start from the architecture's pretrained weights")
     drop_rate: float = _from_recipe("dropout before the linear head")
-    image_size: int | None = _setting("pixels per side; the backbone's own by default", None)
+    image_size: int | None = _from_recipe("pixels per side; the backbone's own if the recipe is silent")
     crop_mode: str | None = _from_recipe("how pictures are made square: squash, center or border; the backbone's own if the recipe is silent")
     crop_pct: float | None = _from_recipe("share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent")
     augmentation: str = _from_recipe("training augmentation", ("none", "flip", "light"))
@@ -72,10 +72,10 @@ class TrainConfig:
     overwrite: bool = _setting("replace the run that lies in the output folder", False)
 
     def __post_init__(self) -> None:
-        recipe = get_recipe(self.recipe).settings
+        recipe = NEUTRAL | get_recipe(self.recipe).settings
         for setting in fields(self):
             if setting.metadata.get("from_recipe") and getattr(self, setting.name) is None:
-                setattr(self, setting.name, recipe.get(setting.name))
+                setattr(self, setting.name, recipe[setting.name])
             _check_choice(setting, getattr(self, setting.name))
         for name, low in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("image_size", 8)):
             value = getattr(self, name)

@@ -20,9 +20,9 @@ from aimonk_hf.devices import default_workers
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.inference import stream_logits
 from aimonk_hf.losses import masked_bce_with_logits
-from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined
+from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.modeling import AimonkModel
-from aimonk_hf.optimisation import build_average, build_optimizer, build_schedule
+from aimonk_hf.optimisation import build_average, build_optimizer, lr_factor, set_learning_rate
 from aimonk_hf.processing import train_transform
 from aimonk_hf.seeding import seed_everything
 from aimonk_hf.train_config import TrainConfig
@@ -46,7 +46,6 @@ class Trainer:
             len(dataset), config.batch_size, config.accumulation_steps, accelerator.num_processes, accelerator.process_index, config.seed
         )
         self.total_steps = self.batches.n_steps * config.epochs
-        self.schedule = build_schedule(optimizer, config, self.total_steps)
         self.network, self.optimizer = accelerator.prepare(model, optimizer)
         self.loader = self._make_loader()
         self.epoch = self.step = 0
@@ -69,7 +68,7 @@ class Trainer:
         lr = 0.0
         batches: Iterator[Batch] = iter(self.loader)
         for step in range(self.batches.n_steps):
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = set_learning_rate(self.optimizer, lr_factor(self.config.schedule, self.step, self.total_steps, self.config.warmup))
             loss, observed = self._take_step(list(islice(batches, self.batches.passes(step))))
             loss_sum, observed_sum, skipped = loss_sum + loss * observed, observed_sum + observed, skipped + (observed == 0)
             if observed:
@@ -98,7 +97,7 @@ class Trainer:
         counted = sum((~torch.isnan(labels)).sum() for _, labels, _ in passes)
         observed = int(self.accelerator.reduce(torch.as_tensor(counted, device=device), "sum"))
         if not observed:
-            self._advance()
+            self.step += 1
             return 0.0, 0
         seed_everything(self.config.seed, 2, self.step, self.accelerator.process_index)  # dropout and the like
         total = torch.zeros((), device=device)
@@ -117,15 +116,10 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._advance()
+        self.step += 1
         if self.average is not None:
             self.average.update(self.model.timm_model, step=self.step)
         return mean_loss, observed
-
-    def _advance(self) -> None:
-        self.step += 1
-        if self.step < self.total_steps:
-            self.schedule.step()
 
     def _note_lost(self, passes: list[Batch]) -> None:
         for row in (row for _, _, rows in passes for row in rows.tolist() if row < 0):
@@ -182,17 +176,16 @@ class Trainer:
         return self.model.eval()
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on; random numbers follow from the seed and the step."""
+        """Return all that the rest of the run depends on; random numbers and learning rates follow from the step."""
         scaler = self.accelerator.scaler
         return {
             "epoch": self.epoch,
             "step": self.step,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "history": self.history,
+            "history": nan_to_none(self.history),
             "network": self.model.timm_model.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -204,6 +197,5 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -63,7 +64,7 @@ def train(config: TrainConfig) -> AimonkModel:
 
 def _start_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
-    precision = resolve_precision(_launched_precision() or config.mixed_precision, PartialState().device)
+    precision = resolve_precision(_launched_precision() or config.mixed_precision, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
     try:
         accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
     except (ValueError, ImportError) as error:

@@ -1,0 +1,50 @@
+# Every target sets up what it needs in .venv; nothing has to be installed by hand but Python 3.11, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := outputs/demo
+DEMO_DATA := outputs/demo-data
+# the demo's own launch settings, so that no `accelerate config` of this machine is asked for
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo app test check bench browser clean
+.DELETE_ON_ERROR:
+
+demo: .venv/demo-installed $(DEMO_DATA)/labels.csv
+	$(LAUNCH) train.py --recipe demo --data-dir $(DEMO_DATA) --output-dir $(DEMO) --overwrite
+	$(BIN)/python -m aimonk_hf.demo $(DEMO) $(DEMO_DATA)/images
+
+$(DEMO_DATA)/labels.csv: | .venv/demo-installed
+	$(BIN)/aimonk-hf sample-data $(DEMO_DATA)
+
+app: .venv/demo-installed
+	$(BIN)/python app.py
+
+test: .venv/dev-installed browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+check: .venv/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo-installed: pyproject.toml | .venv/python
+	@echo "installing into .venv (PyTorch and Gradio; several minutes the first time)"
+	$(BIN)/pip install --quiet -e '.[app]'
+	touch $@
+
+.venv/dev-installed: pyproject.toml | .venv/python
+	@echo "installing into .venv (PyTorch, Gradio and the test tools; several minutes the first time)"
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+# The app's tests drive a real browser. Debian's is installed where we may; otherwise those tests say that they were left out.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no chromium here: the browser tests will be left out"
+
+clean:
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,69 @@
+"""Scores for many callers at once: each brings one picture, the network takes those that wait as one batch."""
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import BoundedSemaphore, Lock
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aimonk_hf.app.uploads import Picture, read_picture
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling import AimonkModel
+
+
+class Scorer:
+    """Runs the network in one thread, on up to `max_batch` waiting pictures at a time; a failure reaches only the callers of that batch.
+
+    Decoding is done by the callers, at most one per core at a time, so that large pictures cannot fill the memory. `network_lock` is held
+    while the network computes; whoever uses the network otherwise must hold it too. `n_images` and `n_batches` count what was computed.
+    """
+
+    def __init__(self, model: AimonkModel, max_batch: int = 16) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.max_batch = max_batch
+        self.network_lock = Lock()
+        self.n_images = self.n_batches = 0
+        self._decoding = BoundedSemaphore(min(8, os.cpu_count() or 1))
+        self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+
+    def read(self, source: str | bytes) -> Picture:
+        """Decode an uploaded picture; raises `ImageError`."""
+        with self._decoding:
+            return read_picture(source)
+
+    def score(self, image: Image.Image) -> dict[str, float]:
+        """Return the scores of an RGB image; waits for its turn."""
+        with self._decoding:
+            pixels = self.model.transform.pixels(image)
+        answer: Future[Tensor] = Future()
+        self._waiting.append((pixels, answer))
+        self._thread.submit(self._score_waiting)
+        scores = answer.result().tolist()
+        return dict(zip(self.model.config.attributes, scores, strict=True))
+
+    def close(self) -> None:
+        """Let the network's thread end after the work at hand."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _score_waiting(self) -> None:
+        batch = []
+        while self._waiting and len(batch) < self.max_batch:
+            batch.append(self._waiting.popleft())
+        if not batch:
+            return  # an earlier turn has taken them along
+        answers = [answer for _, answer in batch]
+        try:
+            with self.network_lock:
+                scores = self.model.logits_of_pixels(torch.stack([pixels for pixels, _ in batch])).sigmoid()
+        except (RuntimeError, MemoryError) as error:
+            for answer in answers:
+                answer.set_exception(AimonkError(f"the network failed on this batch ({str(error).splitlines()[0]}): try again"))
+            return
+        self.n_images += len(batch)
+        self.n_batches += 1
+        for answer, row in zip(answers, scores, strict=True):
+            answer.set_result(row)

@@ -1,0 +1,267 @@
+"""A Hugging Face Hub in this process: what the real client asks of it when repositories are created, pushed to and read."""
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+import yaml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+WRITER, READER = "hf_writer", "hf_reader"
+USERS = {WRITER: "user", READER: "other"}
+Handler = Callable[[Request], Awaitable[Response]]
+_LFS_SUFFIXES = (".safetensors", ".onnx", ".png", ".jpg")
+
+
+@dataclass
+class Repo:
+    """A repository: commits are sha -> {path: content}, branches name -> sha."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+
+    def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
+        digest = hashlib.sha1(f"{len(self.commits)}{message}".encode())
+        for path, content in sorted(files.items()):
+            digest.update(path.encode() + hashlib.sha1(content).digest())
+        sha = digest.hexdigest()
+        self.commits[sha] = files
+        self.branches[branch] = sha
+        self.messages.append(message)
+        return sha
+
+    def sha_of(self, revision: str) -> str | None:
+        return self.branches.get(revision) or (revision if revision in self.commits else None)
+
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        return self.commits[self.branches[revision]]
+
+
+class HubError(Exception):
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        self.response = JSONResponse({"error": message}, status, {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}))
+
+
+class LoopbackHub:
+    """The Hub's state, and the requests in the order in which they came; `broken_uploads` LFS uploads answer with `broken_status`."""
+
+    def __init__(self) -> None:
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.broken_uploads = 0
+        self.broken_status = 500
+        self.before_commit = lambda: None
+        self.url = ""
+
+    def app(self) -> Starlette:
+        repo = "/api/{kind}s/{owner}/{name}"
+        routes = [
+            ("GET", "/api/whoami-v2", self.whoami),
+            ("POST", "/api/repos/create", self.create),
+            ("POST", "/api/validate-yaml", self.validate_yaml),
+            ("POST", repo + "/preupload/{revision:path}", self.preupload),
+            ("POST", repo + "/commit/{revision:path}", self.commit),
+            ("POST", repo + "/branch/{branch:path}", self.branch),
+            ("GET", repo + "/tree/{revision}", self.tree),
+            ("GET", repo + "/revision/{revision:path}", self.info),
+            ("GET", repo, self.info),
+            ("PUT", "/objects/{oid}", self.upload),
+            ("POST", "/verify", self.verify),
+            *(("POST", prefix + "/{owner}/{name}.git/info/lfs/objects/batch", self.lfs_batch) for prefix in ("/{kind}s", "")),
+            *(("GET", prefix + "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve) for prefix in ("/spaces", "")),
+        ]
+        return Starlette(routes=[Route(path, self._answer(handler), methods=[method]) for method, path, handler in routes])
+
+    def _answer(self, handler: Handler) -> Handler:
+        async def endpoint(request: Request) -> Response:
+            self.requests.append((request.method, request.url.path))
+            try:
+                return await handler(request)
+            except HubError as error:
+                return error.response
+
+        return endpoint
+
+    def _user(self, request: Request) -> str | None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if given and given not in USERS:
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return USERS.get(given)
+
+    def _repo(self, request: Request, write: bool = False) -> tuple[str, str, Repo]:
+        """Return kind, id and repository; a private one does not exist for others, as on the real Hub."""
+        kind = request.path_params.get("kind") or ("space" if request.url.path.startswith("/spaces/") else "model")
+        repo_id = f"{request.path_params['owner']}/{request.path_params['name']}"
+        user, repo = self._user(request), self.repos.get((kind, repo_id))
+        if repo is None or (repo.private and user != request.path_params["owner"]):
+            raise HubError(404 if user else 401, "Repository not found", "RepoNotFound")
+        if write and user != request.path_params["owner"] and "create_pr" not in request.query_params:
+            raise HubError(403 if user else 401, "Forbidden: you have no write access")
+        return kind, repo_id, repo
+
+    def _sha(self, repo: Repo, revision: str) -> str:
+        sha = repo.sha_of(revision)
+        if sha is None:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return sha
+
+    async def whoami(self, request: Request) -> Response:
+        user = self._user(request)
+        if user is None:
+            raise HubError(401, "Invalid username or password.")
+        return JSONResponse({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+
+    async def create(self, request: Request) -> Response:
+        user = self._user(request)
+        if user is None:
+            raise HubError(401, "Invalid username or password.")
+        asked = await request.json()
+        kind, repo_id = asked.get("type") or "model", f"{asked.get('organization') or user}/{asked['name']}"
+        url = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        if repo_id.split("/")[0] != user:
+            raise HubError(403, "You don't have the rights to create a repository under this namespace")
+        if (kind, repo_id) in self.repos:
+            return JSONResponse({"error": "You already created this repo", "url": url}, 409)
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        repo = self.repos[kind, repo_id] = Repo(private)
+        repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
+        return JSONResponse({"url": url, "name": repo_id, "id": repo_id, "private": private})
+
+    async def validate_yaml(self, request: Request) -> Response:
+        front = (await request.json())["content"].split("---")[1]
+        try:
+            yaml.safe_load(front)
+        except yaml.YAMLError as error:
+            return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
+        return JSONResponse({"errors": [], "warnings": []})
+
+    async def preupload(self, request: Request) -> Response:
+        _, _, repo = self._repo(request, write=True)
+        present = repo.commits[self._sha(repo, request.path_params["revision"])]
+        answer = []
+        for file in (await request.json())["files"]:
+            lfs = file["path"].endswith(_LFS_SUFFIXES)
+            oid = _oid(file["path"], present[file["path"]]) if file["path"] in present else None
+            answer.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
+        return JSONResponse({"files": answer})
+
+    async def lfs_batch(self, request: Request) -> Response:
+        self._repo(request, write=False)
+        objects = []
+        for wanted in (await request.json())["objects"]:
+            actions = {"upload": {"href": f"{self.url}/objects/{wanted['oid']}"}, "verify": {"href": f"{self.url}/verify"}}
+            objects.append(wanted | ({} if wanted["oid"] in self.objects else {"actions": actions}))
+        return JSONResponse({"transfer": "basic", "objects": objects})
+
+    async def upload(self, request: Request) -> Response:
+        content = await request.body()
+        if self.broken_uploads > 0:
+            self.broken_uploads -= 1
+            return Response(status_code=self.broken_status)
+        if hashlib.sha256(content).hexdigest() != request.path_params["oid"]:
+            return Response(status_code=400)
+        self.objects[request.path_params["oid"]] = content
+        return Response(status_code=200)
+
+    async def verify(self, request: Request) -> Response:
+        return Response(status_code=200 if (await request.json())["oid"] in self.objects else 404)
+
+    async def commit(self, request: Request) -> Response:
+        self.before_commit()
+        kind, repo_id, repo = self._repo(request, write=True)
+        branch = request.path_params["revision"]
+        parent = self._sha(repo, branch)
+        files, header = dict(repo.commits[parent]), {}
+        for line in (await request.body()).splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            if item["key"] == "header":
+                header = value
+            elif item["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
+            else:
+                raise HubError(400, f"unknown operation {item['key']}")
+        if header.get("parentCommit", parent) != parent:
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        number = sum(name.startswith("refs/pr/") for name in repo.branches) + 1
+        create_pr = "create_pr" in request.query_params
+        sha = repo.commit(f"refs/pr/{number}" if create_pr else branch, files, header["summary"])
+        page = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        pull_request = f"{page}/discussions/{number}" if create_pr else None
+        return JSONResponse({"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "pullRequestUrl": pull_request})
+
+    async def branch(self, request: Request) -> Response:
+        _, _, repo = self._repo(request, write=True)
+        repo.branches.setdefault(request.path_params["branch"], repo.branches["main"])
+        return JSONResponse({})
+
+    async def info(self, request: Request) -> Response:
+        _, repo_id, repo = self._repo(request)
+        sha = self._sha(repo, request.path_params.get("revision", "main"))
+        files = repo.commits[sha]
+        siblings = [{"rfilename": path} for path in files]
+        card = yaml.safe_load(files["README.md"].decode().split("---")[1]) if "README.md" in files else {}
+        known = {key: card[key] for key in ("pipeline_tag", "library_name", "tags") if key in card}
+        identity = {"_id": sha[:24], "id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0], "sha": sha}
+        return JSONResponse(identity | known | {"private": repo.private, "siblings": siblings, "cardData": card, "gated": False})
+
+    async def tree(self, request: Request) -> Response:
+        _, _, repo = self._repo(request)
+        entries = []
+        for path, content in repo.commits[self._sha(repo, request.path_params["revision"])].items():
+            entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+            if path.endswith(_LFS_SUFFIXES):
+                entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 134}
+            entries.append(entry)
+        return JSONResponse(entries)
+
+    async def resolve(self, request: Request) -> Response:
+        _, _, repo = self._repo(request)
+        sha = self._sha(repo, request.path_params["revision"])
+        path = request.path_params["path"]
+        if path not in repo.commits[sha]:
+            raise HubError(404, "Entry not found", "EntryNotFound")
+        content = repo.commits[sha][path]
+        return Response(content, headers={"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'}, media_type="application/octet-stream")
+
+
+def _blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _oid(path: str, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if path.endswith(_LFS_SUFFIXES) else _blob_id(content)
+
+
+@contextmanager
+def serve_hub() -> Iterator[LoopbackHub]:
+    """Run a Hub on a free port of the loopback interface."""
+    hub = LoopbackHub()
+    server = uvicorn.Server(uvicorn.Config(hub.app(), host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the loopback Hub did not start"
+            time.sleep(0.01)
+        hub.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield hub
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

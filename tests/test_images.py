@@ -1,0 +1,132 @@
+import io
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aimonk_hf import images
+from aimonk_hf.errors import ImageError
+from aimonk_hf.images import check_image, read_image
+
+
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "PA", "CMYK", "palette with transparency"])
+def test_every_mode_becomes_what_the_transformers_pipeline_makes_of_it(tmp_path: Path, picture: Image.Image, mode: str) -> None:
+    from transformers.image_utils import load_image
+
+    if mode == "palette with transparency":
+        path = saved(picture.convert("P"), tmp_path / "a.png", transparency=3)
+    elif mode == "CMYK":
+        path = saved(picture.convert(mode), tmp_path / "a.jpg")
+    elif mode == "PA":
+        path = saved(picture.convert("RGBA").quantize(16), tmp_path / "a.png")
+    else:
+        image = picture.convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.linear_gradient("L").resize(picture.size))
+        path = saved(image, tmp_path / "a.png")
+    ours = read_image(path)
+    assert ours.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(load_image(str(path))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, picture: Image.Image, orientation: int) -> None:
+    from transformers.image_utils import load_image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(picture, tmp_path / "a.png", exif=exif)
+    ours = read_image(path)
+    assert ours.size == (picture.size if orientation < 5 else picture.size[::-1])
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(load_image(str(path))))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        path = saved(Image.fromarray(grey), tmp_path / name)
+        assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_thirty_two_bit_pixels_are_refused(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="no agreed range"):
+        read_image(path)
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(path).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_paths_bytes_arrays_and_images_give_the_same_pixels(tmp_path: Path, picture: Image.Image) -> None:
+    path = saved(picture, tmp_path / "a.png")
+    for source in (path, str(path), path.read_bytes(), np.asarray(picture), picture):
+        np.testing.assert_array_equal(np.asarray(read_image(source)), np.asarray(picture))
+    with pytest.raises(ImageError, match=r"\[H, W, 3\] uint8, found \[3, 8, 8\] float64"):
+        read_image(np.zeros((3, 8, 8)))
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+
+def truncated_jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()[: len(buffer.getvalue()) // 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"not a picture at all", "not a picture"),
+        ("truncated", "the picture is damaged"),
+        (png_header(20_000, 20_000), "too many pixels"),
+        (png_header(10_000, 10_000), "too many pixels: 10000 x 10000"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC is not supported"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_bad_files_are_refused_with_the_reason(tmp_path: Path, picture: Image.Image, content: bytes | str, reason: str) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(truncated_jpeg(picture) if isinstance(content, str) else content)
+    with pytest.raises(ImageError, match=reason):
+        read_image(path)
+    with pytest.raises(ImageError, match=reason):
+        read_image(path.read_bytes())
+    assert reason in (check_image(path) or "")
+
+
+def test_missing_files_folders_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, reason in ((tmp_path / "no.jpg", "no such file"), (tmp_path, "not a file"), (tmp_path / "pipe.jpg", "not a file")):
+        with pytest.raises(ImageError, match=reason):
+            read_image(path)
+
+
+def test_lossy_conversions_are_said_once(picture: Image.Image, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_said", set())
+    with caplog.at_level(logging.WARNING, "aimonk_hf"):
+        for _ in range(3):
+            read_image(picture.convert("RGBA"))
+            read_image(picture.convert("CMYK"))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["pictures with transparency", "CMYK pictures"]
+
+
+def test_checking_finds_nothing_wrong_with_good_files(tmp_path: Path, picture: Image.Image) -> None:
+    assert check_image(saved(picture, tmp_path / "a.jpg")) is None
+    assert check_image(saved(picture, tmp_path / "a.png")) is None

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aimonk_hf import AttributeDataset, read_labels
+from aimonk_hf.errors import AimonkError
+
+NAN = np.nan
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_reads_the_assignments_format(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path, "labels.txt", "image_0.jpg 1 NA 0 1\r\n\nmy red dress.JPG  0\t1 1 NA\n"))
+    assert labels.images == ["image_0.jpg", "my red dress.JPG"]
+    assert labels.attributes == ["Attr1", "Attr2", "Attr3", "Attr4"]
+    np.testing.assert_array_equal(labels.values, np.float32([[1, NAN, 0, 1], [0, 1, 1, NAN]]))
+
+
+def test_a_file_name_ends_at_the_last_token_with_an_image_extension(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path, "labels.txt", "copy of a.jpg (2).png 1 0\n"))
+    assert labels.images == ["copy of a.jpg (2).png"]
+
+
+def test_reads_csv_with_decimals_quotes_and_empty_cells(tmp_path: Path) -> None:
+    path = write(tmp_path, "labels.csv", '\ufeffimage,collar,"long, sleeve"\n"a, b.jpg",1.0,\nc.png,NA,0.0\n')
+    labels = read_labels(path)
+    assert labels.images == ["a, b.jpg", "c.png"]
+    assert labels.attributes == ["collar", "long, sleeve"]
+    np.testing.assert_array_equal(labels.values, np.float32([[1, NAN], [NAN, 0]]))
+
+
+def test_attributes_name_text_columns_and_choose_csv_columns(tmp_path: Path) -> None:
+    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
+    assert read_labels(text, ["x", "y"]).attributes == ["x", "y"]
+    table = write(tmp_path, "labels.csv", "image,x,y,z\na.jpg,1,0,NA\n")
+    chosen = read_labels(table, ["z", "x"])
+    assert chosen.attributes == ["z", "x"]
+    np.testing.assert_array_equal(chosen.values, np.float32([[NAN, 1]]))
+
+
+def test_a_folder_prefers_csv(tmp_path: Path) -> None:
+    write(tmp_path, "labels.txt", "a.jpg 1\n")
+    write(tmp_path, "labels.csv", "image,x\nb.jpg,0\n")
+    assert read_labels(tmp_path).images == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.txt", "", "is empty"),
+        ("labels.txt", " \n\n", "is empty"),
+        ("labels.txt", "a.jpg 1 0\nb.jpg 1\n", r"labels.txt:2: 1 values where 2 were expected"),
+        ("labels.txt", "a.jpg 1 0\nb.jpg 1 2\n", r"labels.txt:2: '2' is not a label"),
+        ("labels.txt", "a.jpg 1 nan\n", r"labels.txt:1: 'nan' is not a label"),
+        ("labels.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", r"labels.txt:3: a.jpg stands already in line 1"),
+        ("labels.txt", "a.jpg\n", r"labels.txt:1: 0 values"),
+        ("labels.txt", "dress 1 0\n", r"labels.txt:1: no image name in 'dress 1 0'"),
+        ("labels.csv", "image,x\na.jpg,1,0\n", r"labels.csv:2: 2 values where 1"),
+        ("labels.csv", "image,x\na.jpg,yes\n", r"labels.csv:2: 'yes' is not a label"),
+        ("labels.csv", "image,x\na.jpg,1\na.jpg,0\n", r"labels.csv:3: a.jpg stands already in line 2"),
+        ("labels.csv", "image,x\n", "has a header but no rows"),
+        ("labels.csv", "a.jpg,1,0\n", r"labels.csv:1: the header must be image,<attribute>"),
+        ("labels.csv", "image,x,x\na.jpg,1,0\n", r"labels.csv:1: the attribute 'x' stands twice"),
+        ("labels.csv", "image,x,\na.jpg,1,0\n", r"labels.csv:1: an attribute name is empty"),
+        ("labels.csv", "image,x\n,1\n", r"labels.csv:2: the image name is empty"),
+        ("labels.csv", 'image,x\n"a.jpg,1\n', r"labels.csv:\d: "),
+    ],
+)
+def test_refusals_name_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(AimonkError, match=message):
+        read_labels(write(tmp_path, name, text))
+
+
+def test_refuses_a_wrong_number_of_names_and_unknown_columns(tmp_path: Path) -> None:
+    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
+    with pytest.raises(AimonkError, match="2 values a row but 1 attributes"):
+        read_labels(text, ["x"])
+    table = write(tmp_path, "labels.csv", "image,collar\na.jpg,1\n")
+    with pytest.raises(AimonkError, match=r"no attribute 'colar' \(did you mean collar\?\)"):
+        read_labels(table, ["colar"])
+
+
+def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AimonkError, match="there is no data folder"):
+        AttributeDataset.from_folder(tmp_path / "nowhere")
+    with pytest.raises(AimonkError, match="neither labels.csv nor labels.txt"):
+        AttributeDataset.from_folder(tmp_path)
+    write(tmp_path, "labels.txt", "a.jpg 1\n")
+    with pytest.raises(AimonkError, match="there is no folder .*images"):
+        AttributeDataset.from_folder(tmp_path)
+
+
+def test_nested_images_folder_and_non_utf8_names(tmp_path: Path, picture) -> None:
+    nested = tmp_path / "images" / "images"
+    nested.mkdir(parents=True)
+    picture.save(nested / "a.png")
+    write(tmp_path, "labels.txt", b"a.png 1\nd\xe9j\xe0.png 0\n")
+    dataset = AttributeDataset.from_folder(tmp_path)
+    assert dataset.images_dir == nested
+    assert dataset.find_problems() == {1: "no such file"}
+    item = dataset[0]
+    assert item["pixel_values"].size == picture.size
+    assert item["labels"].tolist() == [1.0]

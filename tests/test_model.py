@@ -1,0 +1,284 @@
+"""One saved folder, three readers; round trips; what is refused on loading."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from aimonk_hf import AimonkConfig, AimonkModel
+from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.inference import stream_logits
+
+NAMES = ["collar", "long sleeve", "red"]
+
+
+@pytest.fixture
+def folder(tiny_model: AimonkModel, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_args"),
+    [
+        ("resnet18", {"drop_rate": 0.3}),
+        ("efficientnet_b0", {}),
+        ("mobilenetv2_100", {"pad_type": "same", "drop_rate": 0.2}),
+        ("test_vit", {}),
+    ],
+)
+def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path, picture: Image.Image) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+    torch.manual_seed(0)
+    model = AimonkModel.from_timm(
+        architecture, NAMES, pretrained=False, image_size=96, preprocessing={"crop_mode": "squash", "crop_pct": 1.0}, **model_args
+    ).eval()
+    torch.nn.init.normal_(model.timm_model.get_classifier().weight, std=0.5)  # timm starts some heads at zero
+    model.config.thresholds["red"] = 0.25
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    picture.save(tmp_path / "picture.png")
+
+    ours = AimonkModel.from_pretrained(folder)
+    assert not ours.training
+    assert (ours.config.attributes, ours.config.thresholds) == (NAMES, {"collar": 0.5, "long sleeve": 0.5, "red": 0.25})
+    pixels = ours.transform(picture)[None]
+    with torch.no_grad():
+        logits = model(model.transform(picture)[None]).logits
+        torch.testing.assert_close(ours(pixels).logits, logits, rtol=0, atol=1e-6)
+
+        by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        data_config = timm.data.resolve_model_data_config(by_timm)
+        timm_pixels = timm.data.create_transform(**data_config, is_training=False)(picture)[None]
+        assert torch.equal(timm_pixels, pixels)
+        torch.testing.assert_close(by_timm(timm_pixels), logits, rtol=0, atol=1e-5)
+
+        by_transformers = AutoModelForImageClassification.from_pretrained(folder).eval()
+        processed = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
+        assert torch.equal(processed, pixels)
+        torch.testing.assert_close(by_transformers(processed).logits, logits, rtol=0, atol=1e-5)
+    assert list(by_transformers.config.id2label.values()) == NAMES
+
+    scores = {row["label"]: row["score"] for row in pipeline("image-classification", str(folder), top_k=1000)(str(tmp_path / "picture.png"))}
+    prediction = ours.predict(tmp_path / "picture.png")
+    assert list(prediction.scores) == NAMES
+    for name in NAMES:
+        assert prediction.scores[name] == pytest.approx(scores[name], abs=1e-5)
+        assert prediction.scores[name] == pytest.approx(logits.sigmoid()[0, NAMES.index(name)].item(), abs=1e-5)
+
+
+def test_what_transformers_saves_loads_again_with_thresholds_and_unknown_keys(folder: Path, tmp_path: Path, tiny_model: AimonkModel) -> None:
+    from transformers import AutoModelForImageClassification
+
+    change_config(folder, annotator="Ada")
+    AutoModelForImageClassification.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    again = AimonkModel.from_pretrained(tmp_path / "again")
+    assert again.config.thresholds == tiny_model.config.thresholds
+    assert again.config.extra["annotator"] == "Ada"
+    values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again(values).logits, tiny_model(values).logits)
+
+
+def test_round_trip_keeps_config_metrics_and_unknown_keys(folder: Path, tmp_path: Path) -> None:
+    change_config(folder, annotator="Ada")
+    (folder / "metrics.json").write_text('{"n_images": 3}')
+    model = AimonkModel.from_pretrained(folder)
+    model.metrics = None
+    model.save_pretrained(tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_card_shows_metrics_kept_through_load_and_save(tiny_model: AimonkModel, tmp_path: Path, sample: Path) -> None:
+    from aimonk_hf import AttributeDataset, evaluate
+
+    tiny_model.save_pretrained(tmp_path / "a")
+    model = AimonkModel.from_pretrained(tmp_path / "a")
+    model.metrics = evaluate(model, AttributeDataset.from_folder(sample))
+    model.save_pretrained(tmp_path / "b")
+    again = AimonkModel.from_pretrained(tmp_path / "b")
+    again.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "library_name: timm" in card
+    assert "| everything present |" in card
+    assert card.count("| sleeves |") == 1
+
+
+def test_saving_over_a_model_replaces_its_files_and_keeps_others(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    torch.manual_seed(1)
+    other = AimonkModel.from_timm("test_resnet", ["x"], pretrained=False)
+    other.save_pretrained(folder)
+    assert AimonkModel.from_pretrained(folder).config.attributes == ["x"]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_the_constructor_needs_no_network_and_fills_in_preprocessing() -> None:
+    model = AimonkModel(AimonkConfig("resnet18", ["a", "b"]))
+    assert model.config.pretrained_cfg["classifier"] == "fc"
+    assert model.config.pretrained_cfg["num_classes"] == 2
+    assert model.config.thresholds == {"a": 0.5, "b": 0.5}
+
+
+def test_forward_gives_logits_and_the_masked_loss(tiny_model: AimonkModel) -> None:
+    output = tiny_model(torch.randn(2, 3, 64, 64), torch.tensor([[1.0, float("nan"), 0.0, 1.0]] * 2))
+    assert output.logits.shape == (2, 4)
+    assert torch.isfinite(output.loss)
+    assert tiny_model(torch.randn(2, 3, 64, 64)).loss is None
+
+
+def test_starting_from_a_saved_model_keeps_its_head_only_for_the_same_attributes(folder: Path, tiny_model: AimonkModel) -> None:
+    same = AimonkModel.from_timm(f"local-dir:{folder}", tiny_model.config.attributes)
+    other = AimonkModel.from_timm(f"local-dir:{folder}", ["a", "b", "c", "d"], drop_rate=0.2)
+    fewer = AimonkModel.from_timm(f"local-dir:{folder}", ["a"])
+    head = tiny_model.timm_model.get_classifier().weight
+    assert torch.equal(same.timm_model.get_classifier().weight, head)
+    assert not torch.equal(other.timm_model.get_classifier().weight, head)
+    assert other.config.model_args == {"drop_rate": 0.2}
+    for model in (same, other, fewer):
+        assert torch.equal(model.timm_model.conv1[0].weight, tiny_model.timm_model.conv1[0].weight)
+
+
+def test_predict_takes_every_kind_of_image_and_lists(tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "a.png"
+    picture.save(path)
+    one = tiny_model.predict(path)
+    assert one.image == str(path)
+    many = tiny_model.predict([str(path), picture, np.asarray(picture), path.read_bytes()] * 3, batch_size=5)
+    assert len(many) == 12
+    for prediction in many:
+        assert prediction.scores == pytest.approx(one.scores, abs=1e-6)
+    assert one.thresholds == tiny_model.config.thresholds
+    assert tiny_model.predict([]) == []
+    assert f"{path}" in str(one)
+
+
+def test_thresholds_decide(tiny_model: AimonkModel, picture: Image.Image) -> None:
+    assert tiny_model.predict(picture, thresholds=0.0).attributes == tiny_model.config.attributes
+    assert tiny_model.predict(picture, thresholds=1.0).attributes == []
+    assert "belt" in tiny_model.predict(picture, thresholds={"belt": 0.0}).attributes
+    with pytest.raises(AimonkError, match="unknown attributes: hat"):
+        tiny_model.predict(picture, thresholds={"hat": 0.5})
+
+
+def test_test_time_flip_averages_logits(tiny_model: AimonkModel, picture: Image.Image) -> None:
+    plain, mirrored = tiny_model.predict(picture), tiny_model.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    both = tiny_model.predict(picture, tta=True)
+    for name in both.scores:
+        a, b = (np.log(p.scores[name] / (1 - p.scores[name])) for p in (plain, mirrored))
+        assert both.scores[name] == pytest.approx(1 / (1 + np.exp(-(a + b) / 2)), abs=1e-4)
+
+
+def test_bad_images_raise_with_their_name_or_leave_a_gap(tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"nonsense")
+    with pytest.raises(ImageError, match=r"bad.jpg: not a picture"):
+        tiny_model.predict([picture, tmp_path / "bad.jpg"])
+    results = tiny_model.predict([picture, tmp_path / "bad.jpg", picture], on_error="skip")
+    assert [result is None for result in results] == [False, True, False]
+    assert tiny_model.predict(tmp_path / "bad.jpg", on_error="skip") is None
+    with pytest.raises(AimonkError, match="on_error"):
+        tiny_model.predict(picture, on_error="ignore")
+
+
+def test_a_stream_reads_no_further_than_two_batches_ahead() -> None:
+    taken = 0
+
+    def sources():
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield np.zeros((8, 8, 3), np.uint8)
+
+    stream = stream_logits(sources(), lambda image: torch.zeros(3, 8, 8), lambda pixels: torch.zeros(len(pixels), 2), batch_size=10)
+    next(stream)
+    assert taken <= 30
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{broken"), r"config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), r"config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"a JSON object was expected"),
+        (lambda folder: (folder / "config.json").unlink(), r"it has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickle"), r"model.safetensors is damaged"),
+        (lambda folder: shutil.copyfile(folder / "config.json", folder / "model.safetensors"), r"model.safetensors is damaged"),
+        (lambda folder: change_config(folder, model_type="vit"), r"model_type 'vit'"),
+        (lambda folder: change_config(folder, problem_type="single_label_classification"), r"not one sigmoid per attribute"),
+        (lambda folder: change_config(folder, label_names=["a"]), r"num_classes is 4|unknown attributes"),
+        (lambda folder: change_config(folder, label_names=["a", "a", "b", "c"], thresholds={}), r"'a' stands twice"),
+        (lambda folder: change_config(folder, thresholds={"sleeves": 7}), r"must lie between 0 and 1"),
+        (lambda folder: change_config(folder, thresholds=[0.5]), r"thresholds must map"),
+        (lambda folder: change_config(folder, architecture="resnet_nonsense"), r"has no architecture"),
+        (lambda folder: change_config(folder, architecture="test_vit", weights_sha256=None), r"lacks \d+ tensor"),
+        (lambda folder: change_config(folder, model_args={"no_such_argument": 1}), r"timm cannot build test_resnet"),
+        (lambda folder: change_config(folder, weights_sha256="0" * 64), r"come from two different saves"),
+    ],
+)
+def test_damaged_folders_are_named_in_one_line(folder: Path, damage, message: str) -> None:
+    damage(folder)
+    with pytest.raises(AimonkError, match=message) as caught:
+        AimonkModel.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    save_file({name: tensor for name, tensor in state.items() if name != "fc.bias"}, path)
+    with pytest.raises(AimonkError, match="lacks 1 tensor.* first fc.bias"):
+        AimonkModel.from_pretrained(folder)
+    save_file(state | {"extra.weight": torch.zeros(1)}, path)
+    with pytest.raises(AimonkError, match="does not have, first extra.weight"):
+        AimonkModel.from_pretrained(folder)
+    save_file(state | {"fc.bias": torch.zeros(9)}, path)
+    with pytest.raises(AimonkError, match=r"fc.bias has shape \[9\], the architecture wants \[4\]"):
+        AimonkModel.from_pretrained(folder)
+
+
+def test_names_that_lead_nowhere_are_refused_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(AimonkError, match="there is no folder nobody/nothing, the Hub cannot be reached"):
+        AimonkModel.from_pretrained("nobody/nothing", cache_dir=tmp_path)
+    with pytest.raises(AimonkError, match="neither a folder nor a Hub repository"):
+        AimonkModel.from_pretrained("a/b/c/d")
+    with pytest.raises(AimonkError, match=r"timm has no architecture 'resnet19' \(did you mean"):
+        AimonkModel.from_timm("resnet19", NAMES)
+    with pytest.raises(AimonkError, match=r"--architecture local-dir:PATH .*--no-pretrained"):
+        AimonkModel.from_timm("resnet18", NAMES)
+    with pytest.raises(AimonkError, match="no folder .* with a config.json"):
+        AimonkModel.from_timm(f"local-dir:{tmp_path}/none", NAMES)
+    with pytest.raises(AimonkError, match="use hf-hub:"):
+        AimonkModel.from_timm("user/repo", NAMES)
+    with pytest.raises(AimonkError, match="timm has no weights 'resnet18.zz'; it has"):
+        AimonkModel.from_timm("resnet18.zz", NAMES)
+
+
+@pytest.mark.parametrize("values", [{"attributes": []}, {"attributes": ["a", " "]}, {"attributes": "ab"}, {"model_args": {"num_classes": 3}}])
+def test_configurations_that_no_model_could_have(values: dict) -> None:
+    with pytest.raises(AimonkError):
+        AimonkConfig(**({"architecture": "resnet18", "attributes": ["a"]} | values))

@@ -1,0 +1,63 @@
+"""Two CPU processes take the steps that one process takes with twice the batch."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from aimonk_hf.batches import EpochBatches
+from aimonk_hf.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+# without batch norm, dropout or augmentation, so that only the division of the work differs
+SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--mixed-precision", "no"]
+
+
+def launch(sample: Path, out: Path, processes: int, batch_size: int) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "train.py", *flags, *SETTINGS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(sample, one, 1, 14)
+    printed = launch(sample, two, 2, 7)
+    assert '"processes": 2' in (two / "train_config.json").read_text()
+    assert '"processes": 1' in (one / "train_config.json").read_text()
+    assert printed.count("epoch 1/2") == 1  # only the first process speaks
+    curves = [load_checkpoint(out / "checkpoints") for out in (one, two)]
+    losses = [curve["losses"].numpy() for curve in curves if curve]
+    assert len(losses[0]) == 2 * 4  # 48 images in steps of 14: the last one is smaller and uneven
+    np.testing.assert_allclose(*losses, atol=1e-4)
+    histories = [list(csv.DictReader((out / "history.csv").open())) for out in (one, two)]
+    for column in ("train_loss", "val_loss", "macro_auroc", "macro_average_precision"):
+        np.testing.assert_allclose(*[[float(row[column]) for row in history] for history in histories], atol=1e-4)
+
+
+def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:
+    for n_images, size, accumulation, processes in ((50, 4, 1, 3), (7, 2, 2, 2), (65, 16, 2, 2), (3, 4, 1, 1), (1, 4, 2, 5)):
+        parts = [EpochBatches(n_images, size, accumulation, processes, rank, seed=5) for rank in range(processes)]
+        batches = [list(part) for part in parts]
+        assert len({len(own) for own in batches}) == 1  # every process makes the same number of passes
+        rows = [row for own in batches for batch in own for _, row in batch]
+        assert sorted(row for row in rows if row >= 0) == list(range(n_images))
+        assert all(batch for own in batches for batch in own)
+        assert max(len(batch) for own in batches for batch in own) <= size
+        whole = EpochBatches(n_images, size * processes * accumulation, 1, 1, 0, seed=5)
+        start = 0
+        for step, expected in enumerate(whole):
+            passes = parts[0].passes(step)
+            taken = {row for own in batches for batch in own[start : start + passes] for _, row in batch if row >= 0}
+            assert taken == {row for _, row in expected}
+            start += passes
