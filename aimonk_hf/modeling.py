@@ -111,6 +111,11 @@ class AimonkModel(nn.Module):
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         """Yield each image with its prediction, or with the error that names why there is none; any number of images, bounded memory."""
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
+        return self._stream(images, resolved, batch_size, tta, workers)
+
+    def _stream(
+        self, images: Iterable[ImageSource], thresholds: dict[str, float], batch_size: int, tta: bool, workers: int | None
+    ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         was_training = self.training
         self.eval()
         try:
@@ -121,7 +126,7 @@ class AimonkModel(nn.Module):
                     yield source, logits
                     continue
                 scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
-                yield source, Prediction(scores, resolved, fspath(source) if isinstance(source, str | PathLike) else None)
+                yield source, Prediction(scores, thresholds, fspath(source) if isinstance(source, str | PathLike) else None)
         finally:
             self.train(was_training)
 

@@ -1,0 +1,165 @@
+"""The commands as a user types them: what they print, where they write, how they exit."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aimonk_hf import AimonkModel
+from aimonk_hf.cli import main
+
+
+@pytest.fixture
+def folder(tiny_model: AimonkModel, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, picture: Image.Image) -> Path:
+    images = tmp_path / "my pictures" / "deep"
+    images.mkdir(parents=True)
+    picture.save(images / "a.png")
+    picture.rotate(90).save(images.parent / "b.JPG", "JPEG")
+    (images.parent / "bad.jpg").write_bytes(b"nonsense")
+    (images.parent / "notes.txt").write_text("not an image")
+    return images.parent
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; sys.argv = ['aimonk-hf', 'train', '--help']\nfrom aimonk_hf.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--data-dir", "--output-dir", "--recipe", "--architecture", "--no-pretrained", "--epochs", "--resume", "--log-with"):
+        assert flag in done.stdout
+
+
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture) -> None:
+    from dataclasses import fields
+
+    from aimonk_hf import TrainConfig
+
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    text = capsys.readouterr().out
+    for field in fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+def test_predict_prints_a_table_and_names_what_failed(folder: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("predict", pictures, "--model", folder) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("threshold") == 2
+    assert printed.out.count("present: ") == 2
+    assert "bad.jpg: not a picture" in printed.err
+    assert "notes.txt" not in printed.out + printed.err
+    assert run("predict", pictures / "b.JPG", "--model", folder, "--threshold", 0) == 0
+    assert "present: sleeves, stripes, collar, belt" in capsys.readouterr().out
+
+
+def test_predict_json_and_csv(folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    thresholds = ("--threshold", "collar=0", "--threshold", "belt=1")
+    assert run("predict", pictures, "--model", folder, "--format", "json", *thresholds) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["b.JPG", "bad.jpg", "a.png"]
+    assert rows[1] == {"image": str(pictures / "bad.jpg"), "error": "not a picture, whatever its name says"}
+    assert list(rows[0]["scores"]) == ["sleeves", "stripes", "collar", "belt"]
+    assert "collar" in rows[0]["attributes"]
+    assert "belt" not in rows[0]["attributes"]
+
+    out = tmp_path / "new" / "table.csv"
+    assert run("predict", pictures, "--model", folder, "--format", "csv", "--output", out) == 1
+    table = list(csv.DictReader(out.open()))
+    assert list(table[0]) == ["image", "attributes", "sleeves", "stripes", "collar", "belt", "error"]
+    assert table[0]["belt"] == f"{rows[0]['scores']['belt']:.6f}"
+    assert table[1]["error"] == "not a picture, whatever its name says"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "x"], "--threshold x: 'x' is not a number"),
+        (["--threshold", "hat=0.5"], "thresholds for unknown attributes: hat"),
+        (["--threshold", "0.5", "--threshold", "belt=0.5"], "not both"),
+        (["--threshold", "2"], "must lie between 0 and 1"),
+        (["--batch-size", "0"], "--batch-size and --num-workers must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_two(folder: Path, pictures: Path, arguments: list, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert run("predict", pictures, "--model", folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("aimonk-hf: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_without_images_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run("predict", tmp_path / "empty", "--model", folder) == 2
+    assert "there are no images in" in capsys.readouterr().err
+
+
+def test_evaluate_prints_the_trivial_predictors_and_writes_metrics(folder: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("evaluate", "--model", folder, "--data-dir", sample, "--output", tmp_path / "report") == 0
+    out = capsys.readouterr().out
+    assert "everything present" in out
+    assert "each majority" in out
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["n_images"] == 60
+    assert report["per_attribute"]["belt"]["threshold"] == 0.6
+
+
+def test_evaluate_matches_columns_by_name(folder: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = list(csv.reader((sample / "labels.csv").open()))
+    shuffled = tmp_path / "shuffled.csv"
+    with shuffled.open("w", newline="") as file:
+        csv.writer(file).writerows([[row[0], row[4], "extra" if row[0] == "image" else "1", *row[1:4]] for row in rows])
+    for flags in ((), ("--labels", shuffled, "--images-dir", sample / "images")):
+        assert run("evaluate", "--model", folder, "--data-dir", sample, *flags) == 0
+    first, second = capsys.readouterr().out.split("attribute ")[1:]
+    assert first == second
+    (tmp_path / "labels.txt").write_text("garment_0000.png 1 0 1 0\n")
+    flags = ("--labels", tmp_path / "labels.txt", "--images-dir", sample / "images")
+    assert run("evaluate", "--model", folder, "--data-dir", sample, *flags) == 2
+    assert "has no attribute 'sleeves'" in capsys.readouterr().err
+    assert run("evaluate", "--model", folder, "--data-dir", sample, *flags, "--attributes", "sleeves,stripes,collar,belt") == 0
+
+
+def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp_path: Path) -> None:
+    flags = ["--recipe", "demo", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
+    command = [sys.executable, "-m", "aimonk_hf", "train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout
+    assert f"serve:    aimonk-hf app --model {tmp_path / 'out'}" in done.stdout
+    assert "step/s" in done.stderr or "s/step" in done.stderr
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.strip() == f"aimonk-hf: {tmp_path / 'out'} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
+
+
+def test_expected_errors_of_train_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("train", "--data-dir", tmp_path / "none", "--output-dir", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"aimonk-hf: there is no data folder {tmp_path / 'none'}\n"
+    with pytest.raises(SystemExit) as stopped:
+        run("train", "--data-dir", tmp_path)
+    assert stopped.value.code == 2
+
+
+def test_recipes_and_sample_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("recipes") == 0
+    assert "default: " in capsys.readouterr().out
+    assert run("sample-data", tmp_path / "drawn", "--images", 5) == 0
+    assert run("sample-data", tmp_path / "drawn") == 2
+    assert "already holds labels" in capsys.readouterr().err
+    assert run("sample-data", tmp_path / "none", "--images", 0) == 2
