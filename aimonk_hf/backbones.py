@@ -14,8 +14,6 @@ from aimonk_hf.hub import download
 from aimonk_hf.persistence import CONFIG_FILE, WEIGHTS_FILE
 from aimonk_hf.storage import read_json
 
-
-
 # What a reader of the saved folder needs of timm's pretrained_cfg; the rest tells where ImageNet weights came from.
 _KEPT_KEYS = (
     *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
@@ -52,7 +50,7 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
     try:
         pretrained_cfg = get_pretrained_cfg(architecture)
     except RuntimeError as error:
-        known = [tagged for tagged in list_models(name + ".*", pretrained=True)]
+        known = list_models(name + ".*", pretrained=True)
         raise AimonkError(f"timm has no weights {architecture!r}; it has {', '.join(known) or 'none for ' + name}") from error
     cfg = pretrained_cfg.to_dict() if pretrained_cfg else {}
     return Backbone(name, {}, cfg, _fetch_weights(architecture, cfg) if pretrained else None)

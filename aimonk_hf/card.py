@@ -17,7 +17,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
 
     # library_name timm, because another name keeps transformers' pipeline from recognising the task of a Hub repository
     data = ModelCardData(library_name="timm", pipeline_tag="image-classification", tags=TAGS)
-    environment = Environment(autoescape=False, keep_trailing_newline=True)  # noqa: S701  Markdown, not HTML; names go through `cell` and `code`
+    environment = Environment(autoescape=False, keep_trailing_newline=True)
     environment.filters |= {"figure": _figure, "cell": _cell, "code": _code}
     return environment.from_string(_template().read_text(encoding="utf-8")).render(
         card_data=data.to_yaml(),

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "print the attributes of images")
     predict.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.add_argument("--model", required=True, help="model folder or Hub repository")
-    predict.add_argument("--threshold", action="append", default=[], metavar="[ATTRIBUTE=]NUMBER", help="repeatable; replaces the stored ones")
+    predict.add_argument(
+        "--threshold", action="append", default=[], metavar="[ATTRIBUTE=]NUMBER", help="repeatable; replaces the stored ones"
+    )
     predict.add_argument("--format", choices=("text", "json", "csv"), default="text")
     predict.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
     predict.add_argument("--tta", action="store_true", help="average with the mirrored picture")
@@ -74,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--images", type=int, default=600)
     sample.add_argument("--seed", type=int, default=0)
 
+    convert = command("convert", _convert, "make a model folder of a torchvision state dict (.pth)")
+    convert.add_argument("checkpoint", metavar="CHECKPOINT")
+    convert.add_argument("--architecture", required=True, help="resnet18, resnet34, resnet50, efficientnet_b0, or another timm name")
+    convert.add_argument("--attributes", type=_names, metavar="A,B,C", help="names of the outputs; Attr1,Attr2,... by default")
+    convert.add_argument("--output", required=True, type=Path, metavar="DIR")
+    convert.add_argument("--image-size", type=int, default=224, help="pixels per side (224)")
+    convert.add_argument("--crop-mode", choices=("squash", "center", "border"), default="squash", help="how pictures become square (squash)")
+    convert.add_argument("--crop-pct", type=float, default=1.0, help="share of the resized picture that the crop keeps (1.0)")
+    convert.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
+    convert.add_argument("--mean", type=_numbers, metavar="R,G,B", help="subtracted from the pixels in [0, 1]; ImageNet's by default")
+    convert.add_argument("--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default")
+
     push = command("push", _push, "upload a model to the Hugging Face Hub")
     push.add_argument("--model", required=True, help="model folder or Hub repository")
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="created where it does not exist")
@@ -89,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--host", default="127.0.0.1")
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--share", action="store_true", help="make a public link through Gradio")
+    app.add_argument("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
+    app.add_argument("--max-file-size", type=int, default=100, metavar="MB", help="refuse larger uploads (100)")
     return parser
 
 
@@ -202,6 +218,33 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _numbers(text: str) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"three numbers are wanted, one per colour, found {text!r}")
+    return numbers
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from aimonk_hf.convert import convert_checkpoint
+    from aimonk_hf.persistence import CONFIG_FILE
+
+    if (options.output / CONFIG_FILE).exists():
+        raise AimonkError(f"{options.output} holds a model already: name another --output")
+    if options.image_size < 8:
+        raise AimonkError(f"--image-size must be at least 8, found {options.image_size}")
+    if not 0 < options.crop_pct <= 1:
+        raise AimonkError(f"--crop-pct must lie above 0 and not above 1, found {options.crop_pct}")
+    preprocessing = {"input_size": [3, options.image_size, options.image_size]}
+    preprocessing |= {key: getattr(options, key) for key in ("crop_mode", "crop_pct", "interpolation")}
+    preprocessing |= {key: getattr(options, key) for key in ("mean", "std") if getattr(options, key)}
+    model = convert_checkpoint(options.checkpoint, options.architecture, options.attributes, preprocessing)
+    model.save_pretrained(options.output)
+    print(f"model:    {options.output}  ({', '.join(model.config.attributes)}; thresholds 0.5)")
+    print(f"predict:  {PROG} predict PICTURE --model {options.output}")
+    return 0
+
+
 def _push(options: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
@@ -243,5 +286,5 @@ def _recipes(options: argparse.Namespace) -> int:
 def _app(options: argparse.Namespace) -> int:
     from aimonk_hf.app import serve
 
-    serve(options.model, options.host, options.port, options.share)
+    serve(options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)
     return 0

@@ -14,7 +14,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def joined(line: Sequence[str]) -> str:
-        first, *others = (cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        first, *others = (
+            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         return "  ".join([first, *others]).rstrip()
 
     return "\n".join([joined(lines[0]), "  ".join("-" * width for width in widths), *map(joined, lines[1:])])
@@ -41,7 +43,14 @@ def metrics_table(report: dict[str, Any]) -> str:
     names = ("f1", "precision", "recall", "average_precision", "auroc")
     header = ["attribute", "pos", "neg", "NA", "threshold", "F1", "precision", "recall", "avg precision", "AUROC"]
     rows = [
-        [name, str(row["n_positive"]), str(row["n_negative"]), str(row["n_missing"]), figure(row["threshold"]), *(figure(row[key]) for key in names)]
+        [
+            name,
+            str(row["n_positive"]),
+            str(row["n_negative"]),
+            str(row["n_missing"]),
+            figure(row["threshold"]),
+            *(figure(row[key]) for key in names),
+        ]
         for name, row in report["per_attribute"].items()
     ]
     macro, trivial = report["macro"], report["trivial"]

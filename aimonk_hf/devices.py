@@ -24,7 +24,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of giving them back to the system: a step on the CPU frees and takes the same gigabyte again.
+    """Let glibc keep large freed blocks instead of giving them back to the system: a step on the CPU frees and takes the same gigabyte.
 
     Without this the kernel zeroes every page anew: 12 instead of 20 images a second (mobilenetv2_100, float32, two cores).
     """

@@ -52,7 +52,9 @@ def score_images(
     scores = np.full((len(paths), len(model.config.attributes)), np.nan)
     failures: dict[Path, str] = {}
     stream = model.stream(paths, batch_size=batch_size)
-    for row, (_, prediction) in enumerate(tqdm(stream, "scoring", len(paths), unit="img", leave=False, disable=not progress, dynamic_ncols=True)):
+    for row, (_, prediction) in enumerate(
+        tqdm(stream, "scoring", len(paths), unit="img", leave=False, disable=not progress, dynamic_ncols=True)
+    ):
         if isinstance(prediction, ImageError):
             failures[paths[row]] = str(prediction)
         else:

@@ -44,7 +44,7 @@ def read_image(source: ImageSource) -> Image.Image:
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     """Open a picture without decoding it; raises `ImageError` where it is missing, no picture, or too large."""
     try:
-        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+        if not isinstance(source, bytes) and not stat.S_ISREG(Path(source).stat().st_mode):
             raise ImageError("not a file")  # opening a named pipe would wait for ever
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except ImageError:
@@ -109,10 +109,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _why_unidentified(source: str | os.PathLike[str] | bytes) -> str:
     """Tell an empty file and a format that needs another package from a file that is no picture."""
-    try:
-        head = source[:32] if isinstance(source, bytes) else Path(source).open("rb").read(32)
-    except OSError as error:
-        return str(error.strerror or error)
+    if isinstance(source, bytes):
+        head = source[:32]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(32)
     if not head:
         return "the file is empty"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif"):

@@ -35,7 +35,7 @@ class Labels:
 
 
 def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels:
-    """Read `labels.csv` (header `image,<attribute>,...`) or `labels.txt` (no header; `FILENAME V1 V2 ...`), or the one that lies in a folder.
+    """Read `labels.csv` (header `image,<attribute>,...`) or `labels.txt` (no header; `FILENAME V1 V2 ...`), or that of a folder.
 
     `attributes` names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses columns, by name, of a labels.csv.
 

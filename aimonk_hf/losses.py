@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def masked_bce_with_logits(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None, normalizer: Tensor | float | None = None) -> Tensor:
+def masked_bce_with_logits(
+    logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None, normalizer: Tensor | float | None = None
+) -> Tensor:
     """Return binary cross-entropy over the observed labels, a scalar in float32.
 
     `logits` [N, K]; `labels` [N, K] in {0, 1, NaN}; `pos_weight` [K] weighs the positives. The sum is divided by `normalizer`, by default the
@@ -15,7 +17,9 @@ def masked_bce_with_logits(logits: Tensor, labels: Tensor, pos_weight: Tensor | 
     their gradients are averaged. Without an observed label the loss is 0 and its gradient too.
     """
     observed = ~torch.isnan(labels)
-    targets = torch.where(observed, labels, torch.zeros_like(labels)).float()  # a NaN target would make NaN gradients even when masked later
+    targets = torch.where(
+        observed, labels, torch.zeros_like(labels)
+    ).float()  # a NaN target would make NaN gradients even when masked later
     losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=pos_weight, reduction="none")
     total = torch.where(observed, losses, torch.zeros_like(losses)).sum()
     if normalizer is None:

@@ -13,12 +13,22 @@ from torch import Tensor, nn
 from aimonk_hf.backbones import build_network, find_backbone, trim_pretrained_cfg
 from aimonk_hf.card import render_card
 from aimonk_hf.config import AimonkConfig
-from aimonk_hf.errors import AimonkError, ImageError, near_names
+from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.hub import download
 from aimonk_hf.images import ImageSource
 from aimonk_hf.inference import stream_logits
 from aimonk_hf.losses import masked_bce_with_logits
-from aimonk_hf.persistence import CARD_FILE, CONFIG_FILE, FINGERPRINT, METRICS_FILE, MODEL_FILES, WEIGHTS_FILE, load_weights, save_weights
+from aimonk_hf.persistence import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FINGERPRINT,
+    METRICS_FILE,
+    MODEL_FILES,
+    WEIGHTS_FILE,
+    check_state,
+    load_weights,
+    save_weights,
+)
 from aimonk_hf.prediction import Prediction
 from aimonk_hf.processing import EvalTransform
 from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
@@ -41,6 +51,8 @@ class AimonkModel(nn.Module):
         model = AimonkModel.from_pretrained("folder-or-user/repo")
         model.predict("dress.jpg").attributes   # ["collar"]
     """
+
+    timm_model: Any
 
     def __init__(self, config: AimonkConfig, *, weights: Path | None = None) -> None:
         super().__init__()
@@ -65,8 +77,8 @@ class AimonkModel(nn.Module):
     ) -> "AimonkModel":
         """Start from a timm name, `hf-hub:user/repo` or `local-dir:PATH`, with a new head for `attributes`.
 
-        `preprocessing` overrides keys of timm's pretrained_cfg (`crop_mode`, `crop_pct`, ...); `model_args` (`drop_rate`, ...) come on top of
-        those saved with the backbone. A head is kept where its attributes are the same.
+        `preprocessing` overrides keys of timm's pretrained_cfg (`crop_mode`, `crop_pct`, ...); `model_args` (`drop_rate`, ...) come on top
+        of those saved with the backbone. A head is kept where its attributes are the same.
         """
         backbone = find_backbone(architecture, pretrained)
         source_cfg = backbone.pretrained_cfg
@@ -214,19 +226,8 @@ class AimonkModel(nn.Module):
         state = load_weights(folder / WEIGHTS_FILE, values)
         config.extra.pop(FINGERPRINT, None)  # each save writes its own, in the same place, so that an unchanged model makes equal files
         model = cls(config)
-        _check_state(model.timm_model, state, folder / WEIGHTS_FILE)
+        check_state(model.timm_model, state, folder / WEIGHTS_FILE)
         model.timm_model.load_state_dict(state)
         if (folder / METRICS_FILE).is_file():
             model.metrics = read_json(folder / METRICS_FILE)
         return model.eval()
-
-
-def _check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = network.state_dict()
-    if missing := [name for name in own if name not in state]:
-        raise AimonkError(f"{path} lacks {len(missing)} tensor(s) of the architecture, first {missing[0]}{near_names(missing[0], list(state))}")
-    if surplus := [name for name in state if name not in own]:
-        raise AimonkError(f"{path} holds {len(surplus)} tensor(s) that the architecture does not have, first {surplus[0]}")
-    for name, tensor in own.items():
-        if state[name].shape != tensor.shape:
-            raise AimonkError(f"{path}: {name} has shape {list(state[name].shape)}, the architecture wants {list(tensor.shape)}")

@@ -13,7 +13,7 @@ from aimonk_hf.train_config import TrainConfig
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return timm's optimiser of that name; weight decay leaves norms and biases alone."""
-    names = list_optimizers()
+    names = [str(name) for name in list_optimizers()]
     if config.optimizer not in names:
         raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)

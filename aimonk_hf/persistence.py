@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, near_names
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,11 +29,25 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     fingerprint = digest.hexdigest()
     save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: fingerprint})
     _sort_metadata(path)
     return fingerprint
+
+
+def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Raise `AimonkError` unless the tensors are exactly those of the network, each of its shape."""
+    own = network.state_dict()
+    if missing := [name for name in own if name not in state]:
+        raise AimonkError(
+            f"{path} lacks {len(missing)} tensor(s) of the architecture, first {missing[0]}{near_names(missing[0], list(state))}"
+        )
+    if surplus := [name for name in state if name not in own]:
+        raise AimonkError(f"{path} holds {len(surplus)} tensor(s) that the architecture does not have, first {surplus[0]}")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise AimonkError(f"{path}: {name} has shape {list(state[name].shape)}, the architecture wants {list(tensor.shape)}")
 
 
 def _sort_metadata(path: Path) -> None:

@@ -32,7 +32,9 @@ def plot_loss_curve(losses: list[float], validation: list[tuple[int, float]], pa
     axes.plot(iterations, losses, color=_RAW, linewidth=0.8, label="training loss, each iteration")
     axes.plot(iterations, _smoothed(losses), color=_SMOOTH, linewidth=2, label="training loss, smoothed")
     if validation:
-        axes.plot(*zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation loss, each epoch")
+        axes.plot(
+            *zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation loss, each epoch"
+        )
     if losses:
         shown = [*np.percentile(losses, [0, 99]), *(loss for _, loss in validation)]
         axes.set_ylim(max(0, min(shown) * 0.9), max(shown) * 1.05)
@@ -62,7 +64,11 @@ def plot_predictions(dataset: "AttributeDataset", predictions: list[Prediction |
         picture.imshow(read_image(dataset.paths[row]))
         picture.set_title(_short(dataset.labels.images[row], 26), fontsize=8)
         picture.set_axis_off()
-        _draw_bars(figure.add_subplot(grid[line, 2 * column + 1]), prediction, dict(zip(dataset.attributes, dataset.labels.values[row], strict=True)))
+        _draw_bars(
+            figure.add_subplot(grid[line, 2 * column + 1]),
+            prediction,
+            dict(zip(dataset.attributes, dataset.labels.values[row], strict=True)),
+        )
     figure.legend(
         handles=[
             Patch(color=_TRUE, label="decided as labelled"),

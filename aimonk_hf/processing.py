@@ -42,6 +42,7 @@ class EvalTransform:
         return pixels.float().div(255).sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
 
     def __call__(self, image: Image.Image) -> Tensor:
+        """Return float [3, H, W]."""
         return self.normalize(self.pixels(image))
 
 

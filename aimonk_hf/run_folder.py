@@ -33,14 +33,18 @@ class RunFolder:
         self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
 
     def check(self) -> None:
-        """Raise `AimonkError` where another run or model lies here and neither --resume nor --overwrite was said, or where settings differ."""
+        """Raise `AimonkError` where another run lies here and neither --resume nor --overwrite was said, or where settings differ."""
         if self.config.resume and self.earlier:
             own = self.config.to_dict()
-            changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in self.earlier["settings"].items() if _matters(name, own, old)]
+            changed = [
+                f"{name} was {old!r}, now {own[name]!r}" for name, old in self.earlier["settings"].items() if _matters(name, own, old)
+            ]
             if changed:
                 raise AimonkError(f"cannot resume {self.path} with other settings: {'; '.join(changed)}; use the old ones, or --overwrite")
         elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
-            raise AimonkError(f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir")
+            raise AimonkError(
+                f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
+            )
 
     @property
     def finished(self) -> bool:

@@ -164,6 +164,9 @@ def _pixels(box: Box) -> Box:
 
 
 def _polygon(
-    draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], fill: int | tuple[int, int, int], outline: tuple[int, int, int] | None = None
+    draw: ImageDraw.ImageDraw,
+    points: list[tuple[float, float]],
+    fill: int | tuple[int, int, int],
+    outline: tuple[int, int, int] | None = None,
 ) -> None:
     draw.polygon([(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points], fill=fill, outline=outline, width=_SCALE if outline else 1)

@@ -16,7 +16,9 @@ MIN_POSITIVES = 5
 Floats = NDArray[np.floating[Any]]
 
 
-def resolve_thresholds(attributes: list[str], stored: dict[str, float], override: float | dict[str, float] | None = None) -> dict[str, float]:
+def resolve_thresholds(
+    attributes: list[str], stored: dict[str, float], override: float | dict[str, float] | None = None
+) -> dict[str, float]:
     """Return the thresholds that hold: the stored ones, one number for all, or stored ones with some replaced by name.
 
     A score equal to the threshold counts as present. Raises `AimonkError` on unknown names and on numbers outside [0, 1].

@@ -44,8 +44,12 @@ class TrainConfig:
     pretrained: bool = _from_recipe("start from the architecture's pretrained weights")
     drop_rate: float = _from_recipe("dropout before the linear head")
     image_size: int | None = _from_recipe("pixels per side; the backbone's own if the recipe is silent")
-    crop_mode: str | None = _from_recipe("how pictures are made square: squash, center or border; the backbone's own if the recipe is silent")
-    crop_pct: float | None = _from_recipe("share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent")
+    crop_mode: str | None = _from_recipe(
+        "how pictures are made square: squash, center or border; the backbone's own if the recipe is silent"
+    )
+    crop_pct: float | None = _from_recipe(
+        "share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent"
+    )
     augmentation: str = _from_recipe("training augmentation", ("none", "flip", "light"))
 
     epochs: int = _from_recipe("passes over the training images")

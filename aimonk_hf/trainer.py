@@ -39,7 +39,7 @@ class Trainer:
         self.config, self.accelerator, self.model, self.dataset = config, accelerator, model, dataset
         self.pos_weight = torch.from_numpy(pos_weight).to(accelerator.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        model.timm_model.to(accelerator.device, memory_format=self.memory_format)
+        model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
         optimizer = build_optimizer(model.timm_model, config)
         self.batches = EpochBatches(

@@ -64,7 +64,9 @@ def train(config: TrainConfig) -> AimonkModel:
 
 def _start_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
-    precision = resolve_precision(_launched_precision() or config.mixed_precision, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
+    precision = resolve_precision(
+        _launched_precision() or config.mixed_precision, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    )
     try:
         accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
     except (ValueError, ImportError) as error:

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES=""
+)
 
 from pathlib import Path
 

@@ -71,7 +71,9 @@ def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path
         torch.testing.assert_close(by_transformers(processed).logits, logits, rtol=0, atol=1e-5)
     assert list(by_transformers.config.id2label.values()) == NAMES
 
-    scores = {row["label"]: row["score"] for row in pipeline("image-classification", str(folder), top_k=1000)(str(tmp_path / "picture.png"))}
+    scores = {
+        row["label"]: row["score"] for row in pipeline("image-classification", str(folder), top_k=1000)(str(tmp_path / "picture.png"))
+    }
     prediction = ours.predict(tmp_path / "picture.png")
     assert list(prediction.scores) == NAMES
     for name in NAMES:
@@ -79,7 +81,9 @@ def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path
         assert prediction.scores[name] == pytest.approx(logits.sigmoid()[0, NAMES.index(name)].item(), abs=1e-5)
 
 
-def test_what_transformers_saves_loads_again_with_thresholds_and_unknown_keys(folder: Path, tmp_path: Path, tiny_model: AimonkModel) -> None:
+def test_what_transformers_saves_loads_again_with_thresholds_and_unknown_keys(
+    folder: Path, tmp_path: Path, tiny_model: AimonkModel
+) -> None:
     from transformers import AutoModelForImageClassification
 
     change_config(folder, annotator="Ada")
@@ -278,7 +282,9 @@ def test_names_that_lead_nowhere_are_refused_without_a_network(monkeypatch: pyte
         AimonkModel.from_timm("resnet18.zz", NAMES)
 
 
-@pytest.mark.parametrize("values", [{"attributes": []}, {"attributes": ["a", " "]}, {"attributes": "ab"}, {"model_args": {"num_classes": 3}}])
+@pytest.mark.parametrize(
+    "values", [{"attributes": []}, {"attributes": ["a", " "]}, {"attributes": "ab"}, {"model_args": {"num_classes": 3}}]
+)
 def test_configurations_that_no_model_could_have(values: dict) -> None:
     with pytest.raises(AimonkError):
         AimonkConfig(**({"architecture": "resnet18", "attributes": ["a"]} | values))

@@ -34,4 +34,9 @@ def test_weight_decay_leaves_norms_and_biases_alone() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = build_optimizer(network, TrainConfig(data_dir="a", output_dir="b", weight_decay=0.1))
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name: decayed[id(p)] for name, p in network.named_parameters()} == {"0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
+    assert {name: decayed[id(p)] for name, p in network.named_parameters()} == {
+        "0.weight": 0.1,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }

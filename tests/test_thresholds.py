@@ -13,7 +13,12 @@ def test_resolving() -> None:
     assert resolve_thresholds(["a", "b"], STORED) == STORED
     assert resolve_thresholds(["a", "b"], STORED, 0.5) == {"a": 0.5, "b": 0.5}
     assert resolve_thresholds(["a", "b"], STORED, {"b": 1}) == {"a": 0.3, "b": 1.0}
-    for wrong, message in ((1.5, "between 0 and 1"), ({"c": 0.1}, "unknown attributes: c"), (float("nan"), "between 0 and 1"), ("x", "between")):
+    for wrong, message in (
+        (1.5, "between 0 and 1"),
+        ({"c": 0.1}, "unknown attributes: c"),
+        (float("nan"), "between 0 and 1"),
+        ("x", "between"),
+    ):
         with pytest.raises(AimonkError, match=message):
             resolve_thresholds(["a", "b"], STORED, wrong)
 

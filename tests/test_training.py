@@ -79,7 +79,9 @@ def test_the_kept_model_is_the_saved_one_and_its_figures_can_be_repeated(run: tu
     assert again["trivial"] == saved.metrics["trivial"]
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_reads_the_images(run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_whatever_reads_the_images(
+    run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path
+) -> None:
     again = train(settings(sample, tmp_path / "out", num_workers=2))
     assert torch.equal(weights(again), weights(run[1]))
     other = train(settings(sample, tmp_path / "other", seed=1))
