@@ -37,6 +37,7 @@ class TrainConfig:
     attributes: list[str] | None = _setting("a,b,c: names for the columns of labels.txt, or the columns of labels.csv to use", None)
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
     val_split: float = _from_recipe("fraction of the images kept for validation; 0 trains on all")
+    report_split: float = _from_recipe("share of the validation images that choose nothing and only report: intervals, p-values, verdict")
     split: str = _from_recipe("how images are divided", SPLIT_METHODS)
     seed: int = _setting("every random choice follows from it", 42)
 
@@ -60,11 +61,12 @@ class TrainConfig:
     weight_decay: float = _from_recipe("weight decay, not applied to norms and biases")
     schedule: str = _from_recipe("course of the learning rate", SCHEDULES)
     warmup: float = _from_recipe("fraction of the steps in which the learning rate rises")
-    clip_grad: float = _setting("largest gradient norm; 0 does not clip", 1.0)
+    clip_grad: float = _from_recipe("largest gradient norm; 0 does not clip")
     ema_decay: float = _from_recipe("decay of the averaged weights, which are then the ones kept; 0 averages nothing")
     pos_weight_power: float = _from_recipe("weight of positives = (negatives/positives) ** POWER; 0 weighs nothing")
     pos_weight_cap: float = _setting("largest weight of positives", 100.0)
     tune_thresholds: bool = _from_recipe("tune one threshold per attribute on the validation images, else 0.5")
+    calibrate: bool = _from_recipe("fit one scale and shift per attribute on the validation images and fold them into the classifier")
     threshold_objective: str = _setting("what thresholds are tuned for: f1, youden or precision=X", "f1")
 
     num_workers: int | None = _setting("processes that read images; by default as many as the processor has cores, at most 8", None)
@@ -87,7 +89,7 @@ class TrainConfig:
                 raise AimonkError(f"{_flag(name)} must be at least {low}, found {value}")
         if not self.lr > 0:
             raise AimonkError(f"--lr must be above 0, found {self.lr}")
-        for name in ("val_split", "drop_rate", "ema_decay", "warmup"):
+        for name in ("val_split", "report_split", "drop_rate", "ema_decay", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise AimonkError(f"{_flag(name)} must lie in [0, 1), found {getattr(self, name)}")
         for name in ("weight_decay", "clip_grad", "pos_weight_power"):

@@ -15,19 +15,19 @@ from aimonk_hf.console import duration, figure, labels_table, metrics_table
 from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precision
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation import score_images
+from aimonk_hf.judging import choose_and_judge
 from aimonk_hf.losses import positive_weights
-from aimonk_hf.metrics import build_report
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.plots import plot_loss_curve, plot_predictions
 from aimonk_hf.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.seeding import seed_everything
 from aimonk_hf.splits import split_rows
-from aimonk_hf.thresholds import cross_fit, decide, tune_thresholds
 from aimonk_hf.train_config import TrainConfig
 from aimonk_hf.trainer import Trainer
 
-PARTS = ("train", "validation")
+PARTS = ("train", "validation", "report")
+# A smaller report part could show nothing: its images stay with the validation images then.
+_SMALLEST_REPORT = 20
 _PLOTTED_IMAGES = 12
 
 
@@ -46,14 +46,15 @@ def train(config: TrainConfig) -> AimonkModel:
     if accelerator.is_main_process:
         run.open()
     accelerator.wait_for_everyone()
-    dataset = _load_data(config, accelerator)
-    train_set, validation = _split(config, dataset, run, accelerator)
+    listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     seed_everything(config.seed)
-    model = _build_model(config, dataset.attributes)
+    model = _build_model(config, listed.attributes)  # before the images are read: weights that cannot be had are said at once
+    dataset = _usable(config, listed, accelerator)
+    train_set, validation, report_set = _split(config, dataset, run, accelerator)
     try:
         trainer = Trainer(config, accelerator, model, train_set, _positive_weights(config, train_set, accelerator))
         _fit(trainer, run, validation)
-        return _finish(trainer, run, validation)
+        return _finish(trainer, run, validation, report_set)
     except (RuntimeError, MemoryError) as error:
         if explained := out_of_memory(error, config.batch_size, model.transform.size[0]):
             raise explained from error
@@ -86,9 +87,8 @@ def _launched_precision() -> str | None:
     return None if asked == "no" else asked
 
 
-def _load_data(config: TrainConfig, accelerator: Accelerator) -> AttributeDataset:
-    """Read and check the data; every process finds the same images usable."""
-    dataset = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+def _usable(config: TrainConfig, dataset: AttributeDataset, accelerator: Accelerator) -> AttributeDataset:
+    """Return the images that can be read, and name the others; every process finds the same."""
     problems = dataset.find_problems(progress=accelerator.is_main_process)
     if problems:
         lines = [f"  {dataset.labels.images[row]}: {reason}" for row, reason in problems.items()]
@@ -103,20 +103,26 @@ def _load_data(config: TrainConfig, accelerator: Accelerator) -> AttributeDatase
 
 def _split(
     config: TrainConfig, dataset: AttributeDataset, run: RunFolder, accelerator: Accelerator
-) -> tuple[AttributeDataset, AttributeDataset]:
+) -> tuple[AttributeDataset, AttributeDataset, AttributeDataset]:
+    """Return the images to train on, to validate on, and to report from; the last two may be empty."""
     groups = duplicate_groups(dataset.paths)
-    fractions = [1 - config.val_split, config.val_split]
+    share = config.val_split * config.report_split
+    if share and len(np.unique(groups)) * share < _SMALLEST_REPORT:
+        accelerator.print(f"a report part of fewer than {_SMALLEST_REPORT} images would show nothing: they stay with the validation images")
+        share = 0.0
+    fractions = [1 - config.val_split, config.val_split - share] + [share] * bool(share)
     part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
     if accelerator.is_main_process:
         run.write_split(dataset.labels.images, [PARTS[part] for part in part_of])
-    train_set, validation = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
+    train_set, validation, report_set = (dataset.select(np.flatnonzero(part_of == part)) for part in range(3))
     accelerator.print(
-        f"{len(dataset)} images, {len(np.unique(groups))} of them different: {len(train_set)} to train on, {len(validation)} to validate",
+        f"{len(dataset)} images, {len(np.unique(groups))} of them different: {len(train_set)} to train on, {len(validation)} to validate, "
+        f"{len(report_set)} to report from",
         labels_table(dataset.labels),
         sep="\n",
     )
     _warn_one_sided(dataset, accelerator)
-    return train_set, validation
+    return train_set, validation, report_set
 
 
 def _warn_one_sided(dataset: AttributeDataset, accelerator: Accelerator) -> None:
@@ -209,15 +215,14 @@ def _epoch_line(row: dict[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
-def _finish(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> AimonkModel:
-    """Choose thresholds, judge, and write model, figures and plots; the other processes only get the model."""
+def _finish(trainer: Trainer, run: RunFolder, validation: AttributeDataset, report_set: AttributeDataset) -> AimonkModel:
+    """Calibrate, choose thresholds, judge, and write model, figures and plots; the other processes only get the model."""
     model, config = trainer.finished_model(), trainer.config
     if not trainer.accelerator.is_main_process:
         return model
     shown = validation if len(validation) else trainer.dataset
     if len(validation):
-        scores, _ = score_images(model, validation.paths, progress=True)
-        model.metrics = _judge(model, config, validation.labels.values, scores) | {"training": _summary(trainer, validation)}
+        model.metrics = _judge(model, config, validation, report_set) | {"training": _summary(trainer, validation, report_set)}
         print(metrics_table(model.metrics))
     model.save_pretrained(run.path)
     title = config.run_name
@@ -229,21 +234,19 @@ def _finish(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> A
     return model
 
 
-def _judge(model: AimonkModel, config: TrainConfig, labels: NDArray[np.float32], scores: NDArray[np.float64]) -> dict[str, Any]:
-    """Store thresholds in the model's config and return metrics.json; tuned thresholds judge only images that did not tune them."""
-    readable = ~np.isnan(scores).all(axis=1)
-    labels, scores = labels[readable], scores[readable]
-    names = model.config.attributes
-    if config.tune_thresholds:
-        tuned = tune_thresholds(labels, scores, config.threshold_objective)
-        model.config.thresholds = dict(zip(names, tuned.tolist(), strict=True))
-        decisions = cross_fit(labels, scores, config.threshold_objective, seed=config.seed)
-    else:
-        decisions = decide(scores, list(model.config.thresholds.values()))
-    return build_report(labels, scores, decisions, names, model.config.thresholds) | {"thresholds_tuned": config.tune_thresholds}
+def _judge(model: AimonkModel, config: TrainConfig, validation: AttributeDataset, report_set: AttributeDataset) -> dict[str, Any]:
+    """Calibrate and tune as the settings say, and return metrics.json; what chose anything is never reported from as if it had not."""
+    return choose_and_judge(
+        model,
+        validation,
+        report_set,
+        calibration=config.calibrate,
+        objective=config.threshold_objective if config.tune_thresholds else None,
+        seed=config.seed,
+    )
 
 
-def _summary(trainer: Trainer, validation: AttributeDataset) -> dict[str, Any]:
+def _summary(trainer: Trainer, validation: AttributeDataset, report_set: AttributeDataset) -> dict[str, Any]:
     config = trainer.config
     return {
         "recipe": config.recipe,
@@ -251,4 +254,5 @@ def _summary(trainer: Trainer, validation: AttributeDataset) -> dict[str, Any]:
         "epochs": config.epochs,
         "n_train": len(trainer.dataset),
         "n_validation": len(validation),
+        "n_report": len(report_set),
     }

@@ -266,6 +266,16 @@ def test_unknown_recipe_optimizer_and_tracker_are_refused(sample: Path, tmp_path
         train(settings(sample, tmp_path / "out", optimizer="adamv"))
     with pytest.raises(AimonkError, match="cannot start the run"):
         train(settings(sample, tmp_path / "tracked", log_with="nonsense"))
+    with pytest.raises(AimonkError, match=r"the tracker trackio is not installed: pip install 'aimonk_hf\[trackio\]'"):
+        train(settings(sample, tmp_path / "trackio", log_with="trackio"))
+
+
+def test_pretrained_weights_that_cannot_be_had_are_said_before_any_image_is_read(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AttributeDataset, "find_problems", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(AimonkError, match=r"pretrained weights of resnet18 .*--architecture local-dir:PATH .*--no-pretrained"):
+        train(settings(sample, tmp_path / "out", architecture="resnet18", pretrained=True))
 
 
 def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
