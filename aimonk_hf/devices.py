@@ -8,6 +8,8 @@ import torch
 
 from aimonk_hf.errors import AimonkError
 
+# what torch's allocator says, and its loader of a reader process that the system killed or that ran out of shared memory
+_MEMORY_FAILURES = ("can't allocate memory", "not enough memory", "killed by signal: Killed", "bus error")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -45,10 +47,12 @@ def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> Aim
     """Return the one line for a failed allocation, or None where the error is another one."""
     text = str(error)
     failed = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in _MEMORY_FAILURES)
     )
     if not failed:
         return None
+    if "DataLoader worker" in text:
+        return AimonkError("out of memory in a process that reads images: try a smaller --num-workers")
     smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "--batch-size 1"
     return AimonkError(
         f"out of memory with batch size {batch_size} and image size {image_size}: "

@@ -46,7 +46,7 @@ _RECIPES = [
             "architecture": "mobilenetv2_100",
             "crop_mode": "squash",
             "crop_pct": 0.875,
-            "epochs": 12,
+            "epochs": 8,
             "lr": 1e-3,
             "weight_decay": 0.02,
             "schedule": "one-cycle",

@@ -288,7 +288,15 @@ def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
     assert "val_loss" in events.Tags()["scalars"]
 
 
-def test_running_out_of_memory_is_one_line_that_names_the_sizes() -> None:
+def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aimonk_hf import trainer
+
+    monkeypatch.setattr(trainer, "masked_bce_with_logits", lambda *_: torch.empty(2**60))
+    with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
+        train(settings(sample, tmp_path / "out"))
+
+
+def test_what_counts_as_running_out_of_memory() -> None:
     from aimonk_hf.devices import out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
@@ -297,3 +305,5 @@ def test_running_out_of_memory_is_one_line_that_names_the_sizes() -> None:
     assert explained is not None
     assert "batch size 32 and image size 224: try --batch-size 16" in str(explained)
     assert out_of_memory(RuntimeError("another"), 32, 224) is None
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert "smaller --num-workers" in str(out_of_memory(killed, 32, 224))
