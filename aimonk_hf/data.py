@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.images import check_image, read_image
 from aimonk_hf.labels import Labels, find_labels, read_labels
+from aimonk_hf.metadata_csv import METADATA_FILE
 
 
 class AttributeDataset(Dataset[dict[str, Any]]):
@@ -39,10 +40,15 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         attributes: list[str] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> "AttributeDataset":
-        """Read a data folder: labels.csv or labels.txt, or `labels`; images in `images/` beside it, or in `images_dir`."""
+        """Read a data folder: labels.csv, labels.txt or metadata.csv, or `labels`; images in `images/` beside it, or in `images_dir`.
+
+        The images of a metadata.csv lie beside it, where its file names say.
+        """
         path = Path(labels) if labels else find_labels(Path(data_dir))
         table = read_labels(path, attributes)
-        return cls(table, Path(images_dir) if images_dir else find_images_dir(path.parent, table.images), transform)
+        if images_dir:
+            return cls(table, images_dir, transform)
+        return cls(table, path.parent if path.name == METADATA_FILE else find_images_dir(path.parent, table.images), transform)
 
     @property
     def attributes(self) -> list[str]:

@@ -64,6 +64,14 @@ def push_model_folder(
     return push_files(files, repo_id, "model", stale, private, token, revision, commit_message or "Upload model", create_pr)
 
 
+def create_repository(repo_id: str) -> None:
+    """Create the model repository where it does not exist; before a long run this says what would stop the push after it."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub"):
+        HfApi().create_repo(repo_id, exist_ok=True)
+
+
 def push_files(
     files: dict[str, Path | bytes],
     repo_id: str,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.images import IMAGE_EXTENSIONS
+from aimonk_hf.metadata_csv import METADATA_FILE, metadata_rows
 
 _VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "NA": np.nan}
 _CSV_VALUES = _VALUES | {"": np.nan}
@@ -50,18 +51,21 @@ def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels
         raise AimonkError(f"cannot read the labels {path}: {error.strerror or error}") from error
     if not text.strip():
         raise AimonkError(f"{path} is empty: a row is an image name and one value (1, 0 or NA) per attribute")
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text)
+    if path.name == METADATA_FILE:
+        rows = metadata_rows(path, text, attributes)
+    else:
+        rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _text_rows(path, text)
     return _table(path, rows, attributes)
 
 
 def find_labels(data_dir: Path) -> Path:
-    """Return the folder's labels.csv, else its labels.txt."""
-    for name in ("labels.csv", "labels.txt"):
+    """Return the folder's labels.csv, else its labels.txt, else the metadata.csv of an image folder."""
+    for name in ("labels.csv", "labels.txt", METADATA_FILE):
         if (data_dir / name).is_file():
             return data_dir / name
     if not data_dir.is_dir():
         raise AimonkError(f"there is no data folder {data_dir}")
-    raise AimonkError(f"neither labels.csv nor labels.txt lies in {data_dir}: name another file with --labels")
+    raise AimonkError(f"neither labels.csv nor labels.txt nor metadata.csv lies in {data_dir}: name another file with --labels")
 
 
 # A row on its way into the table: line number, image name, value texts; the first of a CSV is its header.

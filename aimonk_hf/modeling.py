@@ -161,6 +161,7 @@ class AimonkModel(nn.Module):
         predictions: list[Prediction | None] = []
         for source, prediction in self.stream(images if many else [images], thresholds, batch_size, tta):
             if not isinstance(prediction, ImageError):
+                prediction.source = source  # the caller's own picture; a stream keeps none, so that its memory stays bounded
                 predictions.append(prediction)
             elif on_error == "skip":
                 predictions.append(None)

@@ -19,7 +19,10 @@ _CONFIG, _HISTORY, _SPLIT = "train_config.json", "history.csv", "split.csv"
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
 
 # Settings that may differ between a run and its continuation: where things lie and what the machine offers.
-_FREE_TO_CHANGE = ("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite", "strict")
+_FREE_TO_CHANGE = (
+    *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite", "strict"),
+    "push_to_hub",
+)
 
 
 class RunFolder:

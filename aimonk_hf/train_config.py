@@ -76,6 +76,7 @@ class TrainConfig:
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")
     resume: bool = _setting("go on from the last checkpoint in the output folder", False)
     overwrite: bool = _setting("replace the run that lies in the output folder", False)
+    push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed", None)
 
     def __post_init__(self) -> None:
         recipe = NEUTRAL | get_recipe(self.recipe).settings

@@ -15,6 +15,7 @@ from aimonk_hf.console import duration, figure, labels_table, metrics_table
 from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precision
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.hub_push import create_repository, push_model_folder
 from aimonk_hf.judging import choose_and_judge
 from aimonk_hf.losses import positive_weights
 from aimonk_hf.modeling import AimonkModel
@@ -44,6 +45,8 @@ def train(config: TrainConfig) -> AimonkModel:
         return AimonkModel.from_pretrained(run.path)
     accelerator = _start_accelerator(config)
     if accelerator.is_main_process:
+        if config.push_to_hub:
+            create_repository(config.push_to_hub)  # before the run, so that a wrong token is said now
         run.open()
     accelerator.wait_for_everyone()
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
@@ -231,6 +234,8 @@ def _finish(trainer: Trainer, run: RunFolder, validation: AttributeDataset, repo
     chosen = np.random.default_rng(config.seed).permutation(len(shown))[:_PLOTTED_IMAGES]
     plot_predictions(shown.select(chosen), model.predict(shown.select(chosen).paths, on_error="skip"), run.path / SAMPLE_PREDICTIONS)
     run.write_config(_resolved(trainer), finished=True)
+    if config.push_to_hub:
+        print(f"pushed:   {push_model_folder(run.path, config.push_to_hub).url}")
     return model
 
 

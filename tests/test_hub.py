@@ -9,7 +9,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from loopback_hub import READER, WRITER, LoopbackHub, serve_hub
+from hub_support import hub
+from loopback_hub import READER, WRITER, LoopbackHub
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli import main
@@ -17,23 +18,10 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.hub_push import push_model_folder
 from aimonk_hf.sample_data import write_sample_data
 
+__all__ = ["hub"]  # a fixture
+
 ATTRIBUTES = ["collar", "belt", "long sleeves"]
 REPO = "user/model"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that this process talks to, with a clean cache and the writer's token."""
-    with serve_hub() as server:
-        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        yield server
 
 
 @pytest.fixture

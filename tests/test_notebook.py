@@ -1,0 +1,69 @@
+"""The quickstart notebook runs from top to bottom, and a prediction shows itself."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from aimonk_hf import AimonkModel
+from aimonk_hf.prediction import Prediction
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
+
+
+def shown_picture(html: str) -> Image.Image:
+    found = re.search(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert found
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
+
+
+@pytest.mark.parametrize("kind", ["path", "image", "array", "bytes"])
+def test_a_prediction_shows_its_picture_bars_and_thresholds(kind: str, picture: Image.Image, tmp_path: Path):
+    large = picture.resize((1200, 900))
+    large.save(tmp_path / "a.png")
+    sources = {"image": large, "array": np.asarray(large), "bytes": (tmp_path / "a.png").read_bytes()}
+    scores, thresholds = {"collar": 0.75, "belt": 0.25}, {"collar": 0.5, "belt": 0.625}
+    name = str(tmp_path / "a.png") if kind == "path" else None
+    html = Prediction(scores, thresholds, name, sources.get(kind))._repr_html_()
+    assert shown_picture(html).size == (240, 180)
+    assert "width:75.0%" in html
+    assert "width:25.0%" in html
+    assert "left:62.5%" in html
+    assert "present: collar" in html
+    assert html.count("<tr") == 2
+
+
+def test_names_in_html_are_escaped_and_a_lost_picture_is_left_out(tmp_path: Path):
+    attack = "<script>alert('&')</script>"
+    html = Prediction({attack: 0.9}, {attack: 0.5}, str(tmp_path / "<b>gone</b>.png"))._repr_html_()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_text_and_comparison_are_as_before(tiny_model: AimonkModel, picture: Image.Image):
+    prediction = tiny_model.predict(picture)
+    assert prediction == Prediction(prediction.scores, prediction.thresholds, None, b"another picture")
+    assert "source" not in repr(prediction)
+
+
+def test_the_quickstart_runs(tmp_path: Path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    rich = [output.data["text/html"] for output in shown if "text/html" in output.get("data", {})]
+    assert len(rich) == 1
+    assert shown_picture(rich[0]).size == (128, 128)
+    text = "".join(output.get("text", "") for output in shown)
+    aurocs = dict(re.findall(r"([a-z]+) +AUROC (\d\.\d+)  F1", text))
+    assert set(aurocs) == {"sleeves", "stripes", "collar", "belt"}
+    assert float(aurocs["sleeves"]) > 0.6
+    assert not list(tmp_path.iterdir())
