@@ -21,9 +21,9 @@ Place = tuple[int, int]
 class EpochBatches(Sampler[list[Place]]):
     """The forward passes of one process and epoch: every image once over all processes, in an order that (seed, epoch) decides.
 
-    A step is `accumulation_steps` forward passes of `batch_size` images on each of `n_processes` processes, so that n processes take in
-    one step the images that one process with n times the batch size would take. In the last, smaller step every process still makes the
-    same number of passes.
+    A step is `accumulation_steps` forward passes of at most `batch_size` images on each of `n_processes` processes, so that n processes
+    take in one step the images that one process with n times the batch size would take. The steps of an epoch are equally large but for
+    one image, because batch norm on a remainder of one or two images spoils the last step. Every process makes the same number of passes.
     """
 
     def __init__(self, n_images: int, batch_size: int, accumulation_steps: int, n_processes: int, rank: int, seed: int) -> None:
@@ -39,7 +39,7 @@ class EpochBatches(Sampler[list[Place]]):
 
     def passes(self, step: int) -> int:
         """Forward passes of each process in a step."""
-        n_here = min(self.step_size, self.n_images - step * self.step_size)
+        n_here = self.n_images // self.n_steps + (step < self.n_images % self.n_steps)  # as np.array_split divides
         return math.ceil(math.ceil(n_here / self.n_processes) / self.batch_size)
 
     def __len__(self) -> int:
@@ -47,8 +47,7 @@ class EpochBatches(Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_images)
-        for step in range(self.n_steps):
-            rows = order[step * self.step_size : (step + 1) * self.step_size]
+        for step, rows in enumerate(np.array_split(order, self.n_steps)):
             own = np.array_split(rows, self.n_processes)[self.rank]
             for batch in np.array_split(own, self.passes(step)):
                 places = [(self.epoch, int(row)) for row in batch]

@@ -16,13 +16,17 @@ PACKAGE = ROOT / "aimonk_hf"
 
 # A module may import from its own tier and those before it. A folder counts as one module.
 TIERS = [
-    {"errors", "storage", "config", "images", "labels", "splits", "losses", "metrics", "data", "seeding", "console", "hub", "persistence"},
-    {"plots", "prediction", "inference", "processing", "backbones", "recipes", "train_config", "thresholds", "card", "sample_data"},
-    {"modeling", "predict_files", "batches", "optimisation", "checkpoints", "devices", "run_folder"},
-    {"evaluation", "demo", "app"},
-    {"trainer", "training"},
-    {"cli"},
-    {"__main__"},
+    set(names.split())
+    for names in (
+        "errors storage config images labels metadata_csv splits losses metrics intervals signal_test data seeding console hub hub_push persistence",
+        "plots prediction prediction_html inference processing backbones recipes train_config thresholds calibration label_checks "
+        "near_duplicates card sample_data spaces",
+        "modeling predict_files batches optimisation checkpoints devices suspect_labels audit audit_report contact_sheet probe run_folder",
+        "evaluation judging run_parts report_plots convert export demo app",
+        "trainer training",
+        "cli_judging cli_sharing cli",
+        "__main__",
+    )
 ]
 
 
@@ -102,3 +106,10 @@ def test_requirements_are_the_projects_own() -> None:
 def test_entry_points_are_a_few_lines() -> None:
     for name in ("train.py", "app.py"):
         assert (ROOT / name).read_text().count("\n") < 30
+
+
+def test_the_readme_lists_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, paths in modules().items():
+        if name != "__main__":
+            assert f"  {name}/" in readme or f"  {paths[0].name} " in readme, f"{name} is missing in README.md's file tree"
