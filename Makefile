@@ -27,6 +27,9 @@ check: .venv/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/dev-installed
+	$(BIN)/python benchmarks/app_load.py
+
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
