@@ -1,32 +1,72 @@
 """The model card: README.md of a saved folder, rendered from model_card.md."""
 
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment
+from typing import TYPE_CHECKING, Any
 
 from aimonk_hf.config import AimonkConfig
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 _PACKAGE = Path(__file__).parent
 TAGS = ["aimonk_hf", "multi-label-classification", "image-classification", "timm", "transformers", "safetensors"]
+_INDEXED = {
+    "f1": ("f1", "macro F1"),
+    "average_precision": ("average_precision", "macro average precision"),
+    "auroc": ("roc_auc", "macro AUROC"),
+}
 
 
 def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     """Return the card's Markdown for a configuration and the content of metrics.json, if there is one."""
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
+    results = _index(config, metrics)
     # library_name timm, because another name keeps transformers' pipeline from recognising the task of a Hub repository
-    data = ModelCardData(library_name="timm", pipeline_tag="image-classification", tags=TAGS)
-    environment = Environment(autoescape=False, keep_trailing_newline=True)
-    environment.filters |= {"figure": _figure, "cell": _cell, "code": _code}
-    return environment.from_string(_template().read_text(encoding="utf-8")).render(
-        card_data=data.to_yaml(),
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        model_name=config.architecture if results else None,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_template().read_text(encoding="utf-8"),
         title=f"Image attributes by {config.architecture}",
         attributes=config.attributes,
+        thresholds=config.thresholds,
         architecture=config.architecture,
         size=config.pretrained_cfg.get("input_size", [3, 224, 224])[1:],
         metrics=metrics,
+        figure=_figure,
+        interval=_interval,
+        cell=_cell,
+        code=_code,
     )
+    return str(card).rstrip() + "\n"
+
+
+def _index(config: AimonkConfig, metrics: dict[str, Any] | None) -> "list[EvalResult]":
+    """Return the macro figures as the Hub's `model-index` shows them; undefined ones are left out."""
+    from huggingface_hub import EvalResult
+
+    if metrics is None:
+        return []
+    where = metrics.get("measured_on", {}).get("images", "labelled images")
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Multi-label image classification",
+            dataset_type="imagefolder",
+            dataset_name=f"{where} ({metrics['n_images']} images)",
+            metric_type=kind,
+            metric_name=words,
+            metric_value=round(metrics["macro"][key], 4),
+        )
+        for key, (kind, words) in _INDEXED.items()
+        if metrics["macro"].get(key) is not None
+    ]
 
 
 def _template() -> Path:
@@ -37,6 +77,10 @@ def _template() -> Path:
 
 def _figure(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}".removeprefix("0")
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f" ({_figure(ends[0])} to {_figure(ends[1])})" if ends else ""
 
 
 def _cell(text: str) -> str:

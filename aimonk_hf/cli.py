@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO, get_args
 
 from aimonk_hf import __version__
+from aimonk_hf.cli_judging import add_judging_commands
+from aimonk_hf.cli_sharing import add_sharing_commands
 from aimonk_hf.errors import AimonkError
 
 PROG = "aimonk-hf"
@@ -63,38 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch-size", type=int, default=32)
     predict.add_argument("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
 
-    evaluate = command("evaluate", _evaluate, "judge a model on labelled images, beside the trivial predictors")
-    evaluate.add_argument("--model", required=True, help="model folder or Hub repository")
-    evaluate.add_argument("--data-dir", required=True)
-    evaluate.add_argument("--labels", help="label file other than labels.csv or labels.txt")
-    evaluate.add_argument("--images-dir", help="where the images lie, if not in images/")
-    evaluate.add_argument("--attributes", type=_names, metavar="A,B,C", help="names of the columns of a labels.txt")
-    evaluate.add_argument("--output", type=Path, metavar="DIR", help="write metrics.json there")
+    add_judging_commands(command)
 
     sample = command("sample-data", _sample_data, "write a drawn dataset: garments with four attributes")
     sample.add_argument("folder", metavar="DIR")
     sample.add_argument("--images", type=int, default=600)
     sample.add_argument("--seed", type=int, default=0)
 
-    convert = command("convert", _convert, "make a model folder of a torchvision state dict (.pth)")
-    convert.add_argument("checkpoint", metavar="CHECKPOINT")
-    convert.add_argument("--architecture", required=True, help="resnet18, resnet34, resnet50, efficientnet_b0, or another timm name")
-    convert.add_argument("--attributes", type=_names, metavar="A,B,C", help="names of the outputs; Attr1,Attr2,... by default")
-    convert.add_argument("--output", required=True, type=Path, metavar="DIR")
-    convert.add_argument("--image-size", type=int, default=224, help="pixels per side (224)")
-    convert.add_argument("--crop-mode", choices=("squash", "center", "border"), default="squash", help="how pictures become square (squash)")
-    convert.add_argument("--crop-pct", type=float, default=1.0, help="share of the resized picture that the crop keeps (1.0)")
-    convert.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
-    convert.add_argument("--mean", type=_numbers, metavar="R,G,B", help="subtracted from the pixels in [0, 1]; ImageNet's by default")
-    convert.add_argument("--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default")
-
-    push = command("push", _push, "upload a model to the Hugging Face Hub")
-    push.add_argument("--model", required=True, help="model folder or Hub repository")
-    push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="created where it does not exist")
-    push.add_argument("--private", action="store_true", help="create it private; a public one is refused")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to push to, created where it does not exist; main by default")
-    push.add_argument("--commit-message", metavar="TEXT")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    add_sharing_commands(command)
 
     command("recipes", _recipes, "list the named training settings")
 
@@ -200,69 +178,6 @@ def _thresholds(given: list[str]) -> float | dict[str, float] | None:
     if by_name and for_all is not None:
         raise AimonkError("--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER as often as needed, not both")
     return by_name or for_all
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from aimonk_hf.console import metrics_table
-    from aimonk_hf.data import AttributeDataset
-    from aimonk_hf.evaluation import evaluate
-    from aimonk_hf.modeling import AimonkModel
-    from aimonk_hf.storage import make_folder, write_json
-
-    dataset = AttributeDataset.from_folder(options.data_dir, options.labels, options.images_dir, options.attributes)
-    report = evaluate(AimonkModel.from_pretrained(options.model), dataset, progress=True)
-    print(metrics_table(report))
-    if options.output:
-        write_json(make_folder(options.output) / "metrics.json", report)
-        print(f"written:  {options.output / 'metrics.json'}")
-    return 0
-
-
-def _numbers(text: str) -> list[float]:
-    numbers = [float(part) for part in text.split(",")]
-    if len(numbers) != 3:
-        raise argparse.ArgumentTypeError(f"three numbers are wanted, one per colour, found {text!r}")
-    return numbers
-
-
-def _convert(options: argparse.Namespace) -> int:
-    from aimonk_hf.convert import convert_checkpoint
-    from aimonk_hf.persistence import CONFIG_FILE
-
-    if (options.output / CONFIG_FILE).exists():
-        raise AimonkError(f"{options.output} holds a model already: name another --output")
-    if options.image_size < 8:
-        raise AimonkError(f"--image-size must be at least 8, found {options.image_size}")
-    if not 0 < options.crop_pct <= 1:
-        raise AimonkError(f"--crop-pct must lie above 0 and not above 1, found {options.crop_pct}")
-    preprocessing = {"input_size": [3, options.image_size, options.image_size]}
-    preprocessing |= {key: getattr(options, key) for key in ("crop_mode", "crop_pct", "interpolation")}
-    preprocessing |= {key: getattr(options, key) for key in ("mean", "std") if getattr(options, key)}
-    model = convert_checkpoint(options.checkpoint, options.architecture, options.attributes, preprocessing)
-    model.save_pretrained(options.output)
-    print(f"model:    {options.output}  ({', '.join(model.config.attributes)}; thresholds 0.5)")
-    print(f"predict:  {PROG} predict PICTURE --model {options.output}")
-    return 0
-
-
-def _push(options: argparse.Namespace) -> int:
-    from tempfile import TemporaryDirectory
-
-    from aimonk_hf.hub_push import push_model_folder
-    from aimonk_hf.modeling import AimonkModel
-
-    model = AimonkModel.from_pretrained(options.model)  # what does not load is not pushed
-    with TemporaryDirectory() as copy:
-        folder = Path(options.model)
-        if not folder.is_dir():
-            folder = Path(copy)
-            model.save_pretrained(folder)
-        given = (options.private or None, None, options.revision, options.commit_message, options.create_pr)
-        pushed = push_model_folder(folder, options.repo_id, *given)
-    print(f"pushed:    {pushed.url}" if pushed.changed else f"unchanged: {pushed.url}")
-    if not options.create_pr:
-        print(f"predict:   {PROG} predict PICTURE --model {pushed.repo_id}")
-    return 0
 
 
 def _sample_data(options: argparse.Namespace) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aimonk_hf.intervals import bootstrap_intervals
+from aimonk_hf.signal_test import ALPHA, judge_signal, permutation_p_values
+
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
@@ -102,11 +105,22 @@ def mean_defined(values: Floats) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def build_report(labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], thresholds: dict[str, float]) -> dict[str, Any]:
+def build_report(
+    labels: Floats,
+    scores: Floats,
+    decisions: Bools,
+    attributes: list[str],
+    thresholds: dict[str, float],
+    chose_nothing: bool = False,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return the content of metrics.json for labels, scores and decisions [N, K].
 
     `decisions` are given rather than derived, because thresholds tuned on the same images must not judge them (see `thresholds.cross_fit`);
-    `thresholds` are those stored with the model. The trivial predictors know the class frequencies of the very labels they are judged on.
+    `thresholds` are those stored with the model. Only where the images chose nothing of the model (`chose_nothing`) are there intervals,
+    p-values and a verdict; images with one number in `groups` [N] are copies of each other. The trivial predictors know the class frequencies
+    of the very labels they are judged on.
     """
     counts = count_decisions(labels, decisions)
     columns = {
@@ -119,7 +133,7 @@ def build_report(labels: Floats, scores: Floats, decisions: Bools, attributes: l
     }
     averaged = ("f1", "precision", "recall", "average_precision", "auroc")
     total = counts.total()
-    report = {
+    report: dict[str, Any] = {
         "n_images": len(labels),
         "attributes": list(attributes),
         "macro": {name: mean_defined(columns[name]) for name in averaged}
@@ -133,26 +147,70 @@ def build_report(labels: Floats, scores: Floats, decisions: Bools, attributes: l
                 "n_missing": int(counts.missing[k]),
                 "threshold": thresholds[name],
                 **{metric: float(values[k]) for metric, values in columns.items()},
-                "auroc_ci95": None,
-                "p_value": None,
-                "signal": None,
             }
             for k, name in enumerate(attributes)
         },
         "trivial": trivial_predictors(labels),
-        "signal": None,
-        "verdict": None,
     }
-    return nan_to_none(report)
+    _add_trivial_per_attribute(report, labels)
+    if chose_nothing:
+        _add_evidence(report, labels, scores, decisions, groups, seed)
+    else:
+        _leave_evidence_out(report)
+    cleaned: dict[str, Any] = nan_to_none(report)
+    return cleaned
+
+
+def _add_trivial_per_attribute(report: dict[str, Any], labels: Floats) -> None:
+    """Put beside each attribute's metrics what doing nothing scores, and how far the model is above it (`lift`)."""
+    prevalence, majority_positive, defined = _frequencies(labels)
+    everything = f1(count_decisions(labels, np.ones(labels.shape, dtype=bool)))
+    for k, row in enumerate(report["per_attribute"].values()):
+        share = float(prevalence[k])
+        row["trivial"] = {
+            "all_positive_f1": float(everything[k]),
+            "majority_f1": (float(everything[k]) if majority_positive[k] else 0.0) if row["n_positive"] else np.nan,
+            "majority_accuracy": max(share, 1 - share),
+            "prevalence_average_precision": share if defined[k] else np.nan,
+        }
+        row["lift"] = {
+            "f1": row["f1"] - row["trivial"]["all_positive_f1"],
+            "average_precision": row["average_precision"] - row["trivial"]["prevalence_average_precision"],
+            "auroc": row["auroc"] - 0.5,
+        }
+    for name in ("f1", "average_precision", "auroc"):
+        lifts = np.array([row["lift"][name] for row in report["per_attribute"].values()])
+        report.setdefault("macro_lift", {})[name] = mean_defined(lifts)
+
+
+def _add_evidence(
+    report: dict[str, Any], labels: Floats, scores: Floats, decisions: Bools, groups: NDArray[np.int64] | None, seed: int
+) -> None:
+    """Add intervals, p-values, `signal` and `verdict`; of images that are copies of each other the permutations take one."""
+    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
+    first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
+    p_values = permutation_p_values(labels[first], scores[first], seed=seed)
+    for k, row in enumerate(report["per_attribute"].values()):
+        for metric, ends in intervals.items():
+            row[f"{metric}_ci95"] = None if np.isnan(ends[k]).any() else ends[k].tolist()
+        row["p_value"] = float(p_values[k])
+        row["signal"] = None if np.isnan(p_values[k]) else bool(p_values[k] <= ALPHA)
+    report["macro_ci95"] = {metric: None if np.isnan(ends).any() else ends.tolist() for metric, ends in mean_intervals.items()}
+    report["signal"], report["verdict"] = judge_signal(report["attributes"], p_values)
+
+
+def _leave_evidence_out(report: dict[str, Any]) -> None:
+    nothing = dict.fromkeys(("auroc_ci95", "average_precision_ci95", "f1_ci95", "p_value", "signal"))
+    for row in report["per_attribute"].values():
+        row |= nothing
+    report |= {"macro_ci95": dict.fromkeys(("auroc", "average_precision", "f1")), "signal": None, "verdict": None}
 
 
 def trivial_predictors(labels: Floats) -> dict[str, dict[str, float]]:
     """Return what doing nothing scores on labels [N, K]: everything positive, each attribute's majority, the prevalence as score."""
-    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    prevalence = _ratio(positives, positives + negatives)
-    both = (positives > 0) & (negatives > 0)
+    prevalence, majority_positive, both = _frequencies(labels)
     everything = np.ones(labels.shape, dtype=bool)
-    majority = np.broadcast_to(positives > negatives, labels.shape)
+    majority = np.broadcast_to(majority_positive, labels.shape)
     return {
         name: {
             "macro_f1": mean_defined(f1(count_decisions(labels, decisions))),
@@ -161,6 +219,12 @@ def trivial_predictors(labels: Floats) -> dict[str, dict[str, float]]:
         }
         for name, decisions in (("all_positive", everything), ("majority", majority))
     } | {"prevalence": {"macro_average_precision": mean_defined(np.where(both, prevalence, np.nan))}}
+
+
+def _frequencies(labels: Floats) -> tuple[Floats, Bools, Bools]:
+    """Return per attribute the prevalence, whether positives are the majority, and whether both kinds occur."""
+    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    return _ratio(positives, positives + negatives), positives > negatives, (positives > 0) & (negatives > 0)
 
 
 def nan_to_none(value: Any) -> Any:

@@ -42,11 +42,29 @@ def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> ND
     halfway between two neighbouring scores; of equally good ones the one in the widest gap wins. Attributes with fewer than 5 observed
     positives or negatives, and those that cannot reach the precision, keep 0.5.
     """
+    return tune_with_reasons(labels, scores, objective)[0]
+
+
+def tune_with_reasons(labels: Floats, scores: Floats, objective: str = "f1") -> tuple[NDArray[np.float64], list[str | None]]:
+    """Return what `tune_thresholds` does, and per attribute why it stayed at 0.5 (None where it was tuned)."""
     kind, target = _parse_objective(objective)
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if labels.shape != scores.shape or labels.ndim != 2:
         raise AimonkError(f"labels and scores must have one shape [N, K], found {list(labels.shape)} and {list(scores.shape)}")
-    return np.array([_best_threshold(labels[:, k], scores[:, k], kind, target) for k in range(labels.shape[1])])
+    found = [_best_threshold(labels[:, k], scores[:, k], kind, target) for k in range(labels.shape[1])]
+    return np.array([threshold for threshold, _ in found]), [reason for _, reason in found]
+
+
+def threshold_spread(labels: Floats, scores: Floats, objective: str = "f1", n_resamples: int = 200, seed: int = 0) -> NDArray[np.float64]:
+    """Return per attribute the range [K, 2] that holds 95% of the thresholds tuned on resamples of the rows; NaN where none is tuned."""
+    rng = np.random.default_rng(seed)
+    tuned = np.full((n_resamples, labels.shape[1]), np.nan)
+    stays = np.array([reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]])
+    for resample in range(n_resamples):
+        rows = rng.integers(0, len(labels), len(labels))
+        tuned[resample] = tune_thresholds(labels[rows], scores[rows], objective)
+    tuned[:, stays] = np.nan
+    return np.quantile(tuned, [0.025, 0.975], axis=0).T
 
 
 def cross_fit(labels: Floats, scores: Floats, objective: str = "f1", folds: int = 5, seed: int = 0) -> NDArray[np.bool_]:
@@ -75,12 +93,12 @@ def _parse_objective(objective: str) -> tuple[str, float]:
     return kind, target
 
 
-def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) -> float:
+def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) -> tuple[float, str | None]:
     observed = ~np.isnan(labels)
     truth, scores = labels[observed] == 1, scores[observed]
     n_positive, n_negative = int(truth.sum()), int((~truth).sum())
     if min(n_positive, n_negative) < MIN_POSITIVES:
-        return DEFAULT_THRESHOLD
+        return DEFAULT_THRESHOLD, f"fewer than {MIN_POSITIVES} positives or negatives"
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     cut = np.flatnonzero(np.append(ranked[:-1] != ranked[1:], True))  # the last row of each run of equal scores
@@ -93,9 +111,9 @@ def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) ->
     else:
         quality = np.where(true_positive / predicted >= target, true_positive / n_positive, -1.0)
         if quality.max() < 0:
-            return DEFAULT_THRESHOLD
+            return DEFAULT_THRESHOLD, f"no threshold reaches a precision of {target:g}"
     above = ranked[cut]
     below = np.append(above[1:], 0.0)
     best = quality >= quality.max() - 1e-12
     widest = np.argmax(np.where(best, above - below, -1.0))
-    return float((above[widest] + below[widest]) / 2)
+    return float((above[widest] + below[widest]) / 2), None

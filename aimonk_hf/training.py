@@ -16,7 +16,7 @@ from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precision
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.hub_push import create_repository, push_model_folder
-from aimonk_hf.judging import choose_and_judge
+from aimonk_hf.judging import choose_and_judge, describe_data
 from aimonk_hf.losses import positive_weights
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.plots import plot_loss_curve, plot_predictions
@@ -260,4 +260,5 @@ def _summary(trainer: Trainer, validation: AttributeDataset, report_set: Attribu
         "n_train": len(trainer.dataset),
         "n_validation": len(validation),
         "n_report": len(report_set),
+        "data": describe_data([trainer.dataset, validation, report_set]),
     }

@@ -4,7 +4,7 @@ import pytest
 from aimonk_hf import tune_thresholds
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.metrics import count_decisions, f1, mean_defined
-from aimonk_hf.thresholds import cross_fit, decide, resolve_thresholds
+from aimonk_hf.thresholds import cross_fit, decide, resolve_thresholds, threshold_spread, tune_with_reasons
 
 STORED = {"a": 0.3, "b": 0.6}
 
@@ -77,3 +77,17 @@ def test_cross_fitting_does_not_flatter_noise() -> None:
         trivial.append(mean_defined(f1(count_decisions(labels, np.ones(labels.shape, dtype=bool)))))
     assert np.mean(own) > np.mean(trivial) + 0.01
     assert np.mean(crossed) < np.mean(trivial)
+
+
+def test_the_spread_of_a_threshold_shrinks_with_the_data_and_fallbacks_say_why() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((1600, 2)) < [0.4, 0.001]).astype(float)
+    labels[2:, 1] = 0
+    scores = 1 / (1 + np.exp(-(rng.normal(size=labels.shape) + labels - 0.5)))
+    few, many = (threshold_spread(labels[:n], scores[:n], n_resamples=60) for n in (60, 1600))
+    assert few[0, 1] - few[0, 0] > 1.5 * (many[0, 1] - many[0, 0])
+    assert few[0, 0] <= tune_thresholds(labels[:60], scores[:60])[0] <= few[0, 1]
+    assert np.isnan(many[1]).all()
+    assert tune_with_reasons(labels, scores)[1] == [None, "fewer than 5 positives or negatives"]
+    backwards = column([0.1] * 6, [0.9] * 6)
+    assert tune_with_reasons(*backwards, "precision=0.9") == ([0.5], ["no threshold reaches a precision of 0.9"])

@@ -1,0 +1,96 @@
+"""Bootstrap intervals: weighted metrics by hand and by scikit-learn, coverage by simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from aimonk_hf.intervals import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
+
+NAN = np.nan
+
+
+def test_weighted_metrics_by_hand() -> None:
+    """Scores .9+ .6- .4+ .1-: weight 2 on the second positive. AUROC = (1*2 + 2*1) / (3*2), AP = (1*1 + 2*3/4) / 3."""
+    ranking = _Ranking(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.6, 0.4, 0.1]))
+    auroc, precision = ranking.metrics(np.array([[1], [1], [2], [1]], dtype=np.float32))
+    assert auroc[0] == pytest.approx(4 / 6)
+    assert precision[0] == pytest.approx((1 + 2 * 3 / 4) / 3)
+
+
+def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((50, 3)) < [0.2, 0.5, 0.8]).astype(float)
+    labels[rng.random(labels.shape) < 0.2] = NAN
+    scores = np.round(rng.random(labels.shape), 1)
+    values = resample_metrics(labels, scores, scores >= 0.5, 6, seed=4)
+    weights = _draw_weights(np.arange(50), 6, np.random.default_rng(4))
+    for resample in range(6):
+        for k in range(3):
+            seen = ~np.isnan(labels[:, k])
+            truth, own, weight = labels[seen, k], scores[seen, k], weights[seen, resample]
+            assert values["auroc"][resample, k] == pytest.approx(roc_auc_score(truth, own, sample_weight=weight), abs=1e-6)
+            assert values["average_precision"][resample, k] == pytest.approx(
+                average_precision_score(truth, own, sample_weight=weight), abs=1e-6
+            )
+            assert values["f1"][resample, k] == pytest.approx(f1_score(truth, own >= 0.5, sample_weight=weight), abs=1e-6)
+
+
+def test_rows_of_a_group_are_drawn_together() -> None:
+    weights = _draw_weights(np.array([0, 0, 1, 2, 2]), 40, np.random.default_rng(0))
+    assert (weights[0] == weights[1]).all()
+    assert (weights[3] == weights[4]).all()
+    assert (weights[0] + weights[2] + weights[3] == 3).all()
+
+
+def test_copies_in_groups_do_not_narrow_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    labels = (rng.random((80, 1)) < 0.4).astype(float)
+    scores = norm.cdf(rng.normal(size=labels.shape) + labels)
+    once, _ = bootstrap_intervals(labels, scores, scores > 0.5, 400)
+    five = [np.repeat(table, 5, axis=0) for table in (labels, scores)]
+    groups = np.repeat(np.arange(80), 5)
+    grouped, _ = bootstrap_intervals(*five, five[1] > 0.5, 400, groups)
+    blind, _ = bootstrap_intervals(*five, five[1] > 0.5, 400)
+    width = {name: float(np.diff(table["auroc"][0])[0]) for name, table in (("once", once), ("grouped", grouped), ("blind", blind))}
+    assert width["grouped"] == pytest.approx(width["once"], rel=0.15)
+    assert width["blind"] < 0.6 * width["once"]
+
+
+@pytest.mark.parametrize(("n", "prevalence", "distance"), [(60, 0.3, 1.0), (200, 0.15, 1.5)])
+def test_coverage(n: int, prevalence: float, distance: float) -> None:
+    """300 data sets with a known answer: about 95% of the intervals must hold it (a run of 300 has a standard error of 1.3%)."""
+    rng = np.random.default_rng(1)
+
+    def draw(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = (rng.random((rows, columns)) < prevalence).astype(float)
+        return labels, norm.cdf(rng.normal(size=labels.shape) + distance * (labels - 0.5))
+
+    many, many_scores = draw(200_000, 1)
+    truth = {
+        "auroc": norm.cdf(distance / np.sqrt(2)),
+        "average_precision": average_precision_score(many[:, 0], many_scores[:, 0]),
+        "f1": f1_score(many[:, 0], many_scores[:, 0] > 0.5),
+    }
+    labels, scores = draw(n, 300)
+    labels[rng.random(labels.shape) < 0.1] = NAN
+    found, _ = bootstrap_intervals(labels, scores, scores > 0.5, 300)
+    for metric, value in truth.items():
+        ends = found[metric]
+        held = (ends[:, 0] <= value) & (value <= ends[:, 1])
+        assert 0.91 <= held.mean() <= 0.99, metric
+
+
+def test_a_perfect_ranking_has_the_exact_bound() -> None:
+    """Ten of each kind, all pairs right: ten successes in a row have probability .025 at a rate of .025 ** .1."""
+    labels = np.array([1.0] * 10 + [0.0] * 30)[:, None]
+    found, mean = bootstrap_intervals(labels, labels * 0.8 + 0.1, labels == 1, 200)
+    assert found["auroc"][0].tolist() == pytest.approx([0.025**0.1, 1.0])
+    assert mean["auroc"][1] == 1.0
+
+
+@pytest.mark.parametrize("labels", [np.full((6, 2), NAN), np.ones((6, 2)), np.array([[1.0, 0.0]]), np.zeros((0, 2))])
+def test_too_few_labels_have_no_interval(labels: np.ndarray) -> None:
+    found, mean = bootstrap_intervals(labels, np.full(labels.shape, 0.5), np.ones(labels.shape, dtype=bool), 20)
+    assert np.isnan(found["auroc"]).all()
+    assert np.isnan(mean["f1"]).all()

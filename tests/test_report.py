@@ -1,0 +1,222 @@
+"""Reports as a user gets them: plots, card, commands, and what a run says about where its figures come from."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
+from aimonk_hf.card import render_card
+from aimonk_hf.cli import main
+from aimonk_hf.console import metrics_table
+from aimonk_hf.evaluation import Judged
+from aimonk_hf.metrics import build_report
+from aimonk_hf.report_plots import write_report_plots
+from aimonk_hf.sample_data import write_sample_data
+
+PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "confusion", "co_occurrence", "worst_mistakes"}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample_data(tmp_path_factory.mktemp("data") / "drawn", n_images=240, seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AimonkModel]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    settings = {"epochs": 3, "batch_size": 16, "image_size": 48, "num_workers": 0, "mixed_precision": "no", "val_split": 0.4}
+    return out, train(TrainConfig(data_dir=str(drawn), output_dir=str(out), recipe="demo", **settings))  # type: ignore[arg-type]
+
+
+def parts(out: Path) -> dict[str, str]:
+    with (out / "split.csv").open(newline="") as file:
+        return {row["image"]: row["part"] for row in csv.DictReader(file)}
+
+
+def test_a_run_reports_from_images_that_chose_nothing(run: tuple[Path, AimonkModel], drawn: Path) -> None:
+    out, model = run
+    held = parts(out)
+    assert [list(held.values()).count(part) for part in ("train", "validation", "report")] == [144, 48, 48]
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["n_images"] == 48
+    assert report["measured_on"]["note"] == "its images chose neither epoch, threshold nor calibration"
+    assert report["signal"] in ("none", "some", "all")
+    assert report["verdict"]
+    dataset = AttributeDataset.from_folder(drawn)
+    rows = [row for row, image in enumerate(dataset.labels.images) if held[image] == "report"]
+    again = evaluate(model, dataset.select(rows))
+    for key in ("macro", "macro_ci95", "verdict"):
+        assert again[key] == report[key]
+    assert report["per_attribute"]["collar"]["calibration"]["ece_before"] is not None
+    assert len(report["per_attribute"]["collar"]["threshold_spread95"]) == 2
+    assert sum(report["training"]["data"]["labels"]["belt"]) == 240
+
+
+def test_little_data_has_no_report_part_and_says_so(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = {"epochs": 1, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
+    model = train(TrainConfig(data_dir=str(sample), output_dir=str(tmp_path / "out"), recipe="demo", **settings))  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert "a report part of fewer than 20 images would show nothing" in printed
+    assert "hence no intervals, no p-values and no verdict" in printed
+    assert model.metrics is not None
+    assert model.metrics["verdict"] is None
+    assert model.metrics["per_attribute"]["collar"]["p_value"] is None
+    assert model.metrics["measured_on"]["images"] == "the validation images"
+
+
+def test_a_run_that_chooses_nothing_on_validation_reports_from_all_of_it(sample: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "image_size": 32, "num_workers": 0, "mixed_precision": "no", "val_split": 0.4}
+    choose_nothing = {"tune_thresholds": False, "calibrate": False, "report_split": 0.0}
+    config = TrainConfig(data_dir=str(sample), output_dir=str(tmp_path / "out"), recipe="demo", **settings, **choose_nothing)  # type: ignore[arg-type]
+    model = train(config)
+    assert model.metrics is not None
+    assert model.metrics["verdict"]
+    assert model.metrics["measured_on"]["n_report"] == 0
+    assert set(model.config.thresholds.values()) == {0.5}
+
+
+def test_evaluate_knows_images_that_the_model_has_seen(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["evaluate", "--model", str(run[0]), "--data-dir", str(drawn)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "144 of its train part, 48 of its validation part" in printed
+    assert "verdict:" not in printed
+    assert main([*arguments, "--part", "report", "--output", str(tmp_path / "report")]) == 0
+    assert "verdict: " in capsys.readouterr().out
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == PLOTS
+    assert (
+        json.loads((tmp_path / "report" / "metrics.json").read_text())["macro"]
+        == json.loads((run[0] / "metrics.json").read_text())["macro"]
+    )
+
+
+def test_evaluate_refuses_a_part_where_there_is_no_split(
+    tiny_model: AimonkModel, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "m")
+    assert main(["evaluate", "--model", str(tmp_path / "m"), "--data-dir", str(sample), "--part", "report"]) == 2
+    assert "has no split.csv" in capsys.readouterr().err
+
+
+def test_tune_saves_thresholds_and_a_new_card(tiny_model: AimonkModel, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "m"
+    tiny_model.save_pretrained(folder)
+    arguments = ["tune", "--model", str(folder), "--data-dir", str(drawn)]
+    assert main([*arguments, "--output", str(tmp_path / "other"), "--objective", "youden"]) == 0
+    assert AimonkModel.from_pretrained(folder).config.thresholds == tiny_model.config.thresholds
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "95% of resamples" in printed
+    tuned = AimonkModel.from_pretrained(folder)
+    assert tuned.config.thresholds != tiny_model.config.thresholds
+    assert tuned.metrics is not None
+    assert tuned.metrics["per_attribute"]["collar"]["threshold"] == tuned.config.thresholds["collar"]
+    assert tuned.metrics["verdict"] is None
+    assert f"{tuned.config.thresholds['collar']:.3f}".removeprefix("0") in (folder / "README.md").read_text()
+    assert main([*arguments, "--objective", "f3"]) == 2
+    assert "unknown objective 'f3'" in capsys.readouterr().err
+
+
+def test_audit_by_a_model_leaves_its_training_images_out(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:
+    assert (
+        main(
+            [
+                "audit",
+                "--data-dir",
+                str(drawn),
+                "--model",
+                str(run[0]),
+                "--split",
+                str(run[0] / "split.csv"),
+                "--output",
+                str(tmp_path / "a"),
+            ]
+        )
+        == 0
+    )
+    findings = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert findings["suspects"]["n_scored"] == 96
+    assert findings["leakage"]["n_in_no_part"] == 0
+    held = parts(run[0])
+    assert all(held[one["image"]] != "train" for one in findings["suspects"]["labels"])
+
+
+def test_audit_probe_from_the_command_line(drawn: Path, tmp_path: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture) -> None:
+    """An untrained backbone's features tell stripes and sleeves apart well enough."""
+    tiny_model.save_pretrained(tmp_path / "backbone")
+    flags = ["--probe", "--architecture", f"local-dir:{tmp_path / 'backbone'}", "--output", str(tmp_path / "a")]
+    assert main(["audit", "--data-dir", str(drawn), *flags]) == 0
+    probed = json.loads((tmp_path / "a" / "audit.json").read_text())["probe"]
+    assert probed["per_attribute"]["stripes"]["p_value"] <= 0.05
+    assert f"probe: {probed['verdict']}" in capsys.readouterr().out
+    assert "## Is there signal?" in (tmp_path / "a" / "audit.md").read_text()
+
+
+def judged(n_attributes: int, tmp_path: Path) -> Judged:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((40, n_attributes)) < np.linspace(0.1, 0.9, n_attributes)).astype(np.float32)
+    labels[rng.random(labels.shape) < 0.1] = np.nan
+    labels[:, 0], labels[:, -1] = 1, np.nan
+    scores = rng.random(labels.shape)
+    names = [f"attribute {k} with $ | a long name" for k in range(n_attributes)]
+    Image.new("RGB", (60, 90), "red").save(tmp_path / "x.png")
+    paths = [tmp_path / "x.png"] * 39 + [tmp_path / "gone.png"]
+    report = build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5), chose_nothing=True)
+    return Judged(paths, labels, scores, scores >= 0.5, report)
+
+
+@pytest.mark.parametrize("n_attributes", [1, 4, 16])
+def test_plots_are_drawn_for_few_and_for_many_attributes(n_attributes: int, tmp_path: Path) -> None:
+    one = judged(n_attributes, tmp_path)
+    written = write_report_plots(one, dict.fromkeys(one.report["attributes"], 0.5), tmp_path)
+    assert {path.stem for path in written} == PLOTS
+    for path in written:
+        with Image.open(path) as picture:
+            assert min(picture.size) >= 100
+            assert max(picture.size) <= 4000
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 5
+
+
+def test_the_card_has_verdict_intervals_trivial_predictors_and_an_index(tiny_model: AimonkModel) -> None:
+    rng = np.random.default_rng(0)
+    names = tiny_model.config.attributes
+    labels = (rng.random((80, 4)) < 0.5).astype(float)
+    report = build_report(
+        labels, 0.5 * labels + 0.5 * rng.random((80, 4)), labels == 1, names, tiny_model.config.thresholds, chose_nothing=True
+    )
+    text = render_card(tiny_model.config, report)
+    assert "**Verdict: better than trivial on all 4 attributes.**" in text
+    ends = report["per_attribute"]["belt"]["auroc_ci95"]
+    assert f"({ends[0]:.3f} to ".replace("(0", "(") in text
+    card = ModelCard(text)  # huggingface_hub's own reading of it
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {
+        key: round(report["macro"][name], 4)
+        for key, name in (("f1", "f1"), ("average_precision", "average_precision"), ("roc_auc", "auroc"))
+    }
+    assert card.data.model_name == "test_resnet"
+    assert "Nobody has measured it" in render_card(tiny_model.config, None)
+    old = {key: report[key] for key in ("n_images", "macro", "trivial", "verdict")} | {
+        "per_attribute": {
+            name: {key: value for key, value in row.items() if key not in ("trivial", "lift")}
+            for name, row in report["per_attribute"].items()
+        }
+    }
+    assert "| belt |" in render_card(tiny_model.config, old)
+
+
+def test_the_console_names_attributes_below_everything_present() -> None:
+    labels = np.array([[1.0, 1.0]] * 30 + [[0.0, 0.0]] * 10)
+    decisions = np.column_stack([labels[:, 0] == 1, np.zeros(40, dtype=bool)])
+    text = metrics_table(
+        build_report(labels, labels * 0.5 + 0.25, decisions, ["good", "shy"], {"good": 0.5, "shy": 0.9}, chose_nothing=True)
+    )
+    assert "F1 below that of calling everything present: shy" in text
+    assert "verdict: better than trivial on all 2 attributes" in text
