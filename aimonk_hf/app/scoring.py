@@ -50,7 +50,7 @@ class Scorer:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _score_waiting(self) -> None:
-        batch = []
+        batch: list[tuple[Tensor, Future[Tensor]]] = []
         while self._waiting and len(batch) < self.max_batch:
             batch.append(self._waiting.popleft())
         if not batch:

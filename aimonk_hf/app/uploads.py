@@ -3,7 +3,6 @@
 import base64
 import binascii
 import io
-import os
 import re
 import zipfile
 import zlib
@@ -40,62 +39,12 @@ class Upload:
     problem: str = ""
 
 
-def read_picture(source: str | bytes) -> Picture:
-    """Decode a picture; raises `ImageError` with the reason."""
-    with open_image(source) as image:
-        notes = _notes(image)
-    return Picture(read_image(source), notes)
+@dataclass
+class Limits:
+    """What visitors may send: files of at most `max_bytes`, which lie in `folder`, where gradio puts uploads."""
 
-
-def open_upload(value: Any, max_bytes: int) -> Upload:
-    """Return the picture that a file field holds: gradio's FileData as a dict, whose path gradio has checked, or a data URL.
-
-    Raises `ImageError` where nothing was sent, or where it is larger than `max_bytes`.
-    """
-    path, url = (value.get("path"), value.get("url")) if isinstance(value, dict) else (None, None)
-    if path:
-        size = os.path.getsize(path) if os.path.isfile(path) else 0
-        _check_size(size, max_bytes)
-        return Upload(_clean(value.get("orig_name") or Path(path).name), path)
-    if isinstance(url, str) and url.startswith("data:"):
-        _check_size(len(url) * 3 // 4, max_bytes)
-        try:
-            return Upload(_clean(value.get("orig_name") or "picture"), base64.b64decode(url.partition(",")[2], validate=True))
-        except binascii.Error as error:
-            raise ImageError("the data URL is not valid base64") from error
-    raise ImageError("no picture was sent")
-
-
-def expand_uploads(values: Any, max_bytes: int) -> list[Upload]:
-    """Return every picture of the files sent, those in zip archives too.
-
-    Raises `AimonkError` where there is none, where there are more than `MAX_FILES`, and where an archive is damaged or set up to harm.
-    """
-    uploads: list[Upload] = []
-    for value in values if isinstance(values, list) else [values]:
-        if value is None:
-            continue
-        try:
-            upload = open_upload(value, max_bytes)
-        except ImageError as error:
-            name = value.get("orig_name") or "file" if isinstance(value, dict) else "file"
-            uploads.append(Upload(_clean(name), None, str(error)))
-            continue
-        uploads += _zip_entries(upload, max_bytes) if _is_zip(upload) else [upload]
-        _check_count(len(uploads))
-    if not uploads:
-        raise AimonkError("no files were sent: choose pictures, or a zip of pictures")
-    return uploads
-
-
-def read_entry(upload: Upload, max_bytes: int) -> str | bytes:
-    """Return the path or the bytes of an upload; a zip entry is unpacked in memory, no further than `max_bytes`. Raises `ImageError`."""
-    if upload.problem:
-        raise ImageError(upload.problem)
-    if isinstance(upload, ZipEntry):
-        return upload.unpack(max_bytes)
-    assert upload.source is not None
-    return upload.source
+    max_bytes: int
+    folder: Path
 
 
 @dataclass
@@ -116,6 +65,66 @@ class ZipEntry(Upload):
             raise ImageError(f"the entry is damaged ({error})") from error
         _check_size(len(data), max_bytes)
         return data
+
+
+def read_picture(source: str | bytes) -> Picture:
+    """Decode a picture; raises `ImageError` with the reason."""
+    with open_image(source) as image:
+        notes = _notes(image)
+    return Picture(read_image(source), notes)
+
+
+def open_upload(value: Any, limits: Limits) -> Upload:
+    """Return the picture that a file field holds: gradio's FileData as a dict, or a data URL.
+
+    gradio checks where a path leads only if the client marks it as a file, so it is checked here too.
+    Raises `ImageError` where nothing was sent, where it is too large, and for paths outside the upload folder.
+    """
+    path, url = (value.get("path"), value.get("url")) if isinstance(value, dict) else (None, None)
+    if path:
+        if not Path(path).resolve().is_relative_to(limits.folder.resolve()):
+            raise ImageError("the file was not uploaded to this app")
+        _check_size(Path(path).stat().st_size if Path(path).is_file() else 0, limits.max_bytes)
+        return Upload(_clean(value.get("orig_name") or Path(path).name), path)
+    if isinstance(url, str) and url.startswith("data:"):
+        _check_size(len(url) * 3 // 4, limits.max_bytes)
+        try:
+            return Upload(_clean(value.get("orig_name") or "picture"), base64.b64decode(url.partition(",")[2], validate=True))
+        except binascii.Error as error:
+            raise ImageError("the data URL is not valid base64") from error
+    raise ImageError("no picture was sent")
+
+
+def expand_uploads(values: Any, limits: Limits) -> list[Upload]:
+    """Return every picture of the files sent, those in zip archives too.
+
+    Raises `AimonkError` where there is none, where there are more than `MAX_FILES`, and where an archive is damaged or set up to harm.
+    """
+    uploads: list[Upload] = []
+    for value in values if isinstance(values, list) else [values]:
+        if value is None:
+            continue
+        try:
+            upload = open_upload(value, limits)
+        except ImageError as error:
+            name = value.get("orig_name") or "file" if isinstance(value, dict) else "file"
+            uploads.append(Upload(_clean(name), None, str(error)))
+            continue
+        uploads += _zip_entries(upload, limits.max_bytes) if _is_zip(upload) else [upload]
+        _check_count(len(uploads))
+    if not uploads:
+        raise AimonkError("no files were sent: choose pictures, or a zip of pictures")
+    return uploads
+
+
+def read_entry(upload: Upload, limits: Limits) -> str | bytes:
+    """Return the path or the bytes of an upload; a zip entry is unpacked in memory, no further than allowed. Raises `ImageError`."""
+    if upload.problem:
+        raise ImageError(upload.problem)
+    if isinstance(upload, ZipEntry):
+        return upload.unpack(limits.max_bytes)
+    assert upload.source is not None
+    return upload.source
 
 
 def _zip_entries(upload: Upload, max_bytes: int) -> Iterator[ZipEntry]:
@@ -150,7 +159,7 @@ def _check_entry(archive: str, entry: zipfile.ZipInfo) -> None:
 def _is_zip(upload: Upload) -> bool:
     if isinstance(upload.source, bytes):
         return upload.source.startswith(b"PK\x03\x04") or upload.source.startswith(b"PK\x05\x06")
-    if upload.source is None or not os.path.isfile(upload.source):
+    if upload.source is None or not Path(upload.source).is_file():
         return False
     with open(upload.source, "rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06") or upload.name.lower().endswith(".zip")

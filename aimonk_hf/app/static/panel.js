@@ -3,7 +3,8 @@
 const MANY = 60, NEAREST = 40;
 const find = (selector) => element.querySelector(selector);
 const rowsBox = find(".rows"), message = find(".message"), search = find(".search"), sort = find(".sort");
-let rows = [], items = new Map(), moves = 0, awaiting = false;
+const PATIENCE = 3000; // milliseconds after which an answer is taken for lost
+let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false;
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
 const three = (value) => value.toFixed(3);
@@ -73,7 +74,13 @@ function move(name, threshold, typing) {
 
 function decide() {
   moves += 1;
-  awaiting = true;
+  send();
+}
+
+// One request at a time: its answer sends the positions that marks have been moved to since.
+function send() {
+  if (Date.now() - sentAt < PATIENCE) return;
+  sentAt = Date.now();
   trigger("input", { thresholds: rows.map((row) => row.threshold), moves });
 }
 
@@ -129,20 +136,22 @@ function layOut() {
 function receive() {
   const value = props.value;
   if (!value) return;
-  const late = value.moves < moves && rows.length > 0;
-  const previous = new Map(rows.map((row) => [row.name, row.threshold]));
-  const rescored = value.kind !== "decided";
-  if (late && !rescored) return;
-  if (!late) awaiting = false;
-  rows = value.rows.map((row) => ({ ...row, threshold: late ? previous.get(row.name) : row.threshold }));
+  if (value.kind === "decided") {
+    sentAt = 0;
+    const late = outdated || value.moves < moves;
+    outdated = false;
+    if (late) return send();
+  } else outdated = sentAt > 0; // the answer under way is about the picture before
+  const moved = new Map(rows.map((row) => [row.name, row.threshold]));
+  const late = value.kind !== "decided" && moves > value.moves;
+  rows = value.rows.map((row) => ({ ...row, threshold: late ? moved.get(row.name) : row.threshold }));
   message.textContent = value.message;
   message.dataset.kind = value.error ? "error" : "";
   message.setAttribute("role", value.error ? "alert" : "status");
   find(".save").hidden = !value.savable;
-  if (rescored) layOut();
+  if (value.kind === "scored") layOut();
   else for (const row of rows) if (items.has(row.name)) showRow(row);
-  element.dataset.moves = value.moves;
-  if (late) decide();
+  if (late && !value.error) send();
 }
 
 async function copy() {

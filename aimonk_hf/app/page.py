@@ -1,0 +1,62 @@
+"""The page as a whole: title, tabs and look."""
+
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from aimonk_hf.app.batch_tab import build_batch_tab
+from aimonk_hf.app.model_page import missing_model_page, model_page
+from aimonk_hf.app.predict_tab import build_predict_tab
+from aimonk_hf.app.served import Served
+from aimonk_hf.app.sessions import ApiSessions
+
+TITLE = "aimonk_hf"
+# Uploads and results are looked at every 5 minutes and removed when they are half an hour old.
+DELETE_CACHE = (300, 1800)
+_CSS = Path(__file__).parent / "static" / "page.css"
+
+
+def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
+    """Return the page and API of a model; `examples` are pictures offered beside the upload field."""
+    model = served.scorer.model
+    with _blocks(f"{served.name} - {TITLE}") as page:
+        sessions = ApiSessions(page)
+        gr.HTML(_title(served.name, f"{len(served.stored)} attributes, each with a score and a threshold of its own"), elem_id="title")
+        with gr.Tabs():
+            with gr.Tab("Predict", id="predict"):
+                thresholds = build_predict_tab(served, examples, page, sessions)
+            build_batch_tab(served, thresholds, sessions)
+            with gr.Tab("Model", id="model"):
+                gr.HTML(model_page(served.name, model.config, model.metrics), elem_id="model-page")
+    return page
+
+
+def build_missing_page(wanted: str, reason: str) -> gr.Blocks:
+    """Return the page shown where there is no model."""
+    with _blocks(TITLE) as page:
+        gr.HTML(missing_model_page(wanted, reason), elem_id="missing")
+    return page
+
+
+def look() -> dict[str, Any]:
+    """Return what `launch` needs for the look: one accent colour, system fonts (nothing is fetched from elsewhere), light and dark."""
+    theme = gr.themes.Default(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
+    return {"theme": theme, "css": _CSS.read_text(encoding="utf-8")}
+
+
+def _blocks(title: str) -> gr.Blocks:
+    wanted = os.environ.get("GRADIO_ANALYTICS_ENABLED") == "True"  # gradio's own default is to send
+    return gr.Blocks(title=title, analytics_enabled=wanted, delete_cache=DELETE_CACHE)
+
+
+def _title(name: str, line: str) -> str:
+    return f"<h1>{html.escape(name)}</h1><p>{html.escape(line)}</p>"

@@ -1,0 +1,83 @@
+"""What one running app serves: the model, its name, and the limits; and the answers that page and API share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aimonk_hf.app.decisions import panel_rows, read_thresholds, rounded, slugs, summary
+from aimonk_hf.app.scoring import Scorer
+from aimonk_hf.app.uploads import Limits, Picture, open_upload, read_entry
+from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.persistence import CONFIG_FILE
+from aimonk_hf.prediction import Prediction
+from aimonk_hf.storage import read_json, write_json
+
+
+@dataclass
+class Served:
+    """A model behind the app; `save_folder` is where visitors may write thresholds, None where they may not."""
+
+    scorer: Scorer
+    name: str
+    limits: Limits
+    save_folder: Path | None = None
+
+    @property
+    def stored(self) -> dict[str, float]:
+        """The model's thresholds by attribute."""
+        return self.scorer.model.config.thresholds
+
+    @property
+    def slugs(self) -> dict[str, str]:
+        """The API's parameter name of each attribute."""
+        return dict(zip(self.stored, slugs(list(self.stored)), strict=True))
+
+    def read(self, value: Any) -> Picture:
+        """Decode what a file field holds; raises `ImageError`."""
+        return self.scorer.read(read_entry(open_upload(value, self.limits), self.limits))
+
+    def predict(self, value: Any, thresholds: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+        """Return scores and present attributes of an uploaded picture; thresholds that are None are the stored ones. Raises `AimonkError`."""
+        resolved = read_thresholds(self.stored, thresholds)
+        scores = self.scorer.score(self.read(value).image)
+        return rounded(scores), Prediction(scores, resolved).attributes
+
+    def panel(
+        self,
+        scores: dict[str, float] | None,
+        thresholds: dict[str, float] | None,
+        kind: str,
+        message: str = "",
+        error: bool = False,
+        moves: int = 0,
+    ) -> dict[str, Any]:
+        """Return the value of the attribute panel; `kind` is "scored" where scores are new, "decided" where only thresholds moved."""
+        rows = panel_rows(self.stored, thresholds or self.stored, scores)
+        return {
+            "rows": rows,
+            "kind": kind,
+            "message": message or summary(rows) or "Choose a picture: the scores appear here.",
+            "error": error,
+            "moves": moves,
+            "savable": self.save_folder is not None,
+        }
+
+    def save_thresholds(self, thresholds: dict[str, float]) -> str:
+        """Write the thresholds into the model folder's config.json and return a sentence about it; raises `AimonkError`."""
+        if self.save_folder is None:
+            raise AimonkError("saving is off: start the app with --allow-save and a local model folder")
+        path = self.save_folder / CONFIG_FILE
+        write_json(path, read_json(path) | {"thresholds": thresholds})
+        self.scorer.model.config.thresholds = dict(thresholds)
+        return f"Saved {len(thresholds)} thresholds. The model's metrics were measured with the earlier ones: aimonk-hf evaluate measures anew."
+
+
+def score_upload(served: Served, value: Any) -> tuple[dict[str, float] | None, str]:
+    """Return the scores of a picture and a sentence about it; scores are None where it cannot be used, and the sentence says why."""
+    try:
+        picture = served.read(value)
+        return served.scorer.score(picture.image), " ".join(picture.notes)
+    except ImageError as error:
+        return None, f"This picture cannot be used: {error}."
+    except AimonkError as error:
+        return None, f"{error}."

@@ -1,0 +1,215 @@
+"""The app under load, beside the bare model in the same process: requests a second, threshold moves, start-up, memory.
+
+    python benchmarks/app_load.py [--model FOLDER] [--requests 200] [--clients 16] [--memory-requests 1000]
+
+Without --model a mobilenetv2_100 with random weights is served (speed does not depend on the weights). Clients are threads of one other
+process, which speak plain HTTP as curl would (upload, call, answer); they share the machine's cores with the app.
+"""
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--memory-requests", type=int, default=1000)
+    parser.add_argument("--as-client", nargs=3, metavar=("URL", "PICTURES", "COUNT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.as_client:
+        url, folder, count = options.as_client
+        print(json.dumps(run_clients(url, sorted(Path(folder).iterdir()), int(count), options.clients)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        model = options.model or write_model(Path(temporary) / "model")
+        pictures = write_pictures(Path(temporary) / "pictures", options.requests)
+        print(f"start-up:         {start_up(model):.1f} s until the page answers")
+        measure(model, pictures, options)
+
+
+def write_model(folder: Path) -> Path:
+    from aimonk_hf.modeling import AimonkModel
+
+    AimonkModel.from_timm("mobilenetv2_100", ["sleeves", "stripes", "collar", "belt"], pretrained=False).save_pretrained(folder)
+    return folder
+
+
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    """Write JPEG files of 800 x 600 pixels and about 100 kB, smooth with some grain."""
+    folder.mkdir()
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize((800, 600), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 8, (600, 800, 3))
+        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=80)
+    return sorted(folder.iterdir())
+
+
+def start_up(model: Path) -> float:
+    import httpx
+
+    started = time.perf_counter()
+    app = subprocess.Popen([sys.executable, str(ROOT / "app.py"), "--model", str(model), "--port", "7899"], stdout=subprocess.DEVNULL)
+    try:
+        while time.perf_counter() - started < 120:
+            try:
+                if httpx.get("http://127.0.0.1:7899").status_code == 200:
+                    return time.perf_counter() - started
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise SystemExit("the app did not start within two minutes")
+    finally:
+        app.terminate()
+        app.wait()
+
+
+def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> None:
+    from aimonk_hf.app.page import build_page
+    from aimonk_hf.app.serve import app_folder, launch, load_served
+
+    with app_folder():
+        served = load_served(str(model))
+        page = build_page(served, [])
+        url = launch(page, "127.0.0.1", None, wait=False)
+        bare_seconds(served.scorer.model, pictures[:32])
+        clients(url, pictures, 2 * options.clients, options)  # both are warm now
+        measure_load(url, served, pictures, options)
+        moves = threshold_moves(page, url, served, 100)
+        print(
+            f"threshold moves:  {statistics.median(moves) * 1000:.1f} ms median over HTTP, {max(moves) * 1000:.0f} ms at most (wanted: 50)"
+        )
+        measure_memory(url, pictures, options)
+        page.close()
+        served.scorer.close()
+
+
+def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> None:
+    """Alternate between the bare model and the app in short rounds, because other work on the machine comes and goes."""
+    bare, app, times = [], [], []
+    n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
+    for _ in range(ROUNDS):
+        bare.append(bare_seconds(served.scorer.model, pictures))
+        load = clients(url, pictures, options.requests, options)
+        app.append(load["seconds"])
+        times += load["times"]
+    per_batch = (served.scorer.n_images - n_images) / (served.scorer.n_batches - n_batches)
+    ratios = sorted(each / other for each, other in zip(bare, app, strict=True))
+    times.sort()
+    rate = options.requests * ROUNDS / sum(app)
+    late = times[int(0.95 * (len(times) - 1))]
+    print(f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} pictures a second, decoding included, batches of 16")
+    print(f"the app:          {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} pictures a batch")
+    print(f"                  {statistics.median(times) * 1000:.0f} ms median, {late * 1000:.0f} ms p95")
+    print(
+        f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), {ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
+    )
+
+
+def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) -> None:
+    import psutil
+
+    process = psutil.Process()
+    memory = [process.memory_info().rss / 1e6]
+    for _ in range(4):
+        clients(url, pictures, options.memory_requests // 4, options)
+        memory.append(process.memory_info().rss / 1e6)
+    print(f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB over {options.memory_requests} requests")
+
+
+def bare_seconds(model: Any, pictures: list[Path]) -> float:
+    started = time.perf_counter()
+    model.predict(pictures, batch_size=16)
+    return time.perf_counter() - started
+
+
+def threshold_moves(page: Any, url: str, served: Any, count: int) -> list[float]:
+    """Return the seconds of requests like those that the page sends while a mark is moved."""
+    import httpx
+
+    decide = next(fn for fn in page.fns.values() if fn.name == "decide")
+    thresholds = list(served.stored.values())
+    times = []
+    with httpx.Client() as http:
+        for move in range(count):
+            body = {
+                "data": [None],
+                "fn_index": decide._id,
+                "session_hash": "bench",
+                "event_data": {"thresholds": thresholds, "moves": move},
+            }
+            started = time.perf_counter()
+            http.post(f"{url}gradio_api/run/predict", json=body).raise_for_status()
+            times.append(time.perf_counter() - started)
+    return times
+
+
+def clients(url: str, pictures: list[Path], count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the clients in a process of their own and return what they measured."""
+    command = [sys.executable, __file__, "--clients", str(options.clients), "--as-client", url, str(pictures[0].parent), str(count)]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return answer
+
+
+def run_clients(url: str, pictures: list[Path], count: int, n_clients: int) -> dict[str, Any]:
+    """Share `count` predictions among threads; return the seconds that all took, and those of each."""
+    address = url.split("//")[1].rstrip("/")
+
+    def one_client(numbers: range) -> list[float]:
+        connection = http.client.HTTPConnection(address, timeout=300)
+        times = []
+        for number in numbers:
+            started = time.perf_counter()
+            predict(connection, pictures[number % len(pictures)])
+            times.append(time.perf_counter() - started)
+        connection.close()
+        return times
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(n_clients) as pool:
+        shares = pool.map(one_client, [range(first, count, n_clients) for first in range(n_clients)])
+        times = list(chain.from_iterable(shares))
+    return {"seconds": time.perf_counter() - started, "times": times}
+
+
+def predict(connection: http.client.HTTPConnection, picture: Path) -> None:
+    """Upload a picture, ask for its prediction, and wait for the answer."""
+    edge = "edge-of-the-parts"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{picture.name}"\r\nContent-Type: image/jpeg\r\n\r\n'
+    form = head.encode() + picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+    place = json.loads(ask(connection, "POST", "upload", form, f"multipart/form-data; boundary={edge}"))[0]
+    body = json.dumps({"image": {"path": place, "meta": {"_type": "gradio.FileData"}}}).encode()
+    event = json.loads(ask(connection, "POST", "call/v2/predict", body, "application/json"))["event_id"]
+    answer = ask(connection, "GET", f"call/predict/{event}", None, "text/plain")
+    if b"event: complete" not in answer:
+        raise SystemExit(f"a prediction failed: {answer[:300]!r}")
+
+
+def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, kind: str) -> bytes:
+    connection.request(method, f"/gradio_api/{path}", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    content = response.read()
+    if response.status != 200:
+        raise SystemExit(f"{path} answered {response.status}: {content[:300]!r}")
+    return content
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What the app's tests share: a running app and hostile files."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from aimonk_hf.app.examples import example_pictures
+from aimonk_hf.app.page import build_page
+from aimonk_hf.app.serve import app_folder, launch, load_served
+from aimonk_hf.app.served import Served
+
+
+@dataclass
+class RunningApp:
+    """An app that listens on `url`; `served.scorer` counts what the network did; its files lie in `folder`."""
+
+    url: str
+    served: Served
+    folder: Path
+    page: gr.Blocks
+
+
+@contextmanager
+def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int = 5) -> Iterator[RunningApp]:
+    """Serve a model folder on a free port; `max_file_size` is in megabytes."""
+    with app_folder() as folder:
+        served = load_served(str(model_folder), max_file_size, model_folder if allow_save else None)
+        page = build_page(served, example_pictures(model_folder, list(served.stored), folder))
+        try:
+            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False)
+            yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
+        finally:
+            page.close()
+            served.scorer.close()
+
+
+def write_pictures(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)) -> list[Path]:
+    """Write pictures of different noise."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        paths.append(folder / f"picture_{number}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def bomb_png(side: int = 30_000) -> bytes:
+    """A small PNG that claims `side` x `side` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def bad_pictures(folder: Path) -> dict[str, Path]:
+    """Write files that are no usable pictures, by what is wrong with them."""
+    folder.mkdir(exist_ok=True)
+    whole = io.BytesIO()
+    Image.effect_noise((200, 200), 50).convert("RGB").save(whole, "JPEG")
+    contents = {
+        "empty.png": b"",
+        "text.png": b"not a picture at all",
+        "cut.jpg": whole.getvalue()[: len(whole.getvalue()) // 3],
+        "bomb.png": bomb_png(),
+        "phone.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64),
+        "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in contents}
+
+
+def odd_pictures(folder: Path) -> dict[str, Path]:
+    """Write pictures of unusual kinds that can be used all the same."""
+    folder.mkdir(exist_ok=True)
+    base = Image.effect_noise((80, 60), 60).convert("RGB")
+    base.convert("CMYK").save(folder / "cmyk.jpg")
+    base.save(folder / "moving.gif", save_all=True, append_images=[base.rotate(90)])
+    base.convert("RGBA").save(folder / "clear.png")
+    base.convert("L").save(folder / "grey.png")
+    base.save(folder / "scan.tiff")
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def write_zip(path: Path, entries: dict[str, bytes]) -> Path:
+    """Write a compressed archive of the given names, whatever they are."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return path

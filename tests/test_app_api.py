@@ -1,0 +1,272 @@
+"""The app as a program sees it: gradio_client and plain HTTP, good requests and bad ones."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from app_support import RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from aimonk_hf.app.serve import app_folder, launch, open_page
+from aimonk_hf.modeling import AimonkModel
+
+MARK = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    folder = tmp_path_factory.mktemp("api") / "model"
+    tiny_model.save_pretrained(folder)
+    with running_app(folder, max_file_size=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(app: RunningApp, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(app.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def picture_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 1)[0]
+
+
+def post(app: RunningApp, endpoint: str, body: dict[str, Any]) -> str:
+    """Call an endpoint as curl would, with parameters by name, and return the stream of events."""
+    started = httpx.post(f"{app.url}/gradio_api/call/v2/{endpoint}", json=body)
+    return httpx.get(f"{app.url}/gradio_api/call/{endpoint}/{started.json()['event_id']}", timeout=60).text
+
+
+def test_parameters_are_named_by_attribute(client: Client, tiny_model: AimonkModel) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/predict", "/predict_batch"}
+    predict = endpoints["/predict"]
+    assert [parameter["parameter_name"] for parameter in predict["parameters"]] == ["image", *tiny_model.config.attributes]
+    assert [parameter.get("parameter_default") for parameter in predict["parameters"][1:]] == list(tiny_model.config.thresholds.values())
+    assert [parameter["parameter_name"] for parameter in endpoints["/predict_batch"]["parameters"]] == ["files"]
+    assert [output["label"] for output in endpoints["/predict_batch"]["returns"]] == ["table", "csv"]
+
+
+def test_predict_equals_the_library(client: Client, picture_path: Path, tiny_model: AimonkModel) -> None:
+    expected = tiny_model.predict(picture_path)
+    scores, present = client.predict(image=handle_file(str(picture_path)), api_name="/predict")
+    assert scores == pytest.approx(expected.scores, abs=2e-6)
+    assert present == expected.attributes
+    assert client.predict(image=handle_file(str(picture_path)), sleeves=1, stripes=1, collar=0, belt=1, api_name="/predict")[1] == [
+        "collar"
+    ]
+
+
+def test_predict_by_plain_http(app: RunningApp, picture_path: Path, tiny_model: AimonkModel) -> None:
+    place = httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
+    events = post(app, "predict", {"image": {"path": place, **MARK}, "belt": 0.0, "sleeves": 1, "stripes": 1, "collar": 1})
+    assert events.startswith("event: complete")
+    scores, present = json.loads(events.split("data: ", 1)[1].strip())
+    assert scores == pytest.approx(tiny_model.predict(picture_path).scores, abs=2e-6)
+    assert present == ["belt"]
+
+
+def test_requests_under_load_share_batches(app: RunningApp, picture_path: Path) -> None:
+    scorer = app.served.scorer
+    images, batches = scorer.n_images, scorer.n_batches
+    clients = [Client(app.url, verbose=False) for _ in range(4)]
+    with ThreadPoolExecutor(12) as pool:
+        with scorer.network_lock:  # so that requests pile up, but for the few that the network's thread took first
+            jobs = [pool.submit(clients[n % 4].predict, image=handle_file(str(picture_path)), api_name="/predict") for n in range(12)]
+            give_up = time.monotonic() + 30
+            while len(scorer._waiting) < 6 and time.monotonic() < give_up:
+                time.sleep(0.02)
+            assert len(scorer._waiting) >= 6
+        answers = [job.result(60) for job in jobs]
+    assert scorer.n_images - images == 12
+    assert scorer.n_batches - batches <= 6
+    for scores, present in answers:
+        assert scores == pytest.approx(answers[0][0], abs=1e-5)
+        assert present == answers[0][1]
+
+
+def test_every_bad_picture_is_an_error_in_words_and_the_next_request_works(
+    client: Client, picture_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in bad_pictures(tmp_path / "bad").values():
+        with pytest.raises(AppError) as caught:
+            client.predict(image=handle_file(str(path)), api_name="/predict")
+        message = str(caught.value)
+        assert len(message) < 150
+        assert "Traceback" not in message
+        assert "/" not in message.replace("and/or", "")
+    for wrong, reason in (({"belt": 1.5}, "between 0 and 1"), ({"belt": "high"}, "between 0 and 1"), ({"image": None}, "no picture")):
+        with pytest.raises(AppError, match=reason):
+            client.predict(**({"image": handle_file(str(picture_path))} | wrong), api_name="/predict")
+    with pytest.raises(ValueError, match="exceeds the maximum file size"):
+        large = tmp_path / "large.png"
+        large.write_bytes(bytes(1_100_000))
+        client.predict(image=handle_file(str(large)), api_name="/predict")
+    assert client.predict(image=handle_file(str(picture_path)), api_name="/predict")[0]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_finished_calls_are_forgotten(app: RunningApp, picture_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimonk_hf.app.sessions.KEPT", 5)
+    before = len(app.page.state_holder.session_data)
+    place = httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
+    for _ in range(25):  # each call by plain HTTP is a session of its own
+        assert "event: complete" in post(app, "predict", {"image": {"path": place, **MARK}})
+    assert len(app.page.state_holder.session_data) < before + 10
+
+
+def test_odd_pictures_are_scored(client: Client, tmp_path: Path, tiny_model: AimonkModel) -> None:
+    for path in odd_pictures(tmp_path / "odd").values():
+        scores, _ = client.predict(image=handle_file(str(path)), api_name="/predict")
+        assert scores == pytest.approx(tiny_model.predict(path).scores, abs=2e-6)
+
+
+def test_batch_returns_table_and_csv(client: Client, tmp_path: Path, tiny_model: AimonkModel) -> None:
+    pictures, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
+    archive = write_zip(tmp_path / "more.zip", {"sub/a.png": pictures[2].read_bytes(), "sub/b.png": b"broken"})
+    files = [handle_file(str(path)) for path in (pictures[0], bad["text.png"], pictures[1], archive)]
+    table, csv_path = client.predict(files=files, api_name="/predict_batch")
+    assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "error"]
+    assert [row[0] for row in table["data"]] == ["picture_0.png", "text.png", "picture_1.png", "more.zip/sub/a.png", "more.zip/sub/b.png"]
+    assert [bool(row[-1]) for row in table["data"]] == [False, True, False, False, True]
+    rows = list(csv.reader(Path(csv_path).read_text().splitlines()))
+    assert rows == [table["headers"], *table["data"]]
+    assert float(rows[1][2]) == pytest.approx(tiny_model.predict(pictures[0]).scores["sleeves"], abs=2e-6)
+
+
+def test_a_bad_archive_is_an_error_in_words(client: Client, tmp_path: Path) -> None:
+    for number, (entries, reason) in enumerate(
+        (
+            ({"../up.png": b"1"}, "points outside"),
+            ({f"{n}.png": b"" for n in range(5000)}, "at most 1000"),
+            ({"zeros.png": bytes(3_000_000)}, "200 times"),
+        )
+    ):
+        archive = write_zip(tmp_path / f"bad{number}.zip", entries)
+        with pytest.raises(AppError, match=reason):
+            client.predict(files=[handle_file(str(archive))], api_name="/predict_batch")
+
+
+def test_nothing_outside_the_upload_folder_is_read(app: RunningApp, tmp_path: Path) -> None:
+    secret = write_pictures(tmp_path / "secret", 1)[0]
+    address = {"path": "http://127.0.0.1:1/picture.png"}
+    for mark in ({}, MARK):
+        assert "event: error" in post(app, "predict", {"image": {"path": str(secret), **mark}})
+        answer = post(app, "predict_batch", {"files": [{"path": str(secret), **mark}]})
+        assert "event: error" in answer or "not uploaded" in answer
+    assert "not its address" in post(app, "predict", {"image": {**address, **MARK}})
+    assert "event: error" in post(app, "predict", {"image": str(secret)})
+    config = app.served.limits.folder.parent
+    for place in (secret, "/etc/passwd", "app.py", "aimonk_hf/cli.py", f"{app.served.limits.folder}/../../../etc/passwd", config):
+        assert httpx.get(f"{app.url}/gradio_api/file={place}").status_code in (403, 404)
+
+
+def test_uploads_above_the_limit_are_refused(app: RunningApp) -> None:
+    answer = httpx.post(f"{app.url}/gradio_api/upload", files={"files": ("large.png", bytes(1_100_000))})
+    assert answer.status_code == 413
+    assert "maximum" in answer.text
+
+
+def test_private_events_are_not_for_clients(client: Client) -> None:
+    with pytest.raises(ValueError, match="api_name"):
+        client.predict(None, api_name="/show")
+
+
+def test_files_go_when_the_app_ends(tiny_model: AimonkModel, tmp_path: Path, picture_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with running_app(tmp_path / "model") as running:
+        httpx.post(f"{running.url}/gradio_api/upload", files={"files": picture_path.read_bytes()})
+        files = [path for path in running.served.limits.folder.rglob("*") if path.is_file()]
+        assert files
+    assert not running.folder.exists()
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
+
+
+def test_without_a_model_the_server_answers_with_a_page(tmp_path: Path) -> None:
+    with app_folder() as folder:
+        page = open_page(str(tmp_path / "nowhere"), folder)
+        launch(page, "127.0.0.1", None, wait=False)
+        try:
+            answer = httpx.get(page.local_url)
+            assert answer.status_code == 200
+            assert "aimonk-hf train" in answer.text
+        finally:
+            page.close()
+
+
+def test_the_program_starts_and_leaves_nothing_behind_when_stopped(tiny_model: AimonkModel, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    (tmp_path / "tmp").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "AIMONK_MODEL": str(tmp_path / "model")}
+    app = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--port", port], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        answer = wait_for(f"http://127.0.0.1:{port}")
+        assert "attributes, each with a score" in answer.text
+        assert len(list((tmp_path / "tmp").glob("aimonk_app_*"))) == 1
+    finally:
+        app.terminate()
+    assert app.wait(30) == 0
+    assert list((tmp_path / "tmp").glob("aimonk_app_*")) == []
+
+
+def wait_for(url: str) -> httpx.Response:
+    """Return the first answer, within five minutes."""
+    give_up = time.monotonic() + 300
+    while True:
+        try:
+            return httpx.get(url)
+        except httpx.TransportError:
+            assert time.monotonic() < give_up, "the app did not start"
+            time.sleep(0.1)
+
+
+WATCH = """
+import socket, sys, time
+asked = []
+def watched(original, place_of):
+    def call(*arguments, **options):
+        place = place_of(arguments)
+        if place not in ("127.0.0.1", "localhost", "0.0.0.0", "::1", None, ""):
+            asked.append(place)
+            raise OSError(f"no way to {place}")
+        return original(*arguments, **options)
+    return call
+socket.getaddrinfo = watched(socket.getaddrinfo, lambda a: a[0] if isinstance(a[0], (str, type(None))) else a[0].decode())
+socket.socket.connect = watched(socket.socket.connect, lambda a: a[1][0] if isinstance(a[1], tuple) else None)
+from pathlib import Path
+import httpx
+from aimonk_hf.app.serve import app_folder, launch, open_page
+with app_folder() as folder:
+    page = open_page(sys.argv[1], folder)
+    launch(page, "127.0.0.1", None, wait=False)
+    httpx.get(page.local_url)
+    time.sleep(2)
+    page.close()
+print("asked", asked)
+"""
+
+
+def test_nothing_is_sent_elsewhere(tiny_model: AimonkModel, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GRADIO", "HF_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, str(tmp_path / "model")], capture_output=True, text=True, check=True, timeout=400, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "asked []"

@@ -1,0 +1,277 @@
+"""The app as a visitor sees it, in Debian's chromium: desktop and phone, light and dark, mouse and keyboard."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from app_support import RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+
+from aimonk_hf.modeling import AimonkModel
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+SCREENS = [
+    pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}, id="desktop-light"),
+    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"),
+]
+SCORED = "() => [...document.querySelectorAll('#panel .score')].every((score) => score.textContent !== '')"
+
+
+def leave_out(reason: str) -> NoReturn:
+    """Skip, but where CI is set: there a missing browser is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"the browser tests cannot run: {reason}")
+    pytest.skip(f"the browser tests are left out: {reason}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        leave_out("there is no chromium: apt-get install chromium")
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        leave_out("there is no playwright: pip install playwright")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    folder = tmp_path_factory.mktemp("browser") / "garments"
+    tiny_model.save_pretrained(folder)
+    with running_app(folder, allow_save=True, max_file_size=1) as running:
+        yield running
+
+
+@pytest.fixture(params=SCREENS)
+def page(request: pytest.FixtureRequest, browser: Any, app: RunningApp) -> Iterator[Any]:
+    yield from open_page(browser, app, request.param)
+
+
+@pytest.fixture
+def desktop(browser: Any, app: RunningApp) -> Iterator[Any]:
+    yield from open_page(browser, app, SCREENS[0].values[0])
+
+
+def open_page(browser: Any, app: RunningApp, screen: Any) -> Iterator[Any]:
+    context = browser.new_context(accept_downloads=True, permissions=["clipboard-read", "clipboard-write"], **screen)
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.elsewhere = []
+    page.on("request", lambda asked: page.elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None)
+    page.goto(app.url)
+    page.wait_for_selector("#panel .row")
+    yield page
+    context.close()
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#picture input[type=file]", str(path))
+    page.wait_for_function(SCORED)
+
+
+def row(page: Any, attribute: str) -> Any:
+    return page.locator("#panel .row", has=page.locator(f".name:text-is('{attribute}')"))
+
+
+def wait_for_state(page: Any, attribute: str, state: str) -> None:
+    page.wait_for_function(
+        "([name, state]) => [...document.querySelectorAll('#panel .row')].some((row) => "
+        "row.querySelector('.name').textContent === name && row.querySelector('.state').textContent.startsWith(state))",
+        arg=[attribute, state],
+    )
+
+
+def is_wider_than_the_screen(page: Any) -> bool:
+    wide: bool = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth + 1")
+    return wide
+
+
+def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
+    heights = page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]")
+    upload(page, write_pictures(tmp_path / "p", 1, (900, 300))[0])
+    assert page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]") == heights
+    seen = app.served.scorer.n_images
+
+    score = float(row(page, "collar").locator(".score").inner_text())
+    mark = row(page, "collar").locator("input[type=range]")
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    start = box["x"] + 12 + (box["width"] - 24) * float(mark.input_value())
+    page.mouse.move(start, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 13, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    wait_for_state(page, "collar", "absent")
+    assert float(mark.input_value()) > 0.95 > score
+
+    mark.focus()
+    page.keyboard.press("Home")
+    wait_for_state(page, "collar", "present")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("PageUp")
+    assert float(mark.input_value()) == pytest.approx(0.11)
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Threshold of collar"
+
+    row(page, "collar").locator("input[type=number]").fill("1")
+    wait_for_state(page, "collar", "absent")
+    assert float(mark.input_value()) == 1.0
+    row(page, "collar").locator("input[type=number]").fill(f"{score:.3f}")
+    page.wait_for_function("document.querySelector('#panel .row[data-close=true]') !== null")
+    assert app.served.scorer.n_images == seen, "moving thresholds ran the network"
+    assert page.elsewhere == []
+    assert not is_wider_than_the_screen(page)
+
+
+def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
+    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+    stored = [f"{value:.3f}" for value in app.served.stored.values()]
+    numbers = lambda: [each.input_value() for each in desktop.locator("#panel .row input[type=number]").all()]  # noqa: E731
+    assert numbers() == stored
+    desktop.fill("#panel .all", "0.9")
+    desktop.click("#panel .set-all")
+    assert numbers() == ["0.900"] * 4
+    for name in app.served.stored:
+        wait_for_state(desktop, name, "absent")
+    desktop.click("#panel .copy")
+    desktop.wait_for_selector("#panel .copy:text('Copied')")
+    assert json.loads(desktop.evaluate("navigator.clipboard.readText()")) == dict.fromkeys(app.served.stored, 0.9)
+    desktop.click("#panel .reset")
+    assert numbers() == stored
+    desktop.select_option("#panel .sort", "score")
+    scores = [float(each.inner_text()) for each in desktop.locator("#panel .score").all()]
+    assert scores == sorted(scores, reverse=True)
+    desktop.select_option("#panel .sort", "model")
+    assert desktop.locator("#panel .name").all_inner_texts() == list(app.served.stored)
+
+
+def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
+    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+    before = dict(app.served.stored)
+    row(desktop, "belt").locator("input[type=number]").fill("0.77")
+    desktop.click("#panel .save")
+    desktop.wait_for_selector("#panel .message:has-text('Saved 4 thresholds')")
+    assert app.served.save_folder is not None
+    assert AimonkModel.from_pretrained(app.served.save_folder).config.thresholds == before | {"belt": 0.77}
+    desktop.reload()
+    desktop.wait_for_function("document.querySelectorAll('#panel .number')[3]?.value === '0.770'")
+    app.served.save_thresholds(before)
+
+
+def test_bad_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
+    bad, odd = bad_pictures(tmp_path / "bad"), odd_pictures(tmp_path / "odd")
+    for name, words in (("text.png", "not a picture"), ("bomb.png", "too many pixels"), ("cut.jpg", "damaged")):
+        desktop.set_input_files("#picture input[type=file]", str(bad[name]))
+        message = desktop.wait_for_selector(f"#panel .message[role=alert]:has-text('{words}')")
+        assert message.inner_text().startswith("This picture cannot be used: ")
+        desktop.click("#picture button[aria-label='Remove Image'], #picture button[aria-label='Clear']")
+        desktop.wait_for_selector("#panel .message[role=status]:has-text('Choose a picture')")
+    upload(desktop, odd["moving.gif"])
+    assert "first frame" in desktop.inner_text("#panel .message")
+
+
+def test_an_example_is_scored_and_explained(page: Any, app: RunningApp) -> None:
+    page.locator("#examples button, #examples .gallery-item").first.click()
+    page.wait_for_function(SCORED)
+    row(page, "stripes").locator(".why").click()
+    page.wait_for_selector("#heat img")
+    assert page.get_attribute("#heat img", "alt") == "heat map of one attribute over the picture"
+    assert "stripes" in page.inner_text("#heat-caption")
+    assert page.get_attribute("#picture img", "alt") == "the picture whose attributes are shown"
+    assert not is_wider_than_the_screen(page)
+
+
+def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp_path: Path) -> None:
+    good, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
+    archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
+    page.get_by_role("tab", name="Batch").click()
+    page.set_input_files("#files input[type=file]", [str(path) for path in (good[0], bad["text.png"], good[1], bad["bomb.png"], archive)])
+    page.wait_for_selector("#files :text('more')")
+    page.click("#run")
+    page.wait_for_selector("#report :text('3 of 5 pictures scored')")
+    reasons = page.locator("#report li").all_inner_texts()
+    assert reasons[0].startswith("text.png: not a picture")
+    assert reasons[1].startswith("bomb.png: too many pixels")
+    page.wait_for_function("document.querySelectorAll('#gallery img').length === 3")
+
+    with page.expect_download() as downloading:
+        page.click("#csv")
+    path = tmp_path / "predictions.csv"
+    downloading.value.save_as(path)
+    rows = list(csv.DictReader(path.open()))
+    assert [bool(each["error"]) for each in rows] == [False, True, False, True, False]
+    wanted = sum("sleeves" in each["attributes"].split() for each in rows)
+
+    page.click("#filter input")
+    page.get_by_role("option", name="sleeves").click()
+    page.wait_for_function(f"document.querySelectorAll('#gallery img').length === {wanted}")
+    page.get_by_role("tab", name="Predict").click()
+    page.fill("#panel .all", "0")
+    page.click("#panel .set-all")
+    page.wait_for_timeout(500)
+    seen = app.served.scorer.n_images
+    page.get_by_role("tab", name="Batch").click()
+    page.wait_for_function("document.querySelectorAll('#gallery img').length === 3")
+    assert app.served.scorer.n_images == seen
+    assert not is_wider_than_the_screen(page)
+
+
+def test_a_zip_with_path_tricks_is_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
+    desktop.get_by_role("tab", name="Batch").click()
+    desktop.set_input_files("#files input[type=file]", str(write_zip(tmp_path / "trick.zip", {"../up.png": b"1"})))
+    desktop.wait_for_selector("#files :text('trick')")
+    desktop.click("#run")
+    assert "points outside the archive" in desktop.wait_for_selector("#report [role=alert]").inner_text()
+
+
+def test_the_model_page_and_the_whole_page_by_keyboard(page: Any) -> None:
+    page.get_by_role("tab", name="Model").click()
+    assert "test_resnet" in page.wait_for_selector("#model-page h2 + p").inner_text()
+    assert not is_wider_than_the_screen(page)
+    page.get_by_role("tab", name="Predict").click()
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('#panel input, #panel button, #panel select')].filter((each) => !each.hidden &&
+        !each.getAttribute('aria-label') && !each.textContent.trim() && !each.closest('label')).length"""
+    )
+    assert unnamed == 0
+    page.locator("#panel .reset").focus()
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert {f"Threshold of {name}" for name in ("sleeves", "stripes", "collar", "belt")} <= reached
+
+
+def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = [f"tag number {number}" for number in range(150)]
+    AimonkModel.from_timm("test_resnet", names, pretrained=False, image_size=64).save_pretrained(tmp_path / "many")
+    with running_app(tmp_path / "many") as running:
+        opened = open_page(browser, running, SCREENS[1].values[0])
+        page = next(opened)
+        upload(page, write_pictures(tmp_path / "p", 1)[0])
+        assert page.locator("#panel .row").count() == 40
+        distances = page.evaluate(
+            "[...document.querySelectorAll('#panel .row')].map((row) => "
+            "Math.abs(row.querySelector('.score').textContent - row.querySelector('.mark').value))"
+        )
+        expected = sorted(
+            abs(score - 0.5)
+            for score in AimonkModel.from_pretrained(tmp_path / "many").predict(tmp_path / "p/picture_0.png").scores.values()
+        )
+        assert max(distances) <= expected[40] + 0.002
+        page.fill("#panel .search", "number 77")
+        assert page.locator("#panel .name").all_inner_texts() == ["tag number 77"]
+        row(page, "tag number 77").locator("input[type=number]").fill("0")
+        wait_for_state(page, "tag number 77", "present")
+        assert page.locator("#panel .row").count() == 1
+        assert not is_wider_than_the_screen(page)
+        opened.close()

@@ -1,0 +1,136 @@
+"""Heat maps: on drawn garments most of an attribute's heat lies where its part was drawn; on any backbone there is a map or a sentence."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aimonk_hf.app.heatmap import heat_map, overlay
+from aimonk_hf.app.scoring import Scorer
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.losses import masked_bce_with_logits
+from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.sample_data import SIZE, Box, draw_garment
+
+ATTRIBUTES = ["sleeves", "stripes", "collar"]
+
+
+def train_briefly(model: AimonkModel, images: list[Image.Image], labels: torch.Tensor, epochs: int, lr: float) -> Scorer:
+    """Fit the model on the images [N] and labels [N, K], without augmentation."""
+    pixels = torch.stack([model.transform(image) for image in images])
+    steps = epochs * (len(images) // 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    generator = torch.Generator().manual_seed(0)
+    model.train()
+    for step in range(steps):
+        rows = torch.randint(len(images), (32,), generator=generator)
+        batch = pixels[rows].flip(-1) if step % 2 else pixels[rows]
+        optimizer.zero_grad()
+        masked_bce_with_logits(model(batch).logits, labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    return Scorer(model)
+
+
+def share_in_box(heat: np.ndarray, box: Box) -> tuple[float, float]:
+    """Return the shares of the heat and of the area that lie in a box given in pixels of the drawing."""
+    left, top, right, bottom = (round(value * heat.shape[0] / SIZE) for value in box)
+    inside = heat[max(0, top) : bottom, max(0, left) : right]
+    return float(inside.sum() / heat.sum()), inside.size / heat.size
+
+
+@pytest.fixture(scope="module")
+def garments() -> Scorer:
+    """A convolutional network that has seen 320 drawings five times."""
+    torch.manual_seed(0)
+    drawings = [draw_garment(np.random.default_rng([5, number])) for number in range(320)]
+    labels = torch.tensor([[float(drawing.present[name]) for name in ATTRIBUTES] for drawing in drawings])
+    preprocessing = {"crop_mode": "squash", "crop_pct": 1.0}
+    model = AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=96, preprocessing=preprocessing)
+    return train_briefly(model, [drawing.image for drawing in drawings], labels, 6, 0.004)
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_most_of_the_heat_lies_where_the_part_was_drawn(garments: Scorer, attribute: str) -> None:
+    shares, areas = [], []
+    for number in range(30):
+        drawing = draw_garment(np.random.default_rng([99, number]))
+        if drawing.present[attribute]:
+            share, area = share_in_box(heat_map(garments, drawing.image, attribute), drawing.boxes[attribute])
+            shares.append(share)
+            areas.append(area)
+    assert np.mean(areas) < 0.4
+    assert np.mean(shares) > 0.5
+    assert np.mean(np.array(shares) > 0.5) > 0.6, "in most pictures"
+
+
+def draw_mark(number: int) -> tuple[Image.Image, Box | None]:
+    """Draw noise, with a bright square in it every other time; return the square's box."""
+    rng = np.random.default_rng([7, number])
+    pixels = rng.integers(0, 70, (SIZE, SIZE, 3), dtype=np.uint8)
+    if number % 2:
+        return Image.fromarray(pixels), None
+    left, top = (int(value) for value in rng.integers(4, SIZE - 44, 2))
+    pixels[top : top + 40, left : left + 40] = (255, 230, 40)
+    return Image.fromarray(pixels), (left, top, left + 40, top + 40)
+
+
+def test_a_vision_transformer_looks_at_the_mark() -> None:
+    torch.manual_seed(0)
+    drawings = [draw_mark(number) for number in range(96)]
+    labels = torch.tensor([[float(box is not None)] for _, box in drawings])
+    preprocessing = {"crop_mode": "squash", "crop_pct": 1.0}
+    model = AimonkModel.from_timm("test_vit", ["mark"], pretrained=False, image_size=128, preprocessing=preprocessing)
+    scorer = train_briefly(model, [image for image, _ in drawings], labels, 10, 0.002)
+    shares = []
+    for number in range(1000, 1024, 2):
+        image, box = draw_mark(number)
+        assert box is not None
+        share, area = share_in_box(heat_map(scorer, image, "mark"), box)
+        assert area < 0.15
+        shares.append(share)
+    assert np.mean(shares) > 0.5
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_convnext", "test_vit", "test_vit2", "test_resnet", "test_mambaout"])
+def test_backbones_of_many_kinds_have_maps(architecture: str) -> None:
+    torch.manual_seed(0)
+    scorer = Scorer(AimonkModel.from_timm(architecture, ["one", "two"], pretrained=False))
+    before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
+    image = Image.effect_noise((200, 150), 80).convert("RGB")
+    heat = heat_map(scorer, image, "two")
+    assert heat.shape == scorer.model.transform.size
+    assert np.isfinite(heat).all()
+    assert 0 <= heat.min() <= heat.max() <= 1 + 1e-6
+    assert all(torch.equal(before[name], value) for name, value in scorer.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in scorer.model.parameters()), "gradients of the weights take memory"
+    scores = scorer.score(image)
+    assert scores == pytest.approx(scorer.model.predict(image).scores, abs=1e-6), "hooks stay behind"
+
+
+def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: AimonkModel) -> None:
+    with pytest.raises(AimonkError, match="no attribute 'hat'"):
+        heat_map(Scorer(tiny_model), Image.new("RGB", (64, 64)), "hat")
+    mixer = AimonkModel.from_timm("mixer_s32_224", ["one"], pretrained=False)
+    with pytest.raises(AimonkError, match="not available for MlpMixer"):
+        heat_map(Scorer(mixer), Image.new("RGB", (64, 64)), "one")
+
+
+def test_without_the_library_the_install_hint_is_given(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    with pytest.raises(AimonkError, match=r"pip install 'aimonk_hf\[app\]'"):
+        heat_map(Scorer(tiny_model), Image.new("RGB", (64, 64)), "belt")
+
+
+def test_the_overlay_colours_heat_only() -> None:
+    pixels = torch.full((3, 32, 32), 100, dtype=torch.uint8)
+    heat = np.zeros((32, 32), dtype=np.float32)
+    heat[8:16, 8:16] = 1
+    shown = np.asarray(overlay(pixels, heat)).astype(int)
+    scale = shown.shape[0] // 32
+    spread = shown.max(axis=2) - shown.min(axis=2)
+    assert spread[2 * scale, 2 * scale] == 0
+    assert spread[12 * scale, 12 * scale] > 50
