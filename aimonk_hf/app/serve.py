@@ -47,7 +47,9 @@ def serve(
         try:
             launch(page, host, port, share, max_file_size)
         except OSError as error:
-            raise AimonkError(f"cannot listen on {host}:{port}: choose another --host or --port ({str(error).splitlines()[0]})") from error
+            raise AimonkError(
+                f"cannot listen on {host}:{port}: it is taken or not this machine's; choose another --port or --host"
+            ) from error
         finally:
             page.close()
 
