@@ -77,6 +77,8 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o777 & ~_umask())
+        for file in stage.rglob("*"):  # safetensors writes files that only their owner may read
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
         if folder.exists():
             for file in sorted(stage.iterdir()):
                 file.replace(folder / file.name)
