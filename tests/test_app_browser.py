@@ -18,6 +18,8 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 SCREENS = [
     pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}, id="desktop-light"),
     pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"),
+    pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}, id="desktop-dark"),
+    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True}, id="phone-light"),
 ]
 SCORED = "() => [...document.querySelectorAll('#panel .score')].every((score) => score.textContent !== '')"
 
