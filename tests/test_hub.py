@@ -298,3 +298,29 @@ def test_timm_and_transformers_load_by_repository_id(hub: LoopbackHub, model: Ai
     for reader in ("aimonk_hf", "timm", "transformers"):
         assert torch.allclose(torch.tensor(found[reader]), expected, atol=1e-5), reader
     assert found["scores"] == pytest.approx(model.predict(picture).scores, abs=1e-5)
+
+
+def test_a_hub_repository_is_an_architecture(hub: LoopbackHub):
+    source = AimonkModel.from_timm("mobilenetv2_100", ["a"], pretrained=False, image_size=64, pad_type="same", drop_rate=0.3)
+    source.push_to_hub(REPO)
+    started = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES)
+    assert started.config.architecture == "mobilenetv2_100"
+    assert started.config.model_args == {"pad_type": "same", "drop_rate": 0.3}
+    assert started.transform.size == (64, 64)
+    assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
+    assert started.timm_model.get_classifier().out_features == len(ATTRIBUTES)
+    random = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES, pretrained=False)
+    assert not torch.equal(random.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
+    with pytest.raises(AimonkError, match="no Hub repository user/other"):
+        AimonkModel.from_timm("hf-hub:user/other", ATTRIBUTES)
+
+
+def test_a_timm_name_takes_its_pretrained_weights_from_the_hub(hub: LoopbackHub):
+    from timm.models import get_pretrained_cfg
+
+    source = make_model(3)
+    source.push_to_hub(REPO)
+    hub.repos["model", get_pretrained_cfg("test_efficientnet").hf_hub_id] = hub.repos["model", REPO]  # ours may not push to timm's account
+    started = AimonkModel.from_timm("test_efficientnet", ["a", "b"])
+    assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
+    assert started.timm_model.get_classifier().out_features == 2
