@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from types import UnionType
+from typing import Any, TextIO, cast, get_args, get_origin
 
 from aimonk_hf import __version__
 from aimonk_hf.cli_judging import add_judging_commands
@@ -108,12 +109,17 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser_of(kind: Any) -> Callable[[str], Any]:
-    inner = next((part for part in get_args(kind) if part is not type(None)), kind)
-    return inner if inner in (int, float, str) else _names
+    """Return what turns a flag's text into a value of the field's type; lists are split at commas."""
+    inner = next((part for part in get_args(kind) if part is not type(None)), kind) if get_origin(kind) is UnionType else kind
+    if get_origin(inner) is not list:
+        return cast("Callable[[str], Any]", inner)
+    (element,) = get_args(inner)
 
+    def values(text: str) -> list[Any]:
+        return [element(part.strip()) for part in text.split(",")]
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    values.__name__ = f"comma-separated {element.__name__}"  # argparse names it where a value is refused
+    return values
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -194,6 +200,8 @@ def _recipes(options: argparse.Namespace) -> int:
 
     for recipe in list_recipes():
         print(f"{recipe.name}: {recipe.system}")
+        if recipe.unsaid:
+            print(f"  left unsaid, chosen here: {recipe.unsaid}")
         print("  " + ", ".join(f"{key} {value}" for key, value in recipe.settings.items()))
     return 0
 

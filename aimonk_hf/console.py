@@ -105,6 +105,12 @@ def _notes(report: dict[str, Any]) -> list[str]:
         lines.append(f"of {n_attributes} attributes the macro averages cover those where they are defined: {', '.join(partial)}")
     if measured := report.get("measured_on"):
         lines.append(f"measured on {measured['images']}: {measured['note']}")
+    if folds := report.get("folds"):
+        spread = ", ".join(
+            f"{name} {figure(folds['macro'][key]['mean'])} ± {figure(folds['macro'][key]['sd'])}"
+            for name, key in (("mAP", "average_precision"), ("AUROC", "auroc"), ("F1", "f1"))
+        )
+        lines.append(f"mean and standard deviation over {folds['n_folds']} folds: {spread}")
     below = [name for name, row in report["per_attribute"].items() if (row.get("lift", {}).get("f1") or 0) < 0]
     if below:
         lines.append(f"F1 below that of calling everything present: {', '.join(below)}")

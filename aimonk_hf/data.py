@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         """Decode every image once; return the reason per row that cannot be used."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             checks = pool.map(check_image, self.paths)
-            reasons = list(tqdm(checks, "checking images", len(self), unit="img", leave=False, disable=not progress, dynamic_ncols=True))
+            reasons = list(
+                tqdm(checks, "checking images", len(self), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
+            )
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 
 
@@ -87,20 +90,24 @@ def find_images_dir(folder: Path, images: list[str]) -> Path:
     candidates = [path for path in (folder / "images", folder / "images" / "images") if path.is_dir()]
     if not candidates:
         raise AimonkError(f"there is no folder {folder / 'images'}: name it with --images-dir")
-    held = [sum((path / image).exists() for image in images) for path in candidates]
+    # os.path, because Path.exists raises for names that no file can have
+    held = [sum(os.path.exists(path / image) for image in images) for path in candidates]  # noqa: PTH110
     return candidates[int(np.argmax(held))]
 
 
 def duplicate_groups(paths: list[Path]) -> NDArray[np.int64]:
-    """Return a group number per file [N]; byte-identical files share one. Only files of equal size are read."""
+    """Return a group number per file [N]; byte-identical files share one, a file that cannot be read any more has its own.
+
+    Only files of equal size are read.
+    """
     by_size: dict[int, list[int]] = {}
-    for row, path in enumerate(paths):
-        by_size.setdefault(path.stat().st_size, []).append(row)
     groups = np.arange(len(paths))
+    for row, path in enumerate(paths):
+        with suppress(OSError):
+            by_size.setdefault(path.stat().st_size, []).append(row)
     for rows in by_size.values():
         first_of: dict[bytes, int] = {}
         for row in rows if len(rows) > 1 else ():
-            with open(paths[row], "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-            groups[row] = first_of.setdefault(digest, row)
+            with suppress(OSError), open(paths[row], "rb") as file:
+                groups[row] = first_of.setdefault(hashlib.file_digest(file, "sha256").digest(), row)
     return groups

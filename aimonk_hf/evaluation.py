@@ -105,7 +105,7 @@ def score_images(
     failures: dict[Path, str] = {}
     stream = model.stream(paths, batch_size=batch_size)
     for row, (_, prediction) in enumerate(
-        tqdm(stream, "scoring", len(paths), unit="img", leave=False, disable=not progress, dynamic_ncols=True)
+        tqdm(stream, "scoring", len(paths), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
     ):
         if isinstance(prediction, ImageError):
             failures[paths[row]] = str(prediction)

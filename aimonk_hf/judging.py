@@ -11,7 +11,7 @@ from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation import judge_scores, score_images
 from aimonk_hf.label_checks import copied_attributes, missing_patterns, one_sided_attributes
-from aimonk_hf.metrics import nan_to_none
+from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.thresholds import cross_fit, decide, threshold_spread, tune_with_reasons
 
@@ -59,6 +59,67 @@ def choose_and_judge(
     _add_choices(report, choices)
     report["measured_on"] |= {"n_validation": len(validation), "n_report": len(report_set)}
     return report | {"thresholds_tuned": objective is not None}
+
+
+def choose_and_judge_out_of_fold(
+    model: AimonkModel,
+    labels: Labels,
+    scores: Scores,
+    fold_of: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    *,
+    calibration: bool,
+    objective: str | None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], Scores]:
+    """Calibrate and tune `model`, trained on all images, on out-of-fold scores [N, K], in place.
+
+    Returns its metrics.json, and the scores [N, K] calibrated as the model now is; rows of NaN stay so and are judged nowhere.
+
+    The models of the folds stand in for it: they have seen a little less. No image is judged by a model, a threshold or an epoch that it
+    chose, so that there are intervals and a verdict; scaling leaves rankings as they are.
+    """
+    readable = ~np.isnan(scores).all(axis=1)
+    every = scores.copy()
+    labels, scores, fold_of, groups = labels[readable], scores[readable], fold_of[readable], groups[readable]
+    choices: dict[str, Any] = {}
+    if calibration:
+        entries = choices["calibration"] = _calibrate(model, labels, scores, seed)
+        scale, shift = (np.array([entry[key] for entry in entries.values()]) for key in ("scale", "shift"))
+        scores = 1 / (1 + np.exp(-(scale * to_logits(scores) + shift)))
+    if objective is not None:
+        choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
+    stored = list(model.config.thresholds.values())
+    decisions = decide(scores, stored) if objective is None else cross_fit(labels, scores, objective, seed=seed)
+    n_folds = int(fold_of.max()) + 1
+    note = "each image is scored by the model of the fold that left it out" + (
+        ", and decided by thresholds tuned on other images" if objective is not None else ""
+    )
+    report = judge_scores(model, labels, scores, decisions, (f"out-of-fold scores of {n_folds} folds", note), True, groups)
+    _add_choices(report, choices)
+    if "calibration" in choices:
+        report["calibration"]["fitted_on"] = "the out-of-fold scores; errors over five folds, each judged by the fit to the other four"
+    report["folds"] = _fold_figures(labels, scores, decisions, fold_of)
+    every[readable] = scores
+    return report | {"thresholds_tuned": objective is not None}, every
+
+
+def _fold_figures(labels: Labels, scores: Scores, decisions: NDArray[np.bool_], fold_of: NDArray[np.int64]) -> dict[str, Any]:
+    """Return mean, standard deviation and values over the folds of each macro metric."""
+    n_folds = int(fold_of.max()) + 1
+    figures: dict[str, list[float]] = {"f1": [], "average_precision": [], "auroc": []}
+    for fold in range(n_folds):
+        own = fold_of == fold
+        figures["f1"].append(mean_defined(f1(count_decisions(labels[own], decisions[own]))))
+        figures["average_precision"].append(mean_defined(average_precision(labels[own], scores[own])))
+        figures["auroc"].append(mean_defined(auroc(labels[own], scores[own])))
+    spread: dict[str, Any] = nan_to_none(
+        {
+            name: {"mean": mean_defined(np.array(values)), "sd": float(np.nanstd(values, ddof=1)), "values": values}
+            for name, values in figures.items()
+        }
+    )
+    return {"n_folds": n_folds, "macro": spread}
 
 
 def choose_thresholds(model: AimonkModel, labels: Labels, scores: Scores, objective: str, seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -4,33 +4,52 @@ from dataclasses import dataclass
 from typing import Any
 
 from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.published_recipes import PUBLISHED
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings by name; `system` says where they come from. Each setting is a field of `TrainConfig`, and a flag overrides it."""
+    """Settings by name; each is a field of `TrainConfig`, and a flag overrides it.
+
+    `system` says what the recipe reproduces, `unsaid` what that system did not say and was chosen for it.
+    """
 
     name: str
     system: str
     settings: dict[str, Any]
+    unsaid: str = ""
 
 
 # What holds where a recipe is silent.
 NEUTRAL: dict[str, Any] = {
     "pretrained": True,
     "drop_rate": 0.0,
+    "drop_path_rate": 0.0,
     "crop_mode": None,
     "crop_pct": None,
     "image_size": None,
     "batch_size": 32,
+    "stage_epochs": None,
+    "stage_lr": None,
+    "freeze": "none",
+    "stage_freeze": None,
     "optimizer": "adamw",
     "weight_decay": 0.0,
+    "layer_decay": 1.0,
     "schedule": "constant",
     "warmup": 0.0,
     "clip_grad": 1.0,
     "ema_decay": 0.0,
+    "early_stopping_patience": 0,
+    "metric_for_best_model": "none",
+    "loss": "bce",
+    "label_smoothing": 0.0,
     "pos_weight_power": 1.0,
+    "pos_weight_negatives": "observed",
     "augmentation": "none",
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "sampling": "shuffle",
     "val_split": 0.2,
     "report_split": 0.0,
     "split": "iterative",
@@ -94,6 +113,7 @@ _RECIPES = [
             "calibrate": True,
         },
     ),
+    *(Recipe(name, system, settings, unsaid) for name, (system, unsaid, settings) in PUBLISHED.items()),
 ]
 _BY_NAME = {recipe.name: recipe for recipe in _RECIPES}
 

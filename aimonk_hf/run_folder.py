@@ -3,9 +3,14 @@
 import csv
 import io
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from aimonk_hf.data import AttributeDataset
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.persistence import MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import make_folder, read_json, write_json, write_text
@@ -16,12 +21,13 @@ HISTORY_COLUMNS = (
     *("seconds", "images_per_second"),
 )
 _CONFIG, _HISTORY, _SPLIT = "train_config.json", "history.csv", "split.csv"
+FOLDS, OUT_OF_FOLD = "folds.csv", "oof.csv"
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
 
 # Settings that may differ between a run and its continuation: where things lie and what the machine offers.
 _FREE_TO_CHANGE = (
     *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite", "strict"),
-    "push_to_hub",
+    *("push_to_hub", "checkpoint_minutes"),
 )
 
 
@@ -32,6 +38,7 @@ class RunFolder:
         self.path = Path(config.output_dir)
         self.config = config
         self.checkpoints = self.path / "checkpoints"
+        self.folds = self.path / "folds"
         earlier = self.path / _CONFIG
         self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
 
@@ -58,8 +65,9 @@ class RunFolder:
         """Create the folder; what --overwrite replaces is removed."""
         make_folder(self.path)
         if not self.config.resume:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS):
+            for folder in (self.checkpoints, self.folds):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
                 (self.path / name).unlink(missing_ok=True)
         make_folder(self.checkpoints)
 
@@ -69,11 +77,25 @@ class RunFolder:
 
     def write_split(self, images: list[str], parts: list[str]) -> None:
         """Write split.csv; at --resume, images that fall into other parts than before are refused."""
-        text = _csv_text(["image", "part"], zip(images, parts, strict=True))
-        path = self.path / _SPLIT
+        self._write_division(_SPLIT, ["image", "part"], zip(images, parts, strict=True))
+
+    def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
+        """Write folds.csv: the fold (1, 2, ...) that each image was left out with; refuses as `write_split` does."""
+        self._write_division(FOLDS, ["image", "fold"], zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True))
+
+    def _write_division(self, name: str, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
+        text, path = _csv_text(header, rows), self.path / name
         if self.config.resume and path.is_file() and path.read_text(encoding="utf-8", errors="surrogateescape") != text:
             raise AimonkError(f"cannot resume {self.path}: the data has changed since (see {path}); restore it, or use --overwrite")
         write_text(path, text)
+
+    def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
+        """Write oof.csv: a score per image and attribute by a model that has not seen the image; `audit --scores` reads it."""
+        cells = (
+            [image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)]
+            for image, row in zip(dataset.labels.images, scores, strict=True)
+        )
+        write_text(self.path / OUT_OF_FOLD, _csv_text(["image", *dataset.attributes], cells))
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv; a figure that does not exist is left empty."""

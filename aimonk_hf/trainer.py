@@ -1,91 +1,175 @@
-"""The training loop: epochs of optimiser steps over all processes, validation, and the state that a checkpoint holds."""
+"""The training loop: stages of epochs of optimiser steps over all processes, validation, and the state that a checkpoint holds."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from aimonk_hf.batches import EpochBatches, TrainImages, train_loader
+from aimonk_hf.augmentation import train_augmentation
+from aimonk_hf.batches import EpochBatches, TrainImages, balancing_weights, train_loader
 from aimonk_hf.data import AttributeDataset
 from aimonk_hf.devices import default_workers
-from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.inference import stream_logits
-from aimonk_hf.losses import masked_bce_with_logits
-from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
+from aimonk_hf.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.freezing import freeze_parameters, set_train_mode
+from aimonk_hf.frozen_features import FrozenFeatures, compute_features
+from aimonk_hf.losses import positive_weights, smooth_labels
+from aimonk_hf.metrics import nan_to_none
+from aimonk_hf.mixing import BatchMix
 from aimonk_hf.modeling import AimonkModel
-from aimonk_hf.optimisation import build_average, build_optimizer, lr_factor, set_learning_rate
-from aimonk_hf.processing import train_transform
+from aimonk_hf.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate
+from aimonk_hf.progress import write_line
 from aimonk_hf.seeding import seed_everything
-from aimonk_hf.train_config import TrainConfig
+from aimonk_hf.train_config import Stage, TrainConfig
+from aimonk_hf.validation import gather_logits, validation_figures
 
-Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [N, 3, H, W], labels [N, K], rows [N]
+# Inputs (pixels uint8 [N, 3, H, W], or features [N, D] where only the head is trained), labels [N, K], rows [N].
+Batch = tuple[Tensor, Tensor, Tensor]
+State = dict[str, Any]
 
 
 class Trainer:
     """One run's moving parts. `losses` holds the training loss of every step so far, `history` a row per epoch."""
 
-    def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, model: AimonkModel, dataset: AttributeDataset, pos_weight: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, model: AimonkModel, dataset: AttributeDataset) -> None:
         self.config, self.accelerator, self.model, self.dataset = config, accelerator, model, dataset
-        self.pos_weight = torch.from_numpy(pos_weight).to(accelerator.device)
+        labels = dataset.labels.values
+        image_weights = balancing_weights(labels) if config.sampling == "balanced" else None
+        weights = positive_weights(labels, config.pos_weight_power, config.pos_weight_cap, config.pos_weight_negatives, image_weights)
+        self.pos_weight = torch.from_numpy(weights).to(accelerator.device)
+        self.loss = build_loss(config)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
-        optimizer = build_optimizer(model.timm_model, config)
+        self.images = TrainImages(dataset, train_augmentation(config.augmentation, model.transform), config.seed)
+        n_processes, rank = accelerator.num_processes, accelerator.process_index
         self.batches = EpochBatches(
-            len(dataset), config.batch_size, config.accumulation_steps, accelerator.num_processes, accelerator.process_index, config.seed
+            len(dataset), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
-        self.total_steps = self.batches.n_steps * config.epochs
-        self.network, self.optimizer = accelerator.prepare(model, optimizer)
-        self.loader = self._make_loader()
-        self.epoch = self.step = 0
+        self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
+        self.loader: DataLoader[tuple[Tensor, Tensor, int]] = train_loader(
+            self.images, self.batches, self.workers, pin_memory=accelerator.device.type == "cuda"
+        )
+        self.epoch = self.step = self.stage = self.stage_epoch = 0
+        self.epoch_sums = _EpochSums()
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
         self.lost_images: set[str] = set()
+        self._prepared: int | None = None  # the stage that `network` (the model, or its head, as accelerate wraps it) and `optimizer` serve
+        self._begin_stage(0)
 
-    def _make_loader(self) -> DataLoader[tuple[Tensor, Tensor, int]]:
-        images = TrainImages(self.dataset, train_transform(self.config.augmentation, self.model.transform), self.config.seed)
-        workers = self.config.num_workers
-        if workers is None:
-            workers = default_workers(self.accelerator.num_processes)
-        return train_loader(images, self.batches, workers, pin_memory=self.accelerator.device.type == "cuda")
+    @property
+    def planned_steps(self) -> int:
+        """Steps of the whole run, as far as no further stage ends early."""
+        epochs_left = sum(stage.epochs for stage in self.config.stages[self.stage :]) - self.stage_epoch
+        return self.step - self.epoch_sums.steps + epochs_left * self.batches.n_steps
 
-    def train_epoch(self, progress: "tqdm[Any]") -> dict[str, Any]:
-        """Take one pass over the training images; return the epoch's row of the history, without its validation figures."""
-        self.batches.epoch = self.epoch
-        self.network.train()
-        start, loss_sum, observed_sum, skipped = time.perf_counter(), 0.0, 0, 0
-        lr = 0.0
-        batches: Iterator[Batch] = iter(self.loader)
-        for step in range(self.batches.n_steps):
-            lr = set_learning_rate(self.optimizer, lr_factor(self.config.schedule, self.step, self.total_steps, self.config.warmup))
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        return self.stage == len(self.config.stages)
+
+    def _begin_stage(self, number: int) -> None:
+        """Turn to a stage; a later one goes on from the best epoch where one is kept."""
+        self.stage, self.stage_epoch = number, 0
+        while not self.finished and not self._stage.epochs:
+            self.stage += 1
+        if not self.finished and self.best is not None:
+            self._load_network(self.best)
+
+    @property
+    def _stage(self) -> Stage:
+        return self.config.stages[self.stage]
+
+    def _prepare(self) -> None:
+        """Freeze what the stage freezes and give the rest a new optimiser."""
+        network = self.model.timm_model
+        self._unwrap()
+        freeze_parameters(network, self._stage.freeze)
+        self.features: FrozenFeatures | None = None
+        if self._stage.freeze == "backbone" and self.config.feature_views and not (self.config.mixup or self.config.cutmix):
+            self.features = compute_features(
+                self.accelerator, self.model, self.images, self.config, self._stage.epochs, self.memory_format, self.workers
+            )
+        trained = self.model if self.features is None else self.features.head
+        self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
+        self._prepared = self.stage
+
+    def _unwrap(self) -> None:
+        if self._prepared is not None:
+            self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)  # gives back the plain forward, without autocast
+            self.accelerator.free_memory()
+            self._prepared = None
+
+    def train_epoch(self, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
+        """Take one pass over the training images, or what is left of it; return its row of the history, without validation figures.
+
+        `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
+        """
+        if self._prepared != self.stage:
+            self._prepare()
+        stage, sums = self._stage, self.epoch_sums
+        stage_rows = [row for row in self.history if row["stage"] == self.stage + 1]
+        factor = 1.0
+        if self.config.schedule == "plateau":
+            factor = plateau_factor(stage_rows, self.config.plateau_factor, self.config.plateau_patience)
+        self.batches.epoch, self.batches.first_step = self.epoch, sums.steps
+        set_train_mode(self.network)
+        lr, stage_steps = 0.0, stage.epochs * self.batches.n_steps
+        batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches, self.dataset)
+        start = time.perf_counter()
+        for step in range(sums.steps, self.batches.n_steps):
+            stage_step = self.stage_epoch * self.batches.n_steps + step
+            lr = stage.lr * factor * lr_factor(self.config.schedule, stage_step, stage_steps, self.config.warmup)
+            set_learning_rate(self.optimizer, lr)
             loss, observed = self._take_step(list(islice(batches, self.batches.passes(step))))
-            loss_sum, observed_sum, skipped = loss_sum + loss * observed, observed_sum + observed, skipped + (observed == 0)
             if observed:
                 self.losses.append(loss)
-                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            progress.update()
-        seconds = time.perf_counter() - start
+            now = time.perf_counter()
+            sums.add(loss, observed, now - start)
+            start = now
+            after_step(loss if observed else None, lr)
         self.epoch += 1
+        self.epoch_sums = _EpochSums()
         return {
             "epoch": self.epoch,
-            "stage": 1,
+            "stage": self.stage + 1,
             "lr": lr,
-            "train_loss": loss_sum / observed_sum if observed_sum else float("nan"),
-            "seconds": seconds,
-            "images_per_second": len(self.dataset) / seconds,
-            "skipped_steps": skipped,
+            "train_loss": sums.loss / sums.observed if sums.observed else float("nan"),
+            "seconds": sums.seconds,
+            "images_per_second": len(self.dataset) / sums.seconds,
+            "skipped_steps": sums.skipped,
         }
+
+    def end_epoch(self, row: dict[str, Any]) -> str | None:
+        """Add the epoch to the history, keep its weights if they are the best, and begin the next stage where this one is over.
+
+        Returns why the stage ended early, or None.
+        """
+        self.history.append(row)
+        self.stage_epoch += 1
+        metric, patience = self.config.metric_for_best_model, self.config.early_stopping_patience
+        if metric != "none" and best_epoch(self.history, metric) == len(self.history) - 1:
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()}
+        stage_rows = [row for row in self.history if row["stage"] == self.stage + 1]
+        watched = "val_loss" if metric == "none" else metric
+        stopped = bool(patience) and epochs_without_gain(stage_rows, watched) >= patience
+        if stopped and self.stage_epoch < self._stage.epochs:
+            reason = f"stage {self.stage + 1} ends early: no better {watched} for {patience} epochs"
+        else:
+            reason = None
+        if stopped or self.stage_epoch == self._stage.epochs:
+            self._begin_stage(self.stage + 1)
+        return reason
 
     def _take_step(self, passes: list[Batch]) -> tuple[float, int]:
         """Take one optimiser step over all processes; return its loss and its number of observed labels.
@@ -94,18 +178,19 @@ class Trainer:
         """
         device = self.accelerator.device
         self._note_lost(passes)
-        counted = sum((~torch.isnan(labels)).sum() for _, labels, _ in passes)
+        mixes = [self._mix(number) for number in range(len(passes))]
+        targets = [self._targets(labels, mix) for (_, labels, _), mix in zip(passes, mixes, strict=True)]
+        counted = sum((~torch.isnan(labels)).sum() for labels in targets)
         observed = int(self.accelerator.reduce(torch.as_tensor(counted, device=device), "sum"))
         if not observed:
             self.step += 1
             return 0.0, 0
         seed_everything(self.config.seed, 2, self.step, self.accelerator.process_index)  # dropout and the like
         total = torch.zeros((), device=device)
-        for number, (pixels, labels, _) in enumerate(passes, start=1):
+        for number, ((inputs, _, _), labels, mix) in enumerate(zip(passes, targets, mixes, strict=True), start=1):
             with nullcontext() if number == len(passes) else self.accelerator.no_sync(self.network):
-                values = self.model.transform.normalize(pixels.to(device, non_blocking=True)).contiguous(memory_format=self.memory_format)
-                logits = self.network(values).logits
-                loss = masked_bce_with_logits(logits, labels.to(device), self.pos_weight, observed / self.accelerator.num_processes)
+                logits = self._logits(inputs, mix)
+                loss = self.loss(logits, labels.to(device), self.pos_weight, observed / self.accelerator.num_processes)
                 self.accelerator.backward(loss)
             total += loss.detach()
         mean_loss = float(self.accelerator.reduce(total, "mean"))
@@ -121,81 +206,105 @@ class Trainer:
             self.average.update(self.model.timm_model, step=self.step)
         return mean_loss, observed
 
+    def _mix(self, number: int) -> BatchMix | None:
+        if not (self.config.mixup or self.config.cutmix):
+            return None
+        random = np.random.default_rng([self.config.seed, 3, self.step, self.accelerator.process_index, number])
+        return BatchMix(self.config.mixup, self.config.cutmix, *self.model.transform.size, random)
+
+    def _targets(self, labels: Tensor, mix: BatchMix | None) -> Tensor:
+        if self.config.label_smoothing:
+            labels = smooth_labels(labels, self.config.label_smoothing)
+        return labels if mix is None else mix.labels(labels)
+
+    def _logits(self, inputs: Tensor, mix: BatchMix | None) -> Tensor:
+        inputs = inputs.to(self.accelerator.device, non_blocking=True)
+        if self.features is not None:
+            logits: Tensor = self.network(inputs)
+            return logits
+        values = self.model.transform.normalize(inputs)
+        if mix is not None:
+            values = mix.pixels(values)
+        logits = self.network(values.contiguous(memory_format=self.memory_format)).logits
+        return logits
+
     def _note_lost(self, passes: list[Batch]) -> None:
         for row in (row for _, _, rows in passes for row in rows.tolist() if row < 0):
             name = self.dataset.labels.images[-1 - row]
             if name not in self.lost_images:
                 self.lost_images.add(name)
-                tqdm.write(f"{name} can no longer be read: its labels count nowhere from now on")
+                write_line(f"{name} can no longer be read: its labels count nowhere from now on")
 
     def validate(self, validation: AttributeDataset) -> dict[str, float]:
-        """Return loss, macro F1 at 0.5, macro average precision and macro AUROC; every image counts once, whatever the processes."""
-        logits = self._gather_logits(validation)
-        readable = ~np.isnan(logits).any(axis=1)
-        logits, labels = logits[readable], validation.labels.values[readable]
-        loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(labels), self.pos_weight.cpu())
-        scores = torch.from_numpy(logits).double().sigmoid().numpy()
-        return {
-            "val_loss": float(loss),
-            "macro_f1": mean_defined(f1(count_decisions(labels, scores >= 0.5))),
-            "macro_average_precision": mean_defined(average_precision(labels, scores)),
-            "macro_auroc": mean_defined(auroc(labels, scores)),
-        }
-
-    def _gather_logits(self, validation: AttributeDataset) -> NDArray[np.float32]:
-        """Return logits [N, K] on every process; each scores its share of the rows."""
-        own = list(range(self.accelerator.process_index, len(validation), self.accelerator.num_processes))
-        network = self.kept_network()
-        width = len(validation.attributes)
-        table = torch.zeros(len(validation), width, device=self.accelerator.device)
-        was_training = network.training
-        network.eval()
-
-        def score(pixels: Tensor) -> Tensor:
-            with torch.inference_mode(), self.accelerator.autocast():
-                values = self.model.transform.normalize(pixels.to(self.accelerator.device)).contiguous(memory_format=self.memory_format)
-                return network(values).float()
-
-        paths = validation.paths
-        stream = stream_logits((paths[row] for row in own), self.model.transform.pixels, score, max(32, self.config.batch_size))
-        for row, (_, logits) in zip(own, stream, strict=True):
-            table[row] = torch.nan if isinstance(logits, ImageError) else logits
-        network.train(was_training)
-        gathered: Tensor = self.accelerator.reduce(table, "sum")
-        return gathered.cpu().numpy()
+        """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes."""
+        batch_size = max(32, self.config.batch_size)
+        logits = gather_logits(self.accelerator, self.kept_network(), self.model.transform, validation, self.memory_format, batch_size)
+        return validation_figures(logits, validation.labels.values, self.loss, self.pos_weight.cpu())
 
     def kept_network(self) -> torch.nn.Module:
         """Return the network that the run keeps: the averaged one where there is one."""
         return self.average.module if self.average is not None else self.model.timm_model
 
     def finished_model(self) -> AimonkModel:
-        """Return the model on the CPU, in eval mode, with the kept weights in the plain memory format."""
-        self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)  # gives back the plain forward, without autocast
-        self.model.timm_model.load_state_dict(self.kept_network().state_dict())
+        """Return the model on the CPU, in eval mode, with the kept weights in the plain memory format: of the best epoch or of the last."""
+        self._unwrap()
+        self.model.timm_model.load_state_dict(self.best or self.kept_network().state_dict())
+        self.model.timm_model.requires_grad_(True)
         self.model.cpu().to(memory_format=torch.contiguous_format)
         return self.model.eval()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return all that the rest of the run depends on; random numbers and learning rates follow from the step."""
         scaler = self.accelerator.scaler
         return {
-            "epoch": self.epoch,
-            "step": self.step,
+            **{name: getattr(self, name) for name in _PROGRESS},
+            "epoch_sums": vars(self.epoch_sums),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "history": nan_to_none(self.history),
             "network": self.model.timm_model.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict() if self._prepared == self.stage else None,  # a new stage starts with a new one
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Go on from `state`."""
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.losses = state["losses"].tolist()
         self.model.timm_model.load_state_dict(state["network"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
+        self.epoch_sums = _EpochSums(**state["epoch_sums"])
+        self.history, self.best, self.losses = state["history"], state["best"], state["losses"].tolist()
+        if state["optimizer"] is not None:
+            self._prepare()
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load_network(self, weights: dict[str, Tensor]) -> None:
+        self.model.timm_model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.module.load_state_dict(weights)
+
+
+_PROGRESS = ("epoch", "step", "stage", "stage_epoch")
+
+
+@dataclass
+class _EpochSums:
+    """What has been added up since the epoch began; `steps` are those taken."""
+
+    loss: float = 0.0
+    observed: int = 0
+    skipped: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, observed: int, seconds: float) -> None:
+        self.loss += loss * observed
+        self.observed += observed
+        self.skipped += observed == 0
+        self.steps += 1
+        self.seconds += seconds

@@ -8,18 +8,18 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from aimonk_hf.checkpoints import load_checkpoint, save_checkpoint
-from aimonk_hf.console import duration, figure, labels_table, metrics_table
+from aimonk_hf.console import labels_table, metrics_table
+from aimonk_hf.cross_validation import OutOfFold, cross_validate
 from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precision
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.fitting import build_model, fit, resolved_settings
 from aimonk_hf.hub_push import create_repository, push_model_folder
-from aimonk_hf.judging import choose_and_judge, describe_data
-from aimonk_hf.losses import positive_weights
+from aimonk_hf.judging import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.plots import plot_loss_curve, plot_predictions
+from aimonk_hf.prediction import Prediction
 from aimonk_hf.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.seeding import seed_everything
 from aimonk_hf.splits import split_rows
@@ -51,13 +51,15 @@ def train(config: TrainConfig) -> AimonkModel:
     accelerator.wait_for_everyone()
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     seed_everything(config.seed)
-    model = _build_model(config, listed.attributes)  # before the images are read: weights that cannot be had are said at once
+    model = build_model(config, listed.attributes)  # before the images are read: weights that cannot be had are said at once
     dataset = _usable(config, listed, accelerator)
-    train_set, validation, report_set = _split(config, dataset, run, accelerator)
     try:
-        trainer = Trainer(config, accelerator, model, train_set, _positive_weights(config, train_set, accelerator))
-        _fit(trainer, run, validation)
-        return _finish(trainer, run, validation, report_set)
+        out_of_fold = cross_validate(config, accelerator, run, dataset) if config.folds else None
+        train_set, validation, report_set = _split(config, dataset, run, accelerator)
+        seed_everything(config.seed)
+        trainer = Trainer(config, accelerator, model, train_set)
+        fit(trainer, run, validation)
+        return _finish(trainer, run, validation, report_set, out_of_fold)
     except (RuntimeError, MemoryError) as error:
         if explained := out_of_memory(error, config.batch_size, model.transform.size[0]):
             raise explained from error
@@ -109,11 +111,7 @@ def _split(
 ) -> tuple[AttributeDataset, AttributeDataset, AttributeDataset]:
     """Return the images to train on, to validate on, and to report from; the last two may be empty."""
     groups = duplicate_groups(dataset.paths)
-    share = config.val_split * config.report_split
-    if share and len(np.unique(groups)) * share < _SMALLEST_REPORT:
-        accelerator.print(f"a report part of fewer than {_SMALLEST_REPORT} images would show nothing: they stay with the validation images")
-        share = 0.0
-    fractions = [1 - config.val_split, config.val_split - share] + [share] * bool(share)
+    fractions = _fractions(config, len(np.unique(groups)), accelerator)
     part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
     if accelerator.is_main_process:
         run.write_split(dataset.labels.images, [PARTS[part] for part in part_of])
@@ -128,6 +126,18 @@ def _split(
     return train_set, validation, report_set
 
 
+def _fractions(config: TrainConfig, n_different: int, accelerator: Accelerator) -> list[float]:
+    """Return the shares of the parts; after cross-validation the model trains on all images but those that choose its epoch."""
+    if config.folds:
+        share = config.val_split if config.chooses_epoch else 0.0
+        return [1 - share, share]
+    share = config.val_split * config.report_split
+    if share and n_different * share < _SMALLEST_REPORT:
+        accelerator.print(f"a report part of fewer than {_SMALLEST_REPORT} images would show nothing: they stay with the validation images")
+        share = 0.0
+    return [1 - config.val_split, config.val_split - share] + [share] * bool(share)
+
+
 def _warn_one_sided(dataset: AttributeDataset, accelerator: Accelerator) -> None:
     for column, name in enumerate(dataset.attributes):
         values = dataset.labels.values[:, column]
@@ -136,119 +146,76 @@ def _warn_one_sided(dataset: AttributeDataset, accelerator: Accelerator) -> None
                 accelerator.print(f"warning: {name} has no {kind} label; nothing can be learned or measured for it")
 
 
-def _positive_weights(config: TrainConfig, train_set: AttributeDataset, accelerator: Accelerator) -> NDArray[np.float32]:
-    labels = train_set.labels.values
-    without = [name for name, column in zip(train_set.attributes, labels.T, strict=True) if (column == 0).any() and not (column == 1).any()]
-    if without:
-        accelerator.print(f"warning: no positive training label for {', '.join(without)}; pos_weight stays 1 there")
-    return positive_weights(labels, config.pos_weight_power, config.pos_weight_cap)
-
-
-def _build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
-    model_args = {"drop_rate": config.drop_rate} if config.drop_rate else {}
-    return AimonkModel.from_timm(
-        config.architecture,
-        attributes,
-        pretrained=config.pretrained,
-        image_size=config.image_size,
-        preprocessing=config.preprocessing(),
-        **model_args,
-    )
-
-
-def _fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
-    """Run the epochs that are left."""
-    accelerator, config = trainer.accelerator, trainer.config
-    if config.resume:
-        state = load_checkpoint(run.checkpoints)
-        if state is not None:
-            trainer.restore(state)
-            accelerator.print(f"going on after epoch {trainer.epoch} of {config.epochs}")
-        else:
-            accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
-    if accelerator.is_main_process:
-        run.write_config(_resolved(trainer))
-    with tqdm(
-        total=trainer.total_steps,
-        initial=trainer.step,
-        desc="training",
-        unit="step",
-        disable=not accelerator.is_main_process,
-        dynamic_ncols=True,
-        mininterval=0.5,
-    ) as progress:
-        while trainer.epoch < config.epochs:
-            row = trainer.train_epoch(progress)
-            if len(validation):
-                row |= trainer.validate(validation)
-            trainer.history.append(row)
-            if accelerator.is_main_process:
-                tqdm.write(_epoch_line(row, config.epochs))
-                run.write_history(trainer.history)
-                save_checkpoint(run.checkpoints, trainer.step, trainer.state())
-            accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
-            accelerator.wait_for_everyone()
-
-
-def _resolved(trainer: Trainer) -> dict[str, Any]:
-    """What "auto" and the defaults came to, for train_config.json."""
-    accelerator = trainer.accelerator
-    return {
-        "mixed_precision": accelerator.mixed_precision,
-        "device": accelerator.device.type,
-        "processes": accelerator.num_processes,
-        "num_workers": trainer.loader.num_workers,
-        "image_size": list(trainer.model.transform.size),
-        "pos_weight": dict(zip(trainer.dataset.attributes, trainer.pos_weight.tolist(), strict=True)),
-    }
-
-
-def _epoch_line(row: dict[str, Any], epochs: int) -> str:
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
-    if "val_loss" in row:
-        parts += [
-            f"validation loss {row['val_loss']:.4f}",
-            f"mAP {figure(row['macro_average_precision'])}",
-            f"AUROC {figure(row['macro_auroc'])}",
-            f"F1 at 0.5 {figure(row['macro_f1'])}",
-        ]
-    parts += [f"{row['images_per_second']:.0f} images/s", duration(row["seconds"])]
-    if row["skipped_steps"]:
-        parts.append(f"{row['skipped_steps']} step(s) without any label skipped")
-    return "  ".join(parts)
-
-
-def _finish(trainer: Trainer, run: RunFolder, validation: AttributeDataset, report_set: AttributeDataset) -> AimonkModel:
+def _finish(
+    trainer: Trainer, run: RunFolder, validation: AttributeDataset, report_set: AttributeDataset, out_of_fold: OutOfFold | None
+) -> AimonkModel:
     """Calibrate, choose thresholds, judge, and write model, figures and plots; the other processes only get the model."""
-    model, config = trainer.finished_model(), trainer.config
+    config, resolved = trainer.config, resolved_settings(trainer)
+    model = trainer.finished_model()
     if not trainer.accelerator.is_main_process:
         return model
-    shown = validation if len(validation) else trainer.dataset
-    if len(validation):
-        model.metrics = _judge(model, config, validation, report_set) | {"training": _summary(trainer, validation, report_set)}
+    shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
+    if model.metrics:
         print(metrics_table(model.metrics))
     model.save_pretrained(run.path)
-    title = config.run_name
     validated = [(row["epoch"] * trainer.batches.n_steps, row["val_loss"]) for row in trainer.history if "val_loss" in row]
-    plot_loss_curve(trainer.losses, validated, run.path / LOSS_CURVE, title)
-    chosen = np.random.default_rng(config.seed).permutation(len(shown))[:_PLOTTED_IMAGES]
-    plot_predictions(shown.select(chosen), model.predict(shown.select(chosen).paths, on_error="skip"), run.path / SAMPLE_PREDICTIONS)
-    run.write_config(_resolved(trainer), finished=True)
+    plot_loss_curve(trainer.losses, validated, run.path / LOSS_CURVE, config.run_name)
+    plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
+    run.write_config(resolved, finished=True)
     if config.push_to_hub:
         print(f"pushed:   {push_model_folder(run.path, config.push_to_hub).url}")
     return model
 
 
-def _judge(model: AimonkModel, config: TrainConfig, validation: AttributeDataset, report_set: AttributeDataset) -> dict[str, Any]:
-    """Calibrate and tune as the settings say, and return metrics.json; what chose anything is never reported from as if it had not."""
-    return choose_and_judge(
-        model,
-        validation,
-        report_set,
-        calibration=config.calibrate,
-        objective=config.threshold_objective if config.tune_thresholds else None,
-        seed=config.seed,
-    )
+def _judge(
+    model: AimonkModel, trainer: Trainer, validation: AttributeDataset, report_set: AttributeDataset, out_of_fold: OutOfFold | None
+) -> tuple[AttributeDataset, list[Prediction | None]]:
+    """Calibrate and tune as the settings say, and give the model its metrics; what chose anything is never reported from as if it had not.
+
+    Returns some images with predictions for the plot: out-of-fold ones where there are any.
+    """
+    config = trainer.config
+    objective = config.threshold_objective if config.tune_thresholds else None
+    summary = {"training": _summary(trainer, validation, report_set)}
+    if out_of_fold is not None:
+        dataset = out_of_fold.dataset
+        report, scores = choose_and_judge_out_of_fold(
+            model,
+            dataset.labels.values,
+            out_of_fold.scores,
+            out_of_fold.fold_of,
+            out_of_fold.groups,
+            calibration=config.calibrate,
+            objective=objective,
+            seed=config.seed,
+        )
+        model.metrics = report | summary
+        rows = _some_rows(len(dataset), config.seed)
+        return dataset.select(rows), [_as_prediction(model, scores[row]) for row in rows]
+    if len(validation):
+        report = choose_and_judge(
+            model,
+            validation,
+            report_set,
+            calibration=config.calibrate,
+            objective=objective,
+            epoch_chosen=config.chooses_epoch,
+            seed=config.seed,
+        )
+        model.metrics = report | summary
+    shown = validation if len(validation) else trainer.dataset
+    shown = shown.select(_some_rows(len(shown), config.seed))
+    return shown, model.predict(shown.paths, on_error="skip")
+
+
+def _as_prediction(model: AimonkModel, scores: NDArray[np.float64]) -> Prediction | None:
+    if np.isnan(scores).any():
+        return None
+    return Prediction(dict(zip(model.config.attributes, scores.tolist(), strict=True)), model.config.thresholds)
+
+
+def _some_rows(n_rows: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(n_rows)[:_PLOTTED_IMAGES]
 
 
 def _summary(trainer: Trainer, validation: AttributeDataset, report_set: AttributeDataset) -> dict[str, Any]:
@@ -256,7 +223,7 @@ def _summary(trainer: Trainer, validation: AttributeDataset, report_set: Attribu
     return {
         "recipe": config.recipe,
         "backbone": config.architecture if ":" not in config.architecture else trainer.model.config.architecture,
-        "epochs": config.epochs,
+        "epochs": len(trainer.history),
         "n_train": len(trainer.dataset),
         "n_validation": len(validation),
         "n_report": len(report_set),

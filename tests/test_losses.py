@@ -3,8 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from timm.loss import AsymmetricLossMultiLabel
 
-from aimonk_hf.losses import masked_bce_with_logits, positive_weights
+from aimonk_hf.losses import (
+    Loss,
+    masked_asymmetric_loss,
+    masked_bce_with_logits,
+    masked_focal_loss,
+    positive_weights,
+    smooth_labels,
+)
 
 NAN = float("nan")
 
@@ -56,3 +64,66 @@ def test_positive_weights_by_hand() -> None:
     np.testing.assert_allclose(positive_weights(labels, 0.5), [2, 1, 1, 1])
     np.testing.assert_allclose(positive_weights(labels, 0.0), [1, 1, 1, 1])
     np.testing.assert_allclose(positive_weights(labels, 1.0, cap=3), [3, 1, 1, 1])
+
+
+def test_focal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 5.0]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, NAN]])
+    terms = [3 * 0.25 * math.log(2), 0.75**2 * -math.log(0.25), 3 * 0.25**2 * -math.log(0.75)]
+    loss = masked_focal_loss(logits, labels, torch.tensor([3.0, 1.0]), gamma=2.0)
+    assert loss.item() == pytest.approx(sum(terms) / 3, rel=1e-6)
+
+
+def test_focal_loss_without_focus_is_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(6, 3, generator=generator) * 3, torch.randint(0, 2, (6, 3), generator=generator).float()
+    labels[2, 1] = NAN
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    expected = masked_bce_with_logits(logits, labels, weight)
+    assert masked_focal_loss(logits, labels, weight, gamma=0.0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_asymmetric_loss_by_hand() -> None:
+    logits = torch.tensor([[math.log(3), math.log(3), -4.0]])  # scores 0.75, 0.75 and 0.018, which the clip forgives
+    loss = masked_asymmetric_loss(logits, torch.tensor([[1.0, 0.0, 0.0]]), gamma_positive=1.0, gamma_negative=4.0, clip=0.05)
+    assert loss.item() == pytest.approx((0.25 * -math.log(0.75) + 0.7**4 * -math.log(0.3)) / 3, rel=1e-5)
+
+
+def test_asymmetric_loss_is_timms_where_nothing_is_missing() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(8, 4, generator=generator) * 2, torch.randint(0, 2, (8, 4), generator=generator).float()
+    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)(logits, labels)
+    assert masked_asymmetric_loss(logits, labels, normalizer=8.0).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [masked_focal_loss, masked_asymmetric_loss])
+def test_other_losses_skip_missing_labels_and_stay_finite(loss: Loss) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.3], [-1e4, 1e4, 0.1]], requires_grad=True)
+    value = loss(logits, torch.tensor([[0.0, 1.0, NAN], [1.0, NAN, NAN]]), torch.tensor([1e4, 1e4, 1.0]), None)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[:, 2].tolist() == [0.0, 0.0]
+    nothing = loss(logits, torch.full((2, 3), NAN), None, None)
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+def test_label_smoothing_leaves_missing_labels_missing() -> None:
+    smoothed = smooth_labels(torch.tensor([1.0, 0.0, NAN]), 0.2)
+    assert smoothed[:2].tolist() == pytest.approx([0.9, 0.1])
+    assert torch.isnan(smoothed[2])
+
+
+def test_soft_labels_split_the_loss() -> None:
+    logits = torch.tensor([[0.7]])
+    for loss in (masked_bce_with_logits, masked_focal_loss, masked_asymmetric_loss):
+        both = [loss(logits, torch.tensor([[value]]), torch.tensor([3.0])).item() for value in (1.0, 0.0)]
+        assert loss(logits, torch.tensor([[0.25]]), torch.tensor([3.0])).item() == pytest.approx(0.25 * both[0] + 0.75 * both[1], rel=1e-6)
+
+
+def test_positive_weights_over_all_rows_and_drawn_images() -> None:
+    labels = np.float32([[1, 1], [0, NAN], [NAN, 0], [NAN, 0]])
+    np.testing.assert_allclose(positive_weights(labels), [1, 2])
+    np.testing.assert_allclose(positive_weights(labels, negatives="all-rows"), [3, 3])
+    np.testing.assert_allclose(positive_weights(labels, image_weights=np.array([2.0, 1, 1, 0])), [0.5, 0.5])

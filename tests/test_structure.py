@@ -16,12 +16,13 @@ PACKAGE = ROOT / "aimonk_hf"
 TIERS = [
     set(names.split())
     for names in (
-        "errors storage config images labels metadata_csv splits losses metrics intervals signal_test data seeding console hub hub_push persistence",
-        "plots prediction prediction_html inference processing backbones recipes train_config thresholds calibration label_checks "
+        "errors storage config images labels metadata_csv splits losses metrics intervals signal_test data seeding console hub hub_push "
+        "persistence progress freezing epoch_choice mixing published_recipes pixel_cache",
+        "plots prediction prediction_html inference processing augmentation backbones recipes train_config thresholds calibration label_checks "
         "near_duplicates card sample_data spaces",
         "modeling predict_files batches optimisation checkpoints devices suspect_labels audit audit_report contact_sheet probe run_folder",
         "evaluation judging run_parts report_plots convert export demo app",
-        "trainer training",
+        "validation frozen_features trainer fitting cross_validation training",
         "cli_judging cli_sharing cli",
         "__main__",
     )

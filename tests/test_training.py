@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
 from aimonk_hf.checkpoints import load_checkpoint
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.fitting import build_model
 from aimonk_hf.run_folder import HISTORY_COLUMNS
+from aimonk_hf.seeding import seed_everything
 
 RUN_FILES = {
     *("README.md", "config.json", "metrics.json", "model.safetensors", "history.csv", "loss_curve.png"),
@@ -96,10 +99,10 @@ def test_resuming_after_an_epoch_ends_in_the_same_weights(
 
     real = trainer.Trainer.train_epoch
 
-    def stops_in_the_second(self: trainer.Trainer, progress: object) -> dict:
+    def stops_in_the_second(self: trainer.Trainer, after_step: Callable[[float | None, float], None]) -> dict:
         if self.epoch == 1:
             raise KeyboardInterrupt
-        return real(self, progress)
+        return real(self, after_step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer.Trainer, "train_epoch", stops_in_the_second)
@@ -173,15 +176,15 @@ def write_data(folder: Path, rows: dict[str, str], pictures: int = 6) -> Path:
 def test_a_batch_without_any_label_changes_nothing_and_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = write_data(tmp_path / "data", {f"{number}.png": "NA NA" for number in range(6)})
     config = settings(data, tmp_path / "out", epochs=1, batch_size=2, val_split=0, augmentation="none")
-    torch.manual_seed(0)
     model = train(config)
     out = capsys.readouterr().out
     assert "3 step(s) without any label skipped" in out
     assert "Attr1 has no positive label" in out
     state = load_checkpoint(tmp_path / "out" / "checkpoints")
     assert state is not None
-    assert all(int(tensor) == 0 for name, tensor in state["network"].items() if name.endswith("num_batches_tracked"))
-    assert state["optimizer"]["state"] == {}
+    seed_everything(config.seed)
+    before = build_model(config, model.config.attributes).timm_model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state["network"].items())
     assert model.metrics is None
 
 
@@ -211,12 +214,13 @@ def test_unusable_images_are_named_and_left_out(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) -> None:
+    from aimonk_hf.augmentation import train_augmentation
     from aimonk_hf.batches import TrainImages
-    from aimonk_hf.processing import EvalTransform, train_transform
+    from aimonk_hf.processing import EvalTransform
 
     data = write_data(tmp_path / "data", {f"{number}.png": "1 0" for number in range(6)})
     dataset = AttributeDataset.from_folder(data)
-    images = TrainImages(dataset, train_transform("light", EvalTransform({"input_size": (3, 32, 32)})), seed=0)
+    images = TrainImages(dataset, train_augmentation("light", EvalTransform({"input_size": (3, 32, 32)})), seed=0)
     (data / "images" / "2.png").unlink()
     pixels, labels, row = images[(0, 2)]
     assert pixels.shape == (3, 32, 32)
@@ -291,7 +295,7 @@ def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
 def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aimonk_hf import trainer
 
-    monkeypatch.setattr(trainer, "masked_bce_with_logits", lambda *_: torch.empty(2**60))
+    monkeypatch.setattr(trainer, "build_loss", lambda _: lambda *_: torch.empty(2**60))
     with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
         train(settings(sample, tmp_path / "out"))
 

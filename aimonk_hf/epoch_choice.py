@@ -1,0 +1,41 @@
+"""What validation decides, each as a function of the history alone, so that a resumed run decides the same."""
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+History = list[dict[str, Any]]
+
+
+def best_epoch(history: History, metric: str) -> int | None:
+    """Return the place in `history` of the best epoch, the earliest of equals: the lowest loss, or the highest of any other metric.
+
+    Epochs where the metric is undefined are passed over; None where it always is.
+    """
+    sign = -1 if metric == "val_loss" else 1
+    values = [sign * value if (value := _value(row, metric)) is not None else -math.inf for row in history]
+    best = max(values, default=-math.inf)
+    return None if best == -math.inf else values.index(best)
+
+
+def epochs_without_gain(history: History, metric: str) -> int:
+    """Return how many epochs have passed since the best one; 0 while the metric has always been undefined."""
+    best = best_epoch(history, metric)
+    return 0 if best is None else len(history) - 1 - best
+
+
+def plateau_factor(history: History, factor: float, patience: int) -> float:
+    """Return what torch's ReduceLROnPlateau has made of the learning rate after the validation losses of `history`."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+    for row in history:
+        if (loss := _value(row, "val_loss")) is not None:
+            scheduler.step(loss)
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def _value(row: dict[str, Any], metric: str) -> float | None:
+    value = row.get(metric)
+    return None if value is None or math.isnan(value) else float(value)

@@ -1,0 +1,76 @@
+"""Which parts of a network stay as they are: by block count or layer names, through timm's own grouping of layers."""
+
+import re
+
+from timm.models import group_parameters
+from torch import nn
+
+from aimonk_hf.errors import AimonkError, near_names
+
+_COUNTED = re.compile(r"(first|except-last)-(\d+)(?:/(\d+))?")
+
+
+def freeze_parameters(network: nn.Module, freeze: str) -> None:
+    """Let gradients flow into all of a timm network but what `freeze` names.
+
+    "none" freezes nothing, "backbone" all but the linear head. "first-5" freezes the stem and the first 5 blocks, "first-5/16" the same share
+    of the blocks that this network has, "except-last-3" everything before the last 3 blocks. Anything else is layer names joined by +, such
+    as "conv1+bn1+layer1". Raises `AimonkError` for names and counts that the network does not have, and where nothing would be left.
+    """
+    frozen = _frozen_names(network, freeze)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise AimonkError(f"--freeze {freeze} leaves nothing to train")
+
+
+def set_train_mode(network: nn.Module) -> None:
+    """Put the network in training mode, but every part whose parameters are all frozen in eval mode: its batch norm keeps its statistics."""
+    parameters = list(network.parameters())
+    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    network.train(not frozen)
+    if not frozen:
+        for child in network.children():
+            set_train_mode(child)
+
+
+def layer_groups(network: nn.Module) -> list[list[str]]:
+    """Return the parameter names of a timm network's stem, blocks (or transformer layers) and head, in that order."""
+    if not hasattr(network, "group_matcher"):
+        raise AimonkError(f"{type(network).__name__} does not group its layers: use --freeze none, backbone or layer names")
+    groups: dict[int, list[str]] = {}
+    for name, number in group_parameters(network, network.group_matcher(coarse=False), reverse=True).items():  # type: ignore[operator]
+        groups.setdefault(number, []).append(name)
+    return [groups[number] for number in sorted(groups)]
+
+
+def _frozen_names(network: nn.Module, freeze: str) -> set[str]:
+    names = [name for name, _ in network.named_parameters()]
+    if freeze == "none":
+        return set()
+    if freeze == "backbone":
+        head = {id(parameter) for parameter in network.get_classifier().parameters()}  # type: ignore[operator]
+        return {name for name, parameter in network.named_parameters() if id(parameter) not in head}
+    if counted := _COUNTED.fullmatch(freeze):
+        return _before_block(network, freeze, counted)
+    frozen: set[str] = set()
+    for layer in freeze.split("+"):
+        own = [name for name in names if name == layer or name.startswith(layer + ".")]
+        if not own:
+            layers = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            raise AimonkError(f"--freeze: the network has no layer {layer!r}{near_names(layer, layers)}; it begins with {names[0]}")
+        frozen.update(own)
+    return frozen
+
+
+def _before_block(network: nn.Module, freeze: str, counted: re.Match[str]) -> set[str]:
+    stem, *blocks, _ = layer_groups(network)
+    count = int(counted[2])
+    if counted[3]:
+        if count > int(counted[3]):
+            raise AimonkError(f"--freeze {freeze}: {count} of {counted[3]} blocks is more than all")
+        count = round(count / int(counted[3]) * len(blocks))
+    if count > len(blocks):
+        raise AimonkError(f"--freeze {freeze}: this network has {len(blocks)} blocks")
+    n_frozen = count if counted[1] == "first" else len(blocks) - count
+    return {name for group in (stem, *blocks[:n_frozen]) for name in group}

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aimonk_hf.augmentation import train_augmentation
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.processing import EvalTransform
+from aimonk_hf.train_config import AUGMENTATIONS
+
+TRANSFORM = EvalTransform({"input_size": (3, 48, 64), "crop_mode": "squash", "crop_pct": 1.0})
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    ramp = np.linspace(0, 255, 90 * 70 * 3).reshape(70, 90, 3)
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_gives_bytes_of_the_models_size_and_follows_the_seed(name: str, picture: Image.Image) -> None:
+    augment = train_augmentation(name, TRANSFORM)
+    torch.manual_seed(3)
+    first = augment(picture)
+    torch.manual_seed(3)
+    assert torch.equal(augment(picture), first)
+    assert (first.shape, first.dtype) == ((3, 48, 64), torch.uint8)
+    many = torch.stack([augment(picture) for _ in range(40)])
+    assert (len(torch.unique(many, dim=0)) == 1) == (name == "none")
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_preparation_is_the_same_every_time_and_can_be_kept(name: str, picture: Image.Image) -> None:
+    augment = train_augmentation(name, TRANSFORM)
+    prepared = augment.prepare(picture)
+    assert prepared.tobytes() == augment.prepare(picture).tobytes()
+    kept = Image.fromarray(np.asarray(prepared))
+    torch.manual_seed(1)
+    direct = augment(picture)
+    torch.manual_seed(1)
+    assert torch.equal(augment.change(kept), direct)
+    other = train_augmentation(name, EvalTransform({"input_size": (3, 32, 32)}))
+    assert other.fingerprint != augment.fingerprint
+
+
+def test_none_is_the_eval_transform_and_flip_mirrors_it(picture: Image.Image) -> None:
+    pixels = TRANSFORM.pixels(picture)
+    assert torch.equal(train_augmentation("none", TRANSFORM)(picture), pixels)
+    seen = [train_augmentation("flip", TRANSFORM)(picture) for _ in range(20)]
+    assert all(torch.equal(one, pixels) or torch.equal(one, pixels.flip(-1)) for one in seen)
+    assert len({one.numpy().tobytes() for one in seen}) == 2
+
+
+def test_an_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(AimonkError, match="unknown augmentation 'heavy': use none, flip"):
+        train_augmentation("heavy", TRANSFORM)

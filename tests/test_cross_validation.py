@@ -1,0 +1,112 @@
+"""`--folds K`: what is written, that no image is scored by a model that has seen it, and that resuming keeps finished folds."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf import cross_validation as cross_validation_module
+from aimonk_hf.evaluation import score_images
+from aimonk_hf.sample_data import write_sample_data
+from aimonk_hf.suspect_labels import read_scores
+
+
+def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
+    values: dict[str, Any] = {"recipe": "demo", "epochs": 1, "folds": 3, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
+    return TrainConfig(data_dir=str(data), output_dir=str(out), **(values | changes))
+
+
+def column(path: Path, name: str) -> dict[str, str]:
+    with open(path, newline="") as file:
+        return {row["image"]: row[name] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawings, of which one lies there twice."""
+    folder = write_sample_data(tmp_path_factory.mktemp("data") / "sample", n_images=60, seed=3)
+    images = folder / "images"
+    (images / "garment_0001.png").write_bytes((images / "garment_0000.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AimonkModel]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, train(settings(data, out))
+
+
+def test_scores_come_from_the_model_that_left_the_image_out(run: tuple[Path, AimonkModel], data: Path) -> None:
+    out, _ = run
+    dataset = AttributeDataset.from_folder(data)
+    fold_of = column(out / "folds.csv", "fold")
+    assert sorted(set(fold_of.values())) == ["1", "2", "3"]
+    assert max(np.bincount([int(fold) for fold in fold_of.values()])[1:]) <= 22
+    assert fold_of["garment_0000.png"] == fold_of["garment_0001.png"]
+    written = read_scores(out / "oof.csv", dataset.labels.images, dataset.attributes)
+    for fold in "123":
+        rows = [row for row, image in enumerate(dataset.labels.images) if fold_of[image] == fold]
+        trained_on = set(column(out / "folds" / f"fold-{fold}" / "split.csv", "part"))
+        assert not trained_on & {dataset.labels.images[row] for row in rows}
+        scores, _ = score_images(AimonkModel.from_pretrained(out / "folds" / f"fold-{fold}"), dataset.select(rows).paths)
+        np.testing.assert_allclose(written[rows], scores, atol=1e-7)
+
+
+def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tuple[Path, AimonkModel]) -> None:
+    out, model = run
+    assert set(column(out / "split.csv", "part").values()) == {"train"}
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["n_images"] == 60
+    assert report["measured_on"]["images"] == "out-of-fold scores of 3 folds"
+    assert report["verdict"]
+    assert all(row["p_value"] is not None for row in report["per_attribute"].values() if row["auroc"] is not None)
+    figures = report["folds"]["macro"]["average_precision"]
+    assert len(figures["values"]) == 3
+    assert figures["mean"] == pytest.approx(np.mean(figures["values"]))
+    assert figures["sd"] == pytest.approx(np.std(figures["values"], ddof=1))
+    assert {name: row["threshold"] for name, row in report["per_attribute"].items()} == pytest.approx(model.config.thresholds)
+    assert (out / "sample_predictions.png").is_file()
+    assert "out-of-fold" in (out / "README.md").read_text()
+
+
+def test_a_recipe_that_chooses_an_epoch_takes_its_validation_images_from_inside(data: Path, tmp_path: Path) -> None:
+    train(settings(data, tmp_path / "out", folds=2, metric_for_best_model="macro_auroc", val_split=0.25))
+    for fold in "12":
+        parts = column(tmp_path / "out" / "folds" / f"fold-{fold}" / "split.csv", "part")
+        assert 5 <= list(parts.values()).count("validation") <= 10
+    assert 12 <= list(column(tmp_path / "out" / "split.csv", "part").values()).count("validation") <= 18
+
+
+def test_resuming_keeps_finished_folds_and_ends_the_same(
+    run: tuple[Path, AimonkModel], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    real = cross_validation_module.fit
+    started: list[str] = []
+
+    def fit(trainer: Any, run_folder: Any, validation: Any) -> None:
+        started.append(run_folder.path.name)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        real(trainer, run_folder, validation)
+
+    monkeypatch.setattr(cross_validation_module, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(data, out))
+    resumed = train(settings(data, out, resume=True))
+    assert started == ["fold-1", "fold-2", "fold-2", "fold-3"]
+    assert (out / "oof.csv").read_bytes() == (run[0] / "oof.csv").read_bytes()
+    whole = run[1].timm_model.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.timm_model.state_dict().items())
+
+
+def test_overwriting_removes_the_folds(data: Path, tmp_path: Path) -> None:
+    train(settings(data, tmp_path / "out", folds=2))
+    train(settings(data, tmp_path / "out", folds=0, overwrite=True))
+    assert not (tmp_path / "out" / "folds").exists()
+    assert not (tmp_path / "out" / "oof.csv").exists()

@@ -1,0 +1,35 @@
+import math
+from typing import Any
+
+import pytest
+
+from aimonk_hf.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
+
+
+def rows(*values: float | None, metric: str = "val_loss") -> list[dict[str, Any]]:
+    return [{metric: value} for value in values]
+
+
+def test_the_best_epoch_has_the_lowest_loss_or_the_highest_metric() -> None:
+    assert best_epoch(rows(0.5, 0.3, 0.3, 0.4), "val_loss") == 1
+    assert best_epoch(rows(0.5, 0.7, 0.6, metric="macro_f1"), "macro_f1") == 1
+    assert best_epoch(rows(math.nan, None, 0.2, metric="macro_f1"), "macro_f1") == 2
+    assert best_epoch(rows(math.nan, None), "val_loss") is None
+    assert best_epoch([], "val_loss") is None
+
+
+def test_epochs_without_gain_count_from_the_best() -> None:
+    assert epochs_without_gain(rows(0.5, 0.3, 0.4, 0.35), "val_loss") == 2
+    assert epochs_without_gain(rows(0.5, 0.3), "val_loss") == 0
+    assert epochs_without_gain(rows(math.nan, math.nan), "val_loss") == 0
+
+
+def test_a_plateau_lowers_the_rate_after_more_epochs_than_the_patience() -> None:
+    losses = [1.0, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.5]
+    factors = [plateau_factor(rows(*losses[:n]), 0.5, 2) for n in range(len(losses) + 1)]
+    assert factors == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_falling_losses_keep_the_rate(patience: int) -> None:
+    assert plateau_factor(rows(1.0, 0.8, 0.6, 0.4, 0.2), 0.1, patience) == 1
