@@ -43,6 +43,7 @@ def cross_validate(config: TrainConfig, accelerator: Accelerator, run: RunFolder
     fold_of = split_rows(dataset.labels.values, [1 / config.folds] * config.folds, config.split, config.seed, groups)
     if accelerator.is_main_process:
         run.write_folds(dataset, fold_of)
+    _warn_rare(config, accelerator, dataset)
     scores = np.full((len(dataset), len(dataset.attributes)), np.nan)
     for fold in range(config.folds):
         held_out = np.flatnonzero(fold_of == fold)
@@ -53,6 +54,15 @@ def cross_validate(config: TrainConfig, accelerator: Accelerator, run: RunFolder
     if accelerator.is_main_process:
         run.write_out_of_fold(dataset, scores)
     return OutOfFold(dataset, scores, fold_of, groups)
+
+
+def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: AttributeDataset) -> None:
+    for name, column in zip(dataset.attributes, dataset.labels.values.T, strict=True):
+        fewest = min(int((column == value).sum()) for value in (0, 1))
+        if 0 < fewest < config.folds:
+            accelerator.print(
+                f"warning: {name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds: try --folds {max(2, fewest)}"
+            )
 
 
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:

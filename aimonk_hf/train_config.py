@@ -122,6 +122,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         recipe = NEUTRAL | get_recipe(self.recipe).settings
+        if self.folds:
+            if self.report_split:
+                raise AimonkError("--folds judges on out-of-fold scores, so that no part is kept to report from: leave out --report-split")
+            self.report_split = 0.0
         self._resolve_stages(recipe)
         for setting in fields(self):
             if setting.metadata.get("from_recipe") and getattr(self, setting.name) is None:
@@ -185,7 +189,10 @@ class TrainConfig:
             if not 0 < getattr(self, name) <= 1:
                 raise AimonkError(f"{_flag(name)} must lie in (0, 1], found {getattr(self, name)}")
         for stage in self.stages:
-            _not_negative("stage_epochs", stage.epochs)
+            if stage.epochs < 1:
+                raise AimonkError(
+                    f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out, also of --stage-lr and --stage-freeze"
+                )
             if not stage.lr > 0:
                 raise AimonkError(f"--lr must be above 0, found {stage.lr}")
         for gamma in self.asymmetric_gammas or []:

@@ -81,8 +81,6 @@ class Trainer:
     def _begin_stage(self, number: int) -> None:
         """Turn to a stage; a later one goes on from the best epoch where one is kept."""
         self.stage, self.stage_epoch = number, 0
-        while not self.finished and not self._stage.epochs:
-            self.stage += 1
         if not self.finished and self.best is not None:
             self._load_network(self.best)
 

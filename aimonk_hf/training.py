@@ -123,6 +123,10 @@ def _split(
         sep="\n",
     )
     _warn_one_sided(dataset, accelerator)
+    if not len(validation) and not config.folds and (config.tune_thresholds or config.calibrate):
+        accelerator.print(
+            "warning: no validation images: thresholds stay at 0.5, nothing is calibrated, and there is no report (--folds 5 makes one)"
+        )
     return train_set, validation, report_set
 
 

@@ -110,3 +110,16 @@ def test_overwriting_removes_the_folds(data: Path, tmp_path: Path) -> None:
     train(settings(data, tmp_path / "out", folds=0, overwrite=True))
     assert not (tmp_path / "out" / "folds").exists()
     assert not (tmp_path / "out" / "oof.csv").exists()
+
+
+def test_an_attribute_rarer_than_the_folds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write_sample_data(tmp_path / "rare", n_images=24, seed=1)
+    lines = (folder / "labels.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    for number, row in enumerate(rows):
+        row[4] = "1" if number == 0 else "0"
+    (folder / "labels.csv").write_text("\n".join([lines[0], *map(",".join, rows)]) + "\n")
+    model = train(settings(folder, tmp_path / "out", folds=2))
+    assert "belt has 1 label(s) of one kind, fewer than the 2 folds" in capsys.readouterr().out
+    assert model.metrics is not None
+    assert model.metrics["folds"]["macro"]["auroc"]["mean"] is not None  # of the attributes where it is defined

@@ -1,17 +1,20 @@
 """What the named settings promise, above all those of the five published systems."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from timm.models import get_pretrained_cfg, is_model
 
-from aimonk_hf import TrainConfig, get_recipe
+from aimonk_hf import AimonkModel, TrainConfig, get_recipe
 from aimonk_hf.backbones import trim_pretrained_cfg
 from aimonk_hf.cli import main
+from aimonk_hf.epoch_choice import plateau_factor
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.losses import positive_weights
+from aimonk_hf.optimisation import lr_factor
 from aimonk_hf.processing import EvalTransform
 from aimonk_hf.published_recipes import PUBLISHED
 from aimonk_hf.recipes import NEUTRAL, list_recipes
@@ -89,7 +92,8 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage_epochs": [-1, 2]}, "--stage-epochs must not be negative"),
+        ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave it out"),
+        ({"folds": 3, "report_split": 0.5}, "--folds judges on out-of-fold scores, .*leave out --report-split"),
         ({"stage_lr": [0.0, 1e-4]}, "--lr must be above 0"),
         ({"folds": 1}, "--folds must be 0 or at least 2"),
         ({"layer_decay": 0.0}, r"--layer-decay must lie in \(0, 1\]"),
@@ -104,6 +108,55 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AimonkError, match=message):
         config("efficientnet-b0-two-stage", **changes)
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
+def test_every_recipe_runs_by_its_name(recipe: str, sample: Path, tmp_path: Path) -> None:
+    n_stages = len(config(recipe).stages)
+    flags = [
+        "--architecture",
+        "test_resnet",
+        "--no-pretrained",
+        "--image-size",
+        "32",
+        "--num-workers",
+        "0",
+        "--stage-epochs",
+        "1,1"[: 2 * n_stages - 1],
+    ]
+    out = tmp_path / "out"
+    assert main(["train", "--recipe", recipe, "--data-dir", str(sample), "--output-dir", str(out), *flags]) == 0
+    model = AimonkModel.from_pretrained(out)
+    tuned = set(model.config.thresholds.values()) != {0.5}
+    assert tuned == (recipe in ("default", "demo"))
+    assert len((out / "history.csv").read_text().splitlines()) == 1 + n_stages
+
+
+def test_a_recipe_whose_layer_names_another_network_lacks_is_refused(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = [
+        "--architecture",
+        "test_vit",
+        "--no-pretrained",
+        "--num-workers",
+        "0",
+        "--freeze",
+        "conv1+bn1+layer1",
+        "--output-dir",
+        str(tmp_path / "o"),
+    ]
+    assert main(["train", "--recipe", "resnet34-partial", "--data-dir", str(sample), *flags]) == 2
+    assert "--freeze: the network has no layer 'conv1'; it begins with " in capsys.readouterr().err
+
+
+def test_constant_and_plateau_recipes_give_the_published_rates() -> None:
+    made = config("efficientnet-b0-two-stage")
+    assert [lr_factor(made.schedule, step, 100, made.warmup) for step in (0, 50, 99)] == [1, 1, 1]
+    losses = [{"val_loss": value} for value in (0.5, 0.6, 0.6, 0.6, 0.4, 0.5, 0.5, 0.5)]
+    rates = [made.lr * plateau_factor(losses[:n], made.plateau_factor, made.plateau_patience) for n in range(9)]
+    assert rates == pytest.approx([1e-4] * 4 + [5e-5] * 4 + [2.5e-5])
+    for name in ("resnet18-adam", "resnet18-finetune", "resnet18-20-epochs", "resnet34-partial"):
+        other = config(name)
+        assert {lr_factor(other.schedule, step, 40, other.warmup) for step in range(40)} == {1.0}
 
 
 def test_the_command_lists_recipes_with_what_they_reproduce(capsys: pytest.CaptureFixture) -> None:

@@ -17,14 +17,16 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--mixed-precision", "no"]
 
 
-def launch(sample: Path, out: Path, processes: int, batch_size: int) -> str:
+def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
     flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "train.py", *flags, *SETTINGS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, "train.py", *flags, *SETTINGS, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,6 +45,20 @@ def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path
     histories = [list(csv.DictReader((out / "history.csv").open())) for out in (one, two)]
     for column in ("train_loss", "val_loss", "macro_auroc", "macro_average_precision"):
         np.testing.assert_allclose(*[[float(row[column]) for row in history] for history in histories], atol=1e-4)
+
+
+def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path) -> None:
+    more = ("--folds", "2", "--stage-epochs", "1,1", "--stage-freeze", "backbone,first-2", "--ema-decay", "0.9")
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(sample, one, 1, 14, *more)
+    printed = launch(sample, two, 2, 7, *more)
+    assert printed.count("fold 1 of 2") == 1
+    tables = [list(csv.DictReader((out / "oof.csv").open())) for out in (one, two)]
+    for mine, other in zip(*tables, strict=True):
+        assert mine["image"] == other["image"]
+        np.testing.assert_allclose(*[[float(row[name]) for name in row if name != "image"] for row in (mine, other)], atol=1e-4)
+    losses = [load_checkpoint(out / "checkpoints")["losses"].numpy() for out in (one, two)]
+    np.testing.assert_allclose(*losses, atol=1e-4)
 
 
 def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:
