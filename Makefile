@@ -6,7 +6,7 @@ DEMO_DATA := outputs/demo-data
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo app test check bench browser clean
+.PHONY: demo app test soak check bench browser clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo-installed $(DEMO_DATA)/labels.csv
@@ -22,12 +22,17 @@ app: .venv/demo-installed
 test: .venv/dev-installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
+# What takes from minutes to hours: many more of the strange files, labels and damaged weights that `make test` tries a few of.
+soak: .venv/dev-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(TESTS)
+
 check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: .venv/dev-installed
+	$(BIN)/python benchmarks/decode_cache.py
 	$(BIN)/python benchmarks/app_load.py
 
 .venv/python:

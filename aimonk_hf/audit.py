@@ -128,7 +128,7 @@ def _look_at(path: Path) -> tuple[str | None, dict[str, str], NDArray[np.float32
 
 def _unlisted(dataset: AttributeDataset) -> list[str]:
     listed = set(dataset.labels.images)
-    found = (path.relative_to(dataset.images_dir).as_posix() for path in sorted(dataset.images_dir.rglob("*")))
+    found = (path.relative_to(dataset.images_dir).as_posix() for path in sorted(dataset.images_dir.rglob("*")) if not path.is_dir())
     return [name for name in found if name not in listed and name.lower().endswith(IMAGE_EXTENSIONS)]
 
 
@@ -167,8 +167,12 @@ def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> 
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise AimonkError(f"cannot read the split {split}: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise AimonkError(f"{split} is no split: {error}") from error
     if rows and not {"image", "part"} <= set(rows[0]):
         raise AimonkError(f"{split} is no split: its header must be image,part")
+    if short := [number for number, row in enumerate(rows, start=2) if row["image"] is None or row["part"] is None]:
+        raise AimonkError(f"{split}: row {short[0]} names no image or no part")
     parts: dict[str, set[str]] = {}
     for row in rows:
         parts.setdefault(row["image"], set()).add(row["part"])

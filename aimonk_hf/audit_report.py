@@ -1,6 +1,9 @@
 """An audit as text: audit.md, and the same lines for the terminal."""
 
+from html import escape
 from typing import Any
+
+from aimonk_hf.images import shown_name
 
 _MOST = 20
 
@@ -8,7 +11,7 @@ _MOST = 20
 def audit_markdown(findings: dict[str, Any]) -> str:
     """Return audit.md for the content of audit.json."""
     data = findings["data"]
-    lines = [f"# Audit of {data['labels']}", "", *(f"- {line}" for line in summary(findings)), ""]
+    lines = [f"# Audit of {_cell(data['labels'])}", "", *(f"- {_cell(line)}" for line in summary(findings)), ""]
     lines += _files(findings["files"]) + _duplicates(findings["duplicates"]) + _labels(findings)
     for section in (_leakage, _probe, _suspects):
         lines += section(findings)
@@ -63,7 +66,9 @@ def _files(files: dict[str, Any]) -> list[str]:
         lines.append(f"### {len(found)} {words}")
         lines.append("")
         items = (
-            [f"{_code(name)}: {reason}" for name, reason in found.items()] if isinstance(found, dict) else [_code(name) for name in found]
+            [f"{_code(name)}: {_cell(reason)}" for name, reason in found.items()]
+            if isinstance(found, dict)
+            else [_code(name) for name in found]
         )
         lines += _bullets(items)
     return lines if len(lines) > 2 else [*lines, "Every listed image is there and plain, and no other lies beside them.", ""]
@@ -99,7 +104,7 @@ def _labels(findings: dict[str, Any]) -> list[str]:
     lines += _bullets(items)
     if patterns := findings["missing_not_at_random"]:
         lines += ["### Missing labels that depend on other labels", ""]
-        lines += _bullets([f"{_pattern(one)} (p {one['p_value']:.1e})" for one in patterns])
+        lines += _bullets([f"{_cell(_pattern(one))} (p {one['p_value']:.1e})" for one in patterns])
     return lines
 
 
@@ -107,9 +112,9 @@ def _leakage(findings: dict[str, Any]) -> list[str]:
     if "leakage" not in findings:
         return []
     leakage = findings["leakage"]
-    lines = ["## Split", "", f"`{leakage['split']}`: {leakage['n_in_no_part']} images stand in no part.", ""]
+    lines = ["## Split", "", f"{_code(leakage['split'])}: {leakage['n_in_no_part']} images stand in no part.", ""]
     items = [
-        f"{' and '.join(map(_code, pair['images']))} ({pair['kind']}): {' and '.join(pair['parts'])}"
+        f"{' and '.join(map(_code, pair['images']))} ({pair['kind']}): {' and '.join(map(_cell, pair['parts']))}"
         for pair in leakage["pairs_across_parts"]
     ]
     items += [f"{_code(name)} stands in two parts" for name in leakage["in_two_parts"]]
@@ -120,7 +125,7 @@ def _probe(findings: dict[str, Any]) -> list[str]:
     if "probe" not in findings:
         return []
     probed = findings["probe"]
-    lines = ["## Is there signal?", "", f"**{probed['verdict']}**", "", f"{probed['method']}.", ""]
+    lines = ["## Is there signal?", "", f"**{_cell(probed['verdict'])}**", "", f"{_cell(probed['method'])}.", ""]
     lines += ["| attribute | AUROC | p |", "| --- | ---: | ---: |"]
     for name, row in probed["per_attribute"].items():
         told = ["n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "p_value")]
@@ -135,7 +140,7 @@ def _suspects(findings: dict[str, Any]) -> list[str]:
     lines = [
         "## Suspect labels",
         "",
-        f"By {suspects['source']}, over {suspects['n_scored']} images. All of them stand in `suggestions.csv`.",
+        f"By {_cell(suspects['source'])}, over {suspects['n_scored']} images. All of them stand in `suggestions.csv`.",
         "",
     ]
     shown = suspects["labels"][: 2 * _MOST]
@@ -170,8 +175,11 @@ def _percent(value: float | None) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text).replace('`', chr(39))}`"
+    """Return a name between backticks, where Markdown reads no HTML."""
+    shown = shown_name(text).replace("|", "\\|").replace("`", "'")
+    return f"`{shown}`"
 
 
 def _cell(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("|", "\\|").replace("\n", " ")
+    """Escape what would break a table, be read as HTML, or make a link."""
+    return escape(shown_name(text), quote=False).replace("|", "\\|").replace("[", "\\[")

@@ -21,6 +21,13 @@ _KEPT_KEYS = (
 )
 
 
+# What timm raises for arguments that its networks cannot have depends on where it meets them.
+_REFUSALS = (
+    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(SafetensorError, OSError),
+)
+
+
 @dataclass
 class Backbone:
     """A network to be built: timm's plain name, its constructor arguments, its pretrained_cfg, and its weights where they were asked for."""
@@ -71,8 +78,9 @@ def build_network(
             num_classes=num_classes,
             **model_args,
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError, SafetensorError, OSError) as error:
-        raise AimonkError(f"timm cannot build {architecture} with {model_args}: {_first_line(error)}") from error
+    except _REFUSALS as error:
+        told = f"{type(error).__name__}: {_first_line(error)}" if isinstance(error, LookupError) else _first_line(error)
+        raise AimonkError(f"timm cannot build {architecture} with {str(model_args)[:200]}: {told}") from error
 
 
 def trim_pretrained_cfg(pretrained_cfg: dict[str, Any], num_classes: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Which images each process reads in which step, and the loader that augments them."""
 
 import math
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from aimonk_hf.augmentation import Augmentation
 from aimonk_hf.data import AttributeDataset
 from aimonk_hf.errors import ImageError
 from aimonk_hf.images import read_image
+from aimonk_hf.pixel_cache import PixelCache
 from aimonk_hf.seeding import seed_everything
 
 # A place in a batch: (epoch, row). A negative row is a stand-in that keeps processes in step; its labels are all missing.
@@ -95,11 +98,12 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
     """Augmented pixels uint8 [3, H, W], labels [K] and the row, for a `Place`; random by (seed, epoch, row), whichever worker reads it.
 
-    An image that has become unreadable since the run began gives grey pixels with every label missing, and the row as -1 - row.
+    An image that has become unreadable since the run began gives grey pixels with every label missing, and the row as -1 - row. A `cache`
+    keeps the prepared pictures; the pixels are the same without it.
     """
 
-    def __init__(self, dataset: AttributeDataset, augment: Augmentation, seed: int) -> None:
-        self.dataset, self.augment, self.seed = dataset, augment, seed
+    def __init__(self, dataset: AttributeDataset, augment: Augmentation, seed: int, cache: PixelCache | None = None) -> None:
+        self.dataset, self.augment, self.seed, self.cache = dataset, augment, seed, cache
         self.paths = dataset.paths
 
     def __len__(self) -> int:
@@ -111,10 +115,15 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         labels = torch.from_numpy(self.dataset.labels.values[row])
         seed_everything(self.seed, 1, epoch, row)
         try:
-            pixels = self.augment(read_image(self.paths[row]))
+            pixels = self.augment.change(self._prepared(self.paths[row]))
         except ImageError:
             return self.augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
         return pixels, torch.full_like(labels, torch.nan) if stand_in else labels, row
+
+    def _prepared(self, path: Path) -> Image.Image:
+        if self.cache is None:
+            return self.augment.prepare(read_image(path))
+        return Image.fromarray(self.cache.get(path, lambda: np.asarray(self.augment.prepare(read_image(path)))))
 
 
 def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool) -> DataLoader[tuple[Tensor, Tensor, int]]:
@@ -126,4 +135,10 @@ def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_m
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_interrupt,
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the first process of the run saves its state before it ends its readers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimonk_hf.config import AimonkConfig
+from aimonk_hf.errors import AimonkError
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
+    from huggingface_hub import EvalResult, ModelCardData
 
 _PACKAGE = Path(__file__).parent
 TAGS = ["aimonk_hf", "multi-label-classification", "image-classification", "timm", "transformers", "safetensors"]
@@ -19,32 +20,40 @@ _INDEXED = {
 
 def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     """Return the card's Markdown for a configuration and the content of metrics.json, if there is one."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
+    from jinja2 import UndefinedError
+
+    content: dict[str, Any] = {
+        "title": f"Image attributes by {config.architecture}",
+        "attributes": config.attributes,
+        "thresholds": config.thresholds,
+        "architecture": config.architecture,
+        "size": config.pretrained_cfg.get("input_size", [3, 224, 224])[1:],
+        "metrics": metrics,
+    }
+    content |= {"figure": _figure, "interval": _interval, "cell": _cell, "code": _code}
+    try:
+        card = ModelCard.from_template(_metadata(config, metrics), template_str=_template().read_text(encoding="utf-8"), **content)
+    except (UndefinedError, TypeError, ValueError, LookupError, AttributeError) as error:  # metrics.json may come from anywhere
+        told = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise AimonkError(
+            f"the model's metrics have not the form of metrics.json ({told}): remove that file, or set model.metrics to None"
+        ) from error
+    return str(card).rstrip() + "\n"
+
+
+def _metadata(config: AimonkConfig, metrics: dict[str, Any] | None) -> "ModelCardData":
+    """Return the card's YAML; library_name timm, because another keeps transformers' pipeline from recognising a repository's task."""
+    from huggingface_hub import ModelCardData
 
     results = _index(config, metrics)
-    # library_name timm, because another name keeps transformers' pipeline from recognising the task of a Hub repository
-    data = ModelCardData(
+    return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         tags=TAGS,
         model_name=config.architecture if results else None,
         eval_results=results or None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_str=_template().read_text(encoding="utf-8"),
-        title=f"Image attributes by {config.architecture}",
-        attributes=config.attributes,
-        thresholds=config.thresholds,
-        architecture=config.architecture,
-        size=config.pretrained_cfg.get("input_size", [3, 224, 224])[1:],
-        metrics=metrics,
-        figure=_figure,
-        interval=_interval,
-        cell=_cell,
-        code=_code,
-    )
-    return str(card).rstrip() + "\n"
 
 
 def _index(config: AimonkConfig, metrics: dict[str, Any] | None) -> "list[EvalResult]":
@@ -83,10 +92,13 @@ def _interval(ends: list[float] | None) -> str:
     return f" ({_figure(ends[0])} to {_figure(ends[1])})" if ends else ""
 
 
-def _cell(text: str) -> str:
-    """Escape what would break a Markdown table or be read as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+def _cell(text: object) -> str:
+    """Escape what would break a Markdown table, be read as HTML, or make a link."""
+    plain = " ".join(str(text).split())
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[")
 
 
-def _code(text: str) -> str:
-    return f"`{_cell(text).replace('`', chr(39))}`"
+def _code(text: object) -> str:
+    """Return a name between backticks, where Markdown reads neither HTML nor entities."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{plain}`"

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
     except AimonkError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        print(f"{PROG}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a file is called
         return 2
     except KeyboardInterrupt:
-        print(f"{PROG}: stopped" + ("; --resume goes on from the last epoch" if options.run is _train else ""), file=sys.stderr)
+        print(f"{PROG}: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing more can be said to it

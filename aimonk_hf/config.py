@@ -1,6 +1,9 @@
 """What the weights need: the saved configuration, in the form that timm and transformers read too."""
 
 import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +13,16 @@ from aimonk_hf.errors import AimonkError
 DEFAULT_THRESHOLD = 0.5
 PROBLEM_TYPE = "multi_label_classification"
 MODEL_TYPE = "timm_wrapper"
+# Arguments of timm that are no business of a saved model: they name files to be read and unpickled, weights to fetch, or a machine's device.
+_FOREIGN_ARGS = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "checkpoint_path", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only", "device", "dtype"),
+)
+# Keys by which a config.json asks its reader to run the repository's own code; nothing here does, and no folder saved here asks others to.
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+_CROP_MODES = ("center", "squash", "border")
+_LARGEST_SIDE = 8192  # pixels that a picture may be scaled to; a hundred megapixels would fill the memory
 
 
 @dataclass
@@ -18,7 +31,7 @@ class AimonkConfig:
 
     `model_args` go to the timm constructor (`drop_rate`, `pad_type`, `img_size`, ...); `pretrained_cfg` is timm's preprocessing and head
     description (`input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, `classifier`, ...), filled in by `AimonkModel` where
-    it is left empty; `extra` keeps every key of a config.json that is not ours.
+    it is left empty; `extra` keeps every key of a config.json that is not ours, but for those that ask a reader to run code.
 
     Raises `AimonkError` on names or thresholds that no model could have.
     """
@@ -40,6 +53,9 @@ class AimonkConfig:
                 raise AimonkError(f"{name} must be a mapping, found {type(getattr(self, name)).__name__}")
         if "num_classes" in self.model_args:
             raise AimonkError("model_args must not hold num_classes: it is the number of attributes")
+        if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
+            raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
+        _check_preprocessing(self.pretrained_cfg)
 
     def to_dict(self) -> dict[str, Any]:
         """Return config.json's content: the keys of timm, of transformers' TimmWrapper, and ours at the root."""
@@ -63,50 +79,101 @@ class AimonkConfig:
         """Read config.json's content, also after transformers saved it; thresholds that are not there are 0.5."""
         model_type = values.get("model_type", MODEL_TYPE)
         if model_type != MODEL_TYPE:
-            raise AimonkError(f"config.json has model_type {model_type!r}; a folder of this library has {MODEL_TYPE!r}")
+            raise AimonkError(f"config.json has model_type {_short(model_type)}; a folder of this library has {MODEL_TYPE!r}")
         if values.get("problem_type") != PROBLEM_TYPE:
             raise AimonkError(
-                f"config.json has problem_type {values.get('problem_type')!r}, not {PROBLEM_TYPE!r}: its scores are not one sigmoid per attribute"
+                f"config.json has problem_type {_short(values.get('problem_type'))}, not {PROBLEM_TYPE!r}: "
+                "its scores are not one sigmoid per attribute"
             )
-        attributes = values.get("label_names") or _labels_of(values.get("id2label"))
+        named = _labels_of(values.get("id2label"))
         config = cls(
             architecture=values.get("architecture", ""),
-            attributes=attributes,
-            thresholds=values.get("thresholds") or {},
-            model_args=values.get("model_args") or {},
-            pretrained_cfg=values.get("pretrained_cfg") or {},
+            attributes=_given(values, "label_names", named),
+            thresholds=_given(values, "thresholds", {}),
+            model_args=_given(values, "model_args", {}),
+            pretrained_cfg=_given(values, "pretrained_cfg", {}),
         )
-        if values.get("num_classes", len(config.attributes)) != len(config.attributes):
-            raise AimonkError(f"config.json names {len(config.attributes)} attributes but num_classes is {values['num_classes']}")
-        config.extra = {key: value for key, value in values.items() if key not in config.to_dict()}
+        if _given(values, "num_classes", len(config.attributes)) != len(config.attributes):
+            raise AimonkError(f"config.json names {len(config.attributes)} attributes but num_classes is {_short(values['num_classes'])}")
+        if named and named != config.attributes:
+            raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
+        config.extra = {key: value for key, value in values.items() if key not in config.to_dict() and key not in _CODE_KEYS}
         return config
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name can stand on one line of a UTF-8 file: no control characters, line breaks or bytes that are no text."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]:
     """Return one threshold per attribute in the attributes' order, 0.5 where none is given; unknown names and values outside [0, 1] raise."""
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
-    if unknown := [str(name) for name in thresholds if name not in attributes]:
-        raise AimonkError(f"thresholds for unknown attributes: {', '.join(unknown)}; the model has {', '.join(attributes)}")
+    known = set(attributes)
+    if unknown := [name if str(name).isprintable() else _short(name) for name in thresholds if name not in known]:
+        raise AimonkError(
+            f"thresholds for unknown attributes: {', '.join(str(name)[:60] for name in unknown[:8])}; the model has {', '.join(attributes[:50])}"
+        )
     for name, value in thresholds.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-            raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {value!r}")
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {_short(value)}")
     return {name: float(thresholds.get(name, DEFAULT_THRESHOLD)) for name in attributes}
 
 
 def _check_attributes(attributes: Any) -> list[str]:
     if not isinstance(attributes, list | tuple) or not attributes:
         raise AimonkError("a model needs at least one attribute name (label_names in config.json)")
-    if bad := [name for name in attributes if not isinstance(name, str) or not name.strip()]:
-        raise AimonkError(f"attribute names must be words, found {bad[0]!r}")
-    if len(set(attributes)) != len(attributes):
-        repeated = next(name for name in attributes if attributes.count(name) > 1)
-        raise AimonkError(f"the attribute name {repeated!r} stands twice")
+    if bad := [name for name in attributes if not isinstance(name, str) or not name.strip() or not is_text(name)]:
+        raise AimonkError(f"attribute names must be words, found {_short(bad[0])}")
+    if repeated := [name for name, count in Counter(attributes).items() if count > 1]:
+        raise AimonkError(f"the attribute name {_short(repeated[0])} stands twice")
     return list(attributes)
 
 
+def _check_preprocessing(cfg: dict[str, Any]) -> None:
+    """Refuse values from which no picture could be made, or only one that fills the memory; None is timm's own default."""
+
+    def check(key: str, is_right: Callable[[Any], bool], wanted: str) -> None:
+        if cfg.get(key) is not None and not is_right(cfg[key]):
+            raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {_short(cfg[key])}")
+
+    def is_size(value: Any) -> bool:
+        return _are_numbers(value, 3) and value[0] == 3 and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in value)
+
+    check("input_size", is_size, f"[3, height, width] with sides up to {_LARGEST_SIDE}")
+    check("mean", lambda value: _are_numbers(value, 3), "three numbers")
+    check("std", lambda value: _are_numbers(value, 3) and min(value) > 0, "three numbers above 0")
+    check("interpolation", lambda value: value in _INTERPOLATIONS, " or ".join(_INTERPOLATIONS))
+    check("crop_mode", lambda value: value in _CROP_MODES, " or ".join(_CROP_MODES))
+    longest = max((cfg.get("input_size") or [3, 224, 224])[1:])
+    check("crop_pct", lambda value: _is_number(value) and longest / _LARGEST_SIDE <= value <= 10, "a share of the picture")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(value: Any) -> bool:
+    # compared before isfinite, which fails on whole numbers that no float can hold
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30 and math.isfinite(value)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(map(_is_number, value))
+
+
+def _given(values: dict[str, Any], key: str, default: Any) -> Any:
+    """Return a value of config.json; only where it is absent or null, the default."""
+    value = values.get(key)
+    return default if value is None else value
+
+
 def _labels_of(id2label: Any) -> list[str]:
-    """Return the names of transformers' id2label in the order of their numbers."""
-    if not isinstance(id2label, dict) or not all(str(key).isdigit() for key in id2label):
+    """Return the names of transformers' id2label in the order of their numbers, which must be those from 0 on."""
+    if id2label is None:
         return []
-    return [id2label[key] for key in sorted(id2label, key=int)]
+    if not isinstance(id2label, dict) or set(map(str, id2label)) != set(map(str, range(len(id2label)))):
+        raise AimonkError("id2label in config.json must number the attributes from 0 on")
+    return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from aimonk_hf.audit import Audit
 from aimonk_hf.errors import ImageError
-from aimonk_hf.images import read_image
+from aimonk_hf.images import read_image, shown_name
 from aimonk_hf.near_duplicates import conflicts
 from aimonk_hf.storage import atomic_path
 
@@ -89,9 +89,9 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: 
 
 
 def _fitted(text: str) -> str:
-    """Shorten a text to the width of a picture."""
+    """Shorten a text to the width of a picture, on one line."""
     font = ImageFont.load_default(12)
-    text = text.encode("utf-8", "replace").decode()
+    text = shown_name(text[:_SIDE])  # no letter is narrower than a pixel
     if font.getlength(text) <= _SIDE:
         return text
     while text and font.getlength(text + "...") > _SIDE:

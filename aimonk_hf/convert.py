@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +24,12 @@ PREPROCESSING = {
     "mean": IMAGENET_MEAN,
     "std": IMAGENET_STD,
 }
+
+# What torch raises on a damaged or foreign file depends on where it stops making sense.
+_DAMAGE = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, AssertionError, MemoryError),
+    *(struct.error, zipfile.BadZipFile),
+)
 
 # Keys under which training loops keep the weights, and names under which wrappers keep the network.
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
@@ -70,17 +78,24 @@ def convert_checkpoint(
 
 def load_checkpoint(path: Path) -> Any:
     """Read a .pth file without running anything in it (`weights_only=True`)."""
+    if not path.is_file():
+        raise AimonkError(f"there is no checkpoint {path}" if not path.exists() else f"{path} is no file")
     try:
+        _check_packing(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise AimonkError(f"there is no checkpoint {path}") from error
     except pickle.UnpicklingError as error:
         _refuse(path, error)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, UnicodeDecodeError) as error:
-        # what torch raises on a damaged or foreign file depends on where it stops making sense
-        raise AimonkError(
-            f"{path} is no PyTorch checkpoint, or damaged ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from error
+    except _DAMAGE as error:
+        told = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise AimonkError(f"{path} is no PyTorch checkpoint, or damaged ({told})") from error
+
+
+def _check_packing(path: Path) -> None:
+    """Refuse packed entries: PyTorch stores its tensors as they are, and a packed one could unfold to any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"its entry {packed[0][:60]!r} is compressed, which PyTorch does not do")
 
 
 def _refuse(path: Path, error: pickle.UnpicklingError) -> NoReturn:
@@ -98,10 +113,14 @@ def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
     for container in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(container), dict):
             content = content[container]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    pairs = content.items() if isinstance(content, dict) else ()
+    state = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         found = f"a dict with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
-        raise AimonkError(f"{path} holds no state dict (found {found}; looked under {', '.join(_CONTAINERS)})")
+        raise AimonkError(f"{path} holds no state dict (found {found[:200]}; looked under {', '.join(_CONTAINERS)})")
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise AimonkError(f"{path}: {key} is no plain tensor with all its numbers in the file")
     return state
 
 
@@ -156,6 +175,6 @@ def _load(model: AimonkModel, state: dict[str, Tensor], path: Path) -> None:
 
 def _head_bias(path: Path, state: dict[str, Tensor]) -> Tensor:
     for name in ("fc.bias", "classifier.bias", "head.fc.bias", "head.bias"):
-        if name in state:
+        if name in state and state[name].ndim == 1:
             return state[name]
     raise AimonkError(f"{path} has no linear head (fc, classifier or head): it is no classifier's state dict")

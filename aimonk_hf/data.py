@@ -75,10 +75,14 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         """Return the dataset of the given rows."""
         return AttributeDataset(self.labels.select(rows), self.images_dir, self.transform)
 
-    def find_problems(self, progress: bool = False) -> dict[int, str]:
-        """Decode every image once; return the reason per row that cannot be used."""
+    def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False) -> dict[int, str]:
+        """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""
+
+        def check(path: Path) -> str | None:
+            return None if known_good(path) else check_image(path)
+
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checks = pool.map(check_image, self.paths)
+            checks = pool.map(check, self.paths)
             reasons = list(
                 tqdm(checks, "checking images", len(self), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
             )

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.calibration import expected_calibration_error
 from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.errors import AimonkError, ImageError, near_names
+from aimonk_hf.images import shown_name
 from aimonk_hf.metrics import build_report, mean_defined, nan_to_none
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.thresholds import decide
@@ -50,7 +51,7 @@ def judge_dataset(
     labels = match_columns(model.config.attributes, dataset)
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
     for path, reason in failures.items():
-        _logger.warning("left out %s: %s", path, reason)
+        _logger.warning("left out %s: %s", shown_name(path), reason)
     readable = np.flatnonzero(~np.isnan(scores).all(axis=1))
     if not len(readable):
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")

@@ -1,6 +1,7 @@
 """The epochs of a run: a model from settings, steps with checkpoints and progress, a line and a history row after each epoch."""
 
 import time
+from contextlib import closing
 from typing import Any
 
 from aimonk_hf.checkpoints import load_checkpoint, save_checkpoint
@@ -9,6 +10,7 @@ from aimonk_hf.data import AttributeDataset
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.progress import TrainingProgress, write_line
 from aimonk_hf.run_folder import RunFolder
+from aimonk_hf.stop_request import StopRequest
 from aimonk_hf.train_config import TrainConfig
 from aimonk_hf.trainer import Trainer
 
@@ -40,13 +42,16 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
     def after_step(loss: float | None, lr: float) -> None:
         nonlocal saved_at
         progress.after_step(loss, lr)
+        if stop.asked and accelerator.is_main_process:
+            save_checkpoint(run.checkpoints, trainer.step, trainer.state())
+            stop.leave(f"stopped and saved after step {trainer.step}: the same command with --resume goes on from there")
         due = config.checkpoint_minutes and time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
         within_epoch = trainer.epoch_sums.steps < trainer.batches.n_steps  # else the one after the epoch follows at once
         if due and within_epoch and accelerator.is_main_process:
             save_checkpoint(run.checkpoints, trainer.step, trainer.state())
             saved_at = time.monotonic()
 
-    try:
+    with closing(progress), StopRequest() as stop:
         while not trainer.finished:
             row = trainer.train_epoch(after_step)
             if len(validation):
@@ -62,8 +67,6 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
             progress.skip_to(trainer.step, trainer.planned_steps)
             accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
             accelerator.wait_for_everyone()
-    finally:
-        progress.close()
 
 
 def _resume(trainer: Trainer, run: RunFolder) -> None:
@@ -72,6 +75,9 @@ def _resume(trainer: Trainer, run: RunFolder) -> None:
         trainer.accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
         return
     trainer.restore(state)
+    if trainer.finished:
+        trainer.accelerator.print(f"all epochs were already trained ({trainer.epoch}): no step is left, only the report")
+        return
     within = f", step {trainer.epoch_sums.steps} of {trainer.batches.n_steps}" if trainer.epoch_sums.steps else ""
     trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {_n_epochs(trainer.config)}{within}")
 

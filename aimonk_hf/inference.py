@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aimonk_hf.errors import ImageError
 from aimonk_hf.images import ImageSource, read_image
+from aimonk_hf.pixel_cache import PixelCache
 
 Source = TypeVar("Source", bound=ImageSource)
 
@@ -23,16 +24,21 @@ def stream_logits(
     network: Callable[[Tensor], Tensor],
     batch_size: int = 32,
     workers: int | None = None,
+    cache: PixelCache | None = None,
 ) -> Iterator[tuple[Source, Tensor | ImageError]]:
     """Yield each source, in order, with its logits [K], or with the `ImageError` that says why there are none.
 
     `prepare` turns an RGB image into uint8 [3, H, W] (run in threads: Pillow decodes outside Python's lock); `network` turns uint8
-    [N, 3, H, W] into logits [N, K]. No more than three batches are held at a time, however long `sources` is.
+    [N, 3, H, W] into logits [N, K]. No more than three batches are held at a time, however long `sources` is. A `cache`, made for what
+    `prepare` does, keeps the pixels of sources that are paths.
     """
 
     def load(source: Source) -> Tensor | ImageError:
         try:
-            return prepare(read_image(source))
+            if cache is None or not isinstance(source, str | os.PathLike):
+                return prepare(read_image(source))
+            pixels = cache.get(source, lambda: prepare(read_image(source)).permute(1, 2, 0).numpy())
+            return torch.from_numpy(pixels).permute(2, 0, 1)
         except ImageError as error:
             return error
 

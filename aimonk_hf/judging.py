@@ -10,6 +10,7 @@ from aimonk_hf.calibration import calibrate, fold_into_classifier, to_logits
 from aimonk_hf.data import AttributeDataset, duplicate_groups
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation import judge_scores, score_images
+from aimonk_hf.images import shown_name
 from aimonk_hf.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.modeling import AimonkModel
@@ -178,7 +179,7 @@ def _readable(model: AimonkModel, dataset: AttributeDataset) -> tuple[Labels, Sc
     """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read."""
     scores, failures = score_images(model, dataset.paths, progress=True)
     for path, reason in failures.items():
-        _logger.warning("%s can no longer be read (%s): its labels count nowhere", path, reason)
+        _logger.warning("%s can no longer be read (%s): its labels count nowhere", shown_name(path), reason)
     readable = dataset.select(np.flatnonzero(~np.isnan(scores).all(axis=1)))
     return readable.labels.values, scores[~np.isnan(scores).all(axis=1)], duplicate_groups(readable.paths)
 

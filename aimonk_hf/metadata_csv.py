@@ -1,6 +1,7 @@
 """metadata.csv of an image folder in the form of the datasets library: a column file_name, and one column per attribute."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def metadata_rows(path: Path, text: str, attributes: list[str] | None = None) ->
     `attributes` chooses columns, so that others (captions, sizes) are left aside; otherwise every column but file_name is an attribute.
     True and False are 1 and 0, an empty cell is NA. Raises `AimonkError` where file_name or an attribute is not there.
     """
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(reader)]
         if "file_name" not in header:
@@ -34,11 +35,17 @@ def metadata_rows(path: Path, text: str, attributes: list[str] | None = None) ->
 
 
 def _columns(path: Path, header: list[str], attributes: list[str] | None) -> list[int]:
+    places: dict[str, list[int]] = {}
+    for column, name in enumerate(header):
+        places.setdefault(name, []).append(column)
     if attributes is None:
-        return [column for column, name in enumerate(header) if name != "file_name"]
-    if unknown := [name for name in attributes if name not in header]:
+        attributes = [name for name in places if name != "file_name"]
+    if unknown := [name for name in attributes if name not in places]:
         raise AimonkError(f"{path} has no attribute {unknown[0]!r}{near_names(unknown[0], header)}")
-    return [header.index(name) for name in attributes]
+    if repeated := [name for name in ("file_name", *attributes) if len(places[name]) > 1]:
+        kind = "column" if repeated[0] == "file_name" else "attribute"
+        raise AimonkError(f"{path}:1: the {kind} {repeated[0]!r} stands twice")
+    return [places[name][0] for name in attributes]
 
 
 def _value(path: Path, line: int, cell: str, column: str) -> str:

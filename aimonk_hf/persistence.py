@@ -31,13 +31,16 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     fingerprint = digest.hexdigest()
-    save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: fingerprint})
+    try:
+        save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: fingerprint})
+    except SafetensorError as error:  # its writer's own word for a full disk and the like
+        raise AimonkError(f"cannot write the weights into {path.parent} ({error})") from error
     _sort_metadata(path)
     return fingerprint
 
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Raise `AimonkError` unless the tensors are exactly those of the network, each of its shape."""
+    """Raise `AimonkError` unless the tensors are exactly those of the network, each of its shape and kind of number."""
     own = network.state_dict()
     if missing := [name for name in own if name not in state]:
         raise AimonkError(
@@ -48,6 +51,8 @@ def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise AimonkError(f"{path}: {name} has shape {list(state[name].shape)}, the architecture wants {list(tensor.shape)}")
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise AimonkError(f"{path}: {name} holds {state[name].dtype}, the architecture wants {tensor.dtype}")
 
 
 def _sort_metadata(path: Path) -> None:

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 
+from aimonk_hf.errors import ImageError
 from aimonk_hf.images import read_image
 from aimonk_hf.prediction import Prediction
 from aimonk_hf.storage import atomic_path
@@ -61,7 +63,7 @@ def plot_predictions(dataset: "AttributeDataset", predictions: list[Prediction |
     for place, (row, prediction) in enumerate(shown):
         line, column = divmod(place, columns)
         picture = figure.add_subplot(grid[line, 2 * column])
-        picture.imshow(read_image(dataset.paths[row]))
+        picture.imshow(_picture(dataset.paths[row]))
         picture.set_title(_short(dataset.labels.images[row], 26), fontsize=8)
         picture.set_axis_off()
         _draw_bars(
@@ -82,6 +84,14 @@ def plot_predictions(dataset: "AttributeDataset", predictions: list[Prediction |
         fontsize=9,
     )
     _save(figure, path)
+
+
+def _picture(path: Path) -> Image.Image:
+    """Return the picture, or a grey one where the file has gone since it was scored."""
+    try:
+        return read_image(path)
+    except ImageError:
+        return Image.new("RGB", (64, 64), "lightgrey")
 
 
 def _draw_bars(axes: Axes, prediction: Prediction, truth: dict[str, Any]) -> None:

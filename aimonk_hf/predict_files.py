@@ -1,25 +1,30 @@
 """Predictions of many files as text, JSON lines or CSV."""
 
-import csv
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from tqdm.auto import tqdm
 
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.images import IMAGE_EXTENSIONS, ImageSource
+from aimonk_hf.images import IMAGE_EXTENSIONS, ImageSource, shown_name
 from aimonk_hf.prediction import Prediction
+from aimonk_hf.storage import csv_line
 
 
 def list_images(inputs: list[Path]) -> list[Path]:
-    """Return the files named, and those with an image extension in the folders named (below them too), each folder in name order."""
+    """Return the files named, and those with an image extension in the folders named (below them too), each folder in name order.
+
+    Links to folders are not followed. A folder below that may not be read stands in the list itself, so that it is named, not forgotten.
+    """
     paths: list[Path] = []
     for given in inputs:
-        if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and not path.is_dir())
+        if os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
+            found = sorted(_below(given))
             if not found:
                 raise AimonkError(f"there are no images in {given} (looked for {' '.join(IMAGE_EXTENSIONS)})")
             paths += found
@@ -28,32 +33,48 @@ def list_images(inputs: list[Path]) -> list[Path]:
     return paths
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    closed: list[Path] = []
+    for place, _, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        yield from (Path(place, name) for name in files if name.lower().endswith(IMAGE_EXTENSIONS))
+    yield from closed
+
+
 def predict_files(
     stream: Iterable[tuple[ImageSource, Prediction | ImageError]], attributes: list[str], total: int, format: str, out: TextIO
 ) -> int:
-    """Write each prediction as it comes; name failures on stderr with their reason; return how many there were.
+    """Write each prediction as it comes; name failures on stderr with their reason, a line each; return how many there were.
 
     "json" is one object a line, "csv" has a column per score, "text" a small table per image.
     """
     failed = 0
-    table = csv.writer(out, lineterminator="\n")
     if format == "csv":
-        table.writerow(["image", "attributes", *attributes, "error"])
+        out.write(_encodable(csv_line(["image", "attributes", *attributes, "error"]), out))
     with tqdm(stream, "predicting", total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr) as progress:
         for path, prediction in progress:
             failure = str(prediction) if isinstance(prediction, ImageError) else ""
             if failure:
                 failed += 1
-                tqdm.write(f"{path}: {failure}", file=sys.stderr)
+                tqdm.write(f"{shown_name(str(path))}: {failure}", file=sys.stderr)
             if format == "json":
                 out.write(_json_line(str(path), prediction) + "\n")
             elif format == "csv":
-                table.writerow(_csv_row(str(path), prediction, attributes))
+                out.write(_encodable(csv_line(_csv_row(str(path), prediction, attributes)), out))
             elif isinstance(prediction, Prediction):
                 if out is sys.stdout:
                     progress.clear()
-                out.write(f"{prediction}\n")
+                out.write(_encodable(f"{replace(prediction, image=shown_name(str(path)))}\n", out))
     return failed
+
+
+def _encodable(text: str, out: TextIO) -> str:
+    """Return the text with escapes for what the stream could not take, such as a file name's bytes that are no text."""
+    encoding, errors = out.encoding or "utf-8", out.errors or "strict"
+    try:
+        text.encode(encoding, errors)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def _json_line(image: str, prediction: Prediction | ImageError) -> str:

@@ -25,9 +25,11 @@ class Prediction:
         return [name for name, score in self.scores.items() if score >= self.thresholds[name]]
 
     def __str__(self) -> str:
+        from aimonk_hf.images import shown_name
+
         present = self.attributes
         width = max(len("attribute"), *map(len, self.scores))
-        lines = [self.image] if self.image else []
+        lines = [shown_name(self.image)] if self.image else []
         lines.append(f"  {'attribute':{width}}  {'':7}  score  threshold")
         for name, score in self.scores.items():
             state = "present" if name in present else "absent"

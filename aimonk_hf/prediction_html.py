@@ -7,7 +7,7 @@ from html import escape
 from PIL import Image
 
 from aimonk_hf.errors import ImageError
-from aimonk_hf.images import ImageSource, read_image
+from aimonk_hf.images import ImageSource, read_image, shown_name
 
 _PICTURE_SIZE = 240  # pixels of the longer side, so that a notebook with many predictions stays small
 
@@ -20,7 +20,7 @@ def prediction_html(
 ) -> str:
     """Return a fragment that needs no script and no other file; a picture that cannot be read is left out."""
     rows = "".join(_row(attribute, score, thresholds[attribute], attribute in present) for attribute, score in scores.items())
-    caption = f'<div style="padding:0 8px 4px;opacity:.7;overflow-wrap:anywhere">{escape(name)}</div>' if name else ""
+    caption = f'<div style="padding:0 8px 4px;opacity:.7;overflow-wrap:anywhere">{escape(shown_name(name))}</div>' if name else ""
     return (
         '<div style="display:flex;gap:1.5em;align-items:flex-start;flex-wrap:wrap">'
         f"{_picture(source)}"

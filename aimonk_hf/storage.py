@@ -1,10 +1,16 @@
 """Files and folders that appear whole or not at all."""
 
+import csv
+import io
 import json
+import math
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +22,10 @@ from aimonk_hf.errors import AimonkError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder that replaces `path` when the block ends well.
 
-    The temporary file keeps the suffix, because writers such as matplotlib choose the format by it.
+    The temporary file keeps the suffix, because writers such as matplotlib choose the format by it. Nobody can guess its name, and put a link
+    in its place.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -36,22 +43,51 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def csv_line(cells: Iterable[Any]) -> str:
+    """Return a row of a CSV file with its line end; a cell with any kind of line end is quoted, which Python 3.11's writer forgets of one."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue()[:-2] + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused, because readers outside Python cannot parse it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON atomically; NaN is refused, because readers outside Python cannot parse it, and bytes of file names that are no text are escaped."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise AimonkError(f"cannot write {path}: {error}") from error
+    write_text(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; damage is named with the file and the place."""
+    """Read a JSON object; damage is named with the file and the place, and so are repeated keys and numbers that no JSON can hold."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats, parse_constant=_finite, parse_float=_finite
+        )
     except OSError as error:
         raise AimonkError(f"cannot read {path}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a whole number of thousands of digits
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
     if not isinstance(value, dict):
         raise AimonkError(f"{path} is damaged (a JSON object was expected, found {type(value).__name__})")
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's keys and values; JSON leaves open which of two equal keys counts, so there may be none."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} stands twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def make_folder(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Labels that are probably wrong and missing ones that could be filled, from scores by a model that has not seen the image."""
 
 import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from aimonk_hf.calibration import fit_scaling, to_logits
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.labels import Labels
-from aimonk_hf.storage import write_text
+from aimonk_hf.storage import csv_line, write_text
 
 Floats = NDArray[np.floating[Any]]
 
@@ -87,12 +86,8 @@ def _pure_beyond(right: NDArray[np.bool_], distance: Floats) -> float:
 
 def write_suggestions(path: Path, suggestions: list[Suggestion], images: list[str], attributes: list[str]) -> None:
     """Write a CSV with an empty `accept` column, which a person fills in."""
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for one in suggestions:
-        table.writerow([images[one.row], attributes[one.attribute], one.label, one.suggested, f"{one.score:.4f}", one.kind, ""])
-    write_text(path, buffer.getvalue())
+    rows = [[images[one.row], attributes[one.attribute], one.label, one.suggested, f"{one.score:.4f}", one.kind, ""] for one in suggestions]
+    write_text(path, "".join(map(csv_line, [COLUMNS, *rows])))
 
 
 def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
@@ -124,12 +119,8 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
 
 def write_labels(path: Path, labels: Labels) -> None:
     """Write a table as labels.csv, for `train --labels`."""
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["image", *labels.attributes])
-    for image, row in zip(labels.images, labels.values, strict=True):
-        table.writerow([image, *map(cell_text, row)])
-    write_text(path, buffer.getvalue())
+    rows = [[image, *map(cell_text, row)] for image, row in zip(labels.images, labels.values, strict=True)]
+    write_text(path, "".join(map(csv_line, [["image", *labels.attributes], *rows])))
 
 
 def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:

@@ -111,12 +111,14 @@ class TrainConfig:
     threshold_objective: str = _setting("what thresholds are tuned for: f1, youden or precision=X", "f1")
 
     num_workers: int | None = _setting("processes that read images; by default as many as the processor has cores, at most 8", None)
+    image_cache: bool = _setting("keep decoded, resized images on disk, so that later epochs and runs decode nothing", True)
     mixed_precision: str = _setting("auto is bf16 where the processor or GPU computes in it", "auto", PRECISIONS)
     channels_last: bool = _setting("memory format of the images; faster for convolutions", True)
     log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...", None)
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")
     checkpoint_minutes: float = _setting("also save the state within an epoch, this often; 0 saves after epochs only", 10.0)
     resume: bool = _setting("go on from the last checkpoint in the output folder", False)
+    ignore_changes: bool = _setting("with --resume, go on although settings or data are no longer those of the run", False)
     overwrite: bool = _setting("replace the run that lies in the output folder", False)
     push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed", None)
 

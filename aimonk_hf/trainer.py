@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,14 +17,17 @@ from aimonk_hf.batches import EpochBatches, TrainImages, balancing_weights, trai
 from aimonk_hf.data import AttributeDataset
 from aimonk_hf.devices import default_workers
 from aimonk_hf.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
+from aimonk_hf.epoch_sums import EpochSums
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.freezing import freeze_parameters, set_train_mode
 from aimonk_hf.frozen_features import FrozenFeatures, compute_features
+from aimonk_hf.images import shown_name
 from aimonk_hf.losses import positive_weights, smooth_labels
 from aimonk_hf.metrics import nan_to_none
 from aimonk_hf.mixing import BatchMix
 from aimonk_hf.modeling import AimonkModel
 from aimonk_hf.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate
+from aimonk_hf.pixel_cache import PixelCache
 from aimonk_hf.progress import write_line
 from aimonk_hf.seeding import seed_everything
 from aimonk_hf.train_config import Stage, TrainConfig
@@ -49,7 +51,9 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
-        self.images = TrainImages(dataset, train_augmentation(config.augmentation, model.transform), config.seed)
+        augment = train_augmentation(config.augmentation, model.transform)
+        self.images = TrainImages(dataset, augment, config.seed, self._cache(augment.fingerprint))
+        self.eval_cache = self._cache(model.transform.fingerprint)
         n_processes, rank = accelerator.num_processes, accelerator.process_index
         self.batches = EpochBatches(
             len(dataset), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
@@ -59,13 +63,16 @@ class Trainer:
             self.images, self.batches, self.workers, pin_memory=accelerator.device.type == "cuda"
         )
         self.epoch = self.step = self.stage = self.stage_epoch = 0
-        self.epoch_sums = _EpochSums()
+        self.epoch_sums = EpochSums()
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
         self.lost_images: set[str] = set()
-        self._prepared: int | None = None  # the stage that `network` (the model, or its head, as accelerate wraps it) and `optimizer` serve
+        self._prepared: int | None = None  # the stage that `network` (all of it, or its head, as accelerate wraps it) and `optimizer` serve
         self._begin_stage(0)
+
+    def _cache(self, fingerprint: str) -> PixelCache | None:
+        return PixelCache(self.dataset.images_dir, fingerprint) if self.config.image_cache else None
 
     @property
     def planned_steps(self) -> int:
@@ -90,23 +97,17 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Freeze what the stage freezes and give the rest a new optimiser."""
+        self.accelerator.free_memory()
         network = self.model.timm_model
-        self._unwrap()
         freeze_parameters(network, self._stage.freeze)
         self.features: FrozenFeatures | None = None
         if self._stage.freeze == "backbone" and self.config.feature_views and not (self.config.mixup or self.config.cutmix):
             self.features = compute_features(
                 self.accelerator, self.model, self.images, self.config, self._stage.epochs, self.memory_format, self.workers
             )
-        trained = self.model if self.features is None else self.features.head
+        trained = _Trained(network) if self.features is None else self.features.head
         self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
         self._prepared = self.stage
-
-    def _unwrap(self) -> None:
-        if self._prepared is not None:
-            self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)  # gives back the plain forward, without autocast
-            self.accelerator.free_memory()
-            self._prepared = None
 
     def train_epoch(self, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
         """Take one pass over the training images, or what is left of it; return its row of the history, without validation figures.
@@ -137,16 +138,8 @@ class Trainer:
             start = now
             after_step(loss if observed else None, lr)
         self.epoch += 1
-        self.epoch_sums = _EpochSums()
-        return {
-            "epoch": self.epoch,
-            "stage": self.stage + 1,
-            "lr": lr,
-            "train_loss": sums.loss / sums.observed if sums.observed else float("nan"),
-            "seconds": sums.seconds,
-            "images_per_second": len(self.dataset) / sums.seconds,
-            "skipped_steps": sums.skipped,
-        }
+        self.epoch_sums = EpochSums()
+        return sums.row(self.epoch, self.stage + 1, lr, len(self.dataset))
 
     def end_epoch(self, row: dict[str, Any]) -> str | None:
         """Add the epoch to the history, keep its weights if they are the best, and begin the next stage where this one is over.
@@ -193,7 +186,7 @@ class Trainer:
             total += loss.detach()
         mean_loss = float(self.accelerator.reduce(total, "mean"))
         if not np.isfinite(mean_loss):
-            names = [self.dataset.labels.images[row] for _, _, rows in passes for row in rows.tolist() if row >= 0]
+            names = [shown_name(self.dataset.labels.images[row]) for _, _, rows in passes for row in rows.tolist() if row >= 0]
             raise AimonkError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
@@ -217,13 +210,12 @@ class Trainer:
 
     def _logits(self, inputs: Tensor, mix: BatchMix | None) -> Tensor:
         inputs = inputs.to(self.accelerator.device, non_blocking=True)
-        if self.features is not None:
-            logits: Tensor = self.network(inputs)
-            return logits
-        values = self.model.transform.normalize(inputs)
-        if mix is not None:
-            values = mix.pixels(values)
-        logits = self.network(values.contiguous(memory_format=self.memory_format)).logits
+        if self.features is None:
+            inputs = self.model.transform.normalize(inputs)
+            if mix is not None:
+                inputs = mix.pixels(inputs)
+            inputs = inputs.contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.network(inputs)
         return logits
 
     def _note_lost(self, passes: list[Batch]) -> None:
@@ -231,12 +223,14 @@ class Trainer:
             name = self.dataset.labels.images[-1 - row]
             if name not in self.lost_images:
                 self.lost_images.add(name)
-                write_line(f"{name} can no longer be read: its labels count nowhere from now on")
+                write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
 
     def validate(self, validation: AttributeDataset) -> dict[str, float]:
         """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes."""
         batch_size = max(32, self.config.batch_size)
-        logits = gather_logits(self.accelerator, self.kept_network(), self.model.transform, validation, self.memory_format, batch_size)
+        logits = gather_logits(
+            self.accelerator, self.kept_network(), self.model.transform, validation, self.memory_format, batch_size, self.eval_cache
+        )
         return validation_figures(logits, validation.labels.values, self.loss, self.pos_weight.cpu())
 
     def kept_network(self) -> torch.nn.Module:
@@ -245,7 +239,7 @@ class Trainer:
 
     def finished_model(self) -> AimonkModel:
         """Return the model on the CPU, in eval mode, with the kept weights in the plain memory format: of the best epoch or of the last."""
-        self._unwrap()
+        self.accelerator.free_memory()
         self.model.timm_model.load_state_dict(self.best or self.kept_network().state_dict())
         self.model.timm_model.requires_grad_(True)
         self.model.cpu().to(memory_format=torch.contiguous_format)
@@ -267,13 +261,16 @@ class Trainer:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from `state`."""
-        self.model.timm_model.load_state_dict(state["network"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
+        """Go on from `state`; raises `AimonkError` where it is another network's."""
+        try:
+            self.model.timm_model.load_state_dict(state["network"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"] or state["network"])
+        except RuntimeError as error:
+            raise AimonkError(f"the checkpoint does not fit these settings: {str(error).splitlines()[0]}") from error
         for name in _PROGRESS:
             setattr(self, name, state[name])
-        self.epoch_sums = _EpochSums(**state["epoch_sums"])
+        self.epoch_sums = EpochSums(**state["epoch_sums"])
         self.history, self.best, self.losses = state["history"], state["best"], state["losses"].tolist()
         if state["optimizer"] is not None:
             self._prepare()
@@ -287,22 +284,16 @@ class Trainer:
             self.average.module.load_state_dict(weights)
 
 
+class _Trained(torch.nn.Module):
+    """The network in a shell of its own for each stage: accelerate marks and wraps what it prepares, and does so only once."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor) -> Tensor:
+        logits: Tensor = self.network(values)
+        return logits
+
+
 _PROGRESS = ("epoch", "step", "stage", "stage_epoch")
-
-
-@dataclass
-class _EpochSums:
-    """What has been added up since the epoch began; `steps` are those taken."""
-
-    loss: float = 0.0
-    observed: int = 0
-    skipped: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-
-    def add(self, loss: float, observed: int, seconds: float) -> None:
-        self.loss += loss * observed
-        self.observed += observed
-        self.skipped += observed == 0
-        self.steps += 1
-        self.seconds += seconds

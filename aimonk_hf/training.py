@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
 
+from aimonk_hf.augmentation import train_augmentation
 from aimonk_hf.console import labels_table, metrics_table
 from aimonk_hf.cross_validation import OutOfFold, cross_validate
 from aimonk_hf.data import AttributeDataset, duplicate_groups
@@ -16,8 +17,10 @@ from aimonk_hf.devices import keep_freed_memory, out_of_memory, resolve_precisio
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.fitting import build_model, fit, resolved_settings
 from aimonk_hf.hub_push import create_repository, push_model_folder
+from aimonk_hf.images import shown_name
 from aimonk_hf.judging import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.pixel_cache import PixelCache
 from aimonk_hf.plots import plot_loss_curve, plot_predictions
 from aimonk_hf.prediction import Prediction
 from aimonk_hf.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
@@ -52,7 +55,10 @@ def train(config: TrainConfig) -> AimonkModel:
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     seed_everything(config.seed)
     model = build_model(config, listed.attributes)  # before the images are read: weights that cannot be had are said at once
-    dataset = _usable(config, listed, accelerator)
+    fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
+    dataset = _usable(config, listed, fingerprints, accelerator)
+    if accelerator.is_main_process:
+        run.check_data(dataset)
     try:
         out_of_fold = cross_validate(config, accelerator, run, dataset) if config.folds else None
         train_set, validation, report_set = _split(config, dataset, run, accelerator)
@@ -92,14 +98,18 @@ def _launched_precision() -> str | None:
     return None if asked == "no" else asked
 
 
-def _usable(config: TrainConfig, dataset: AttributeDataset, accelerator: Accelerator) -> AttributeDataset:
+def _usable(config: TrainConfig, dataset: AttributeDataset, fingerprints: set[str], accelerator: Accelerator) -> AttributeDataset:
     """Return the images that can be read, and name the others; every process finds the same."""
-    problems = dataset.find_problems(progress=accelerator.is_main_process)
+    caches = [PixelCache(dataset.images_dir, fingerprint) for fingerprint in fingerprints] if config.image_cache else []
+    problems = dataset.find_problems(
+        progress=accelerator.is_main_process, known_good=lambda path: any(cache.holds(path) for cache in caches)
+    )
     if problems:
-        lines = [f"  {dataset.labels.images[row]}: {reason}" for row, reason in problems.items()]
+        lines = [f"  {shown_name(dataset.labels.images[row])}: {reason}" for row, reason in problems.items()]
         accelerator.print(f"{len(problems)} of {len(dataset)} listed images cannot be used and are left out:", *lines, sep="\n")
         if config.strict:
-            raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {dataset.labels.images[min(problems)]} (--strict)")
+            first = shown_name(dataset.labels.images[min(problems)])
+            raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {first} (--strict)")
     usable = [row for row in range(len(dataset)) if row not in problems]
     if not usable:
         raise AimonkError(f"none of the {len(dataset)} listed images can be read from {dataset.images_dir}")

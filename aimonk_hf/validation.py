@@ -11,6 +11,7 @@ from aimonk_hf.errors import ImageError
 from aimonk_hf.inference import stream_logits
 from aimonk_hf.losses import Loss
 from aimonk_hf.metrics import auroc, average_precision, count_decisions, f1, mean_defined
+from aimonk_hf.pixel_cache import PixelCache
 from aimonk_hf.processing import EvalTransform
 
 
@@ -21,10 +22,11 @@ def gather_logits(
     dataset: AttributeDataset,
     memory_format: torch.memory_format,
     batch_size: int,
+    cache: PixelCache | None = None,
 ) -> NDArray[np.float32]:
     """Return the network's logits [N, K] on every process, NaN rows where an image cannot be read; each process scores its share.
 
-    The network is left in eval mode.
+    The network is left in eval mode. A `cache` with the transform's fingerprint keeps the decoded pictures.
     """
     own = list(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     table = torch.zeros(len(dataset), len(dataset.attributes), device=accelerator.device)
@@ -36,7 +38,7 @@ def gather_logits(
             return network(values).float()
 
     paths = dataset.paths
-    stream = stream_logits((paths[row] for row in own), transform.pixels, score, batch_size)
+    stream = stream_logits((paths[row] for row in own), transform.pixels, score, batch_size, cache=cache)
     for row, (_, logits) in zip(own, stream, strict=True):
         table[row] = torch.nan if isinstance(logits, ImageError) else logits
     gathered: Tensor = accelerator.reduce(table, "sum")

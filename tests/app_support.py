@@ -88,10 +88,23 @@ def odd_pictures(folder: Path) -> dict[str, Path]:
     base = Image.effect_noise((80, 60), 60).convert("RGB")
     base.convert("CMYK").save(folder / "cmyk.jpg")
     base.save(folder / "moving.gif", save_all=True, append_images=[base.rotate(90)])
-    base.convert("RGBA").save(folder / "clear.png")
+    clear = base.convert("RGBA")
+    clear.putalpha(100)
+    clear.save(folder / "clear.png")
+    base.convert("RGBA").save(folder / "camera.png")  # opaque
+    Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80) * 13).save(folder / "deep.png")
     base.convert("L").save(folder / "grey.png")
     base.save(folder / "scan.tiff")
     return {path.name: path for path in sorted(folder.iterdir())}
+
+
+# What the page and the API say of each; of the others nothing.
+NOTES = {
+    "clear.png": "A transparent picture: its transparency is dropped.",
+    "cmyk.jpg": "A CMYK picture: converted to RGB without a colour profile.",
+    "deep.png": "A 16-bit picture: scaled to 8 bits.",
+    "moving.gif": "An animated picture: its first frame is used.",
+}
 
 
 def write_zip(path: Path, entries: dict[str, bytes]) -> Path:

@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def image_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded pictures are kept beside the tests' other files, never in the user's own folder."""
+    os.environ["AIMONK_CACHE"] = str(tmp_path_factory.mktemp("image-cache"))
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of 60 drawings."""

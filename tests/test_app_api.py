@@ -1,5 +1,6 @@
 """The app as a program sees it: gradio_client and plain HTTP, good requests and bad ones."""
 
+import asyncio
 import csv
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from app_support import RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -96,6 +97,23 @@ def test_requests_under_load_share_batches(app: RunningApp, picture_path: Path) 
         assert present == answers[0][1]
 
 
+def test_saved_thresholds_are_the_defaults_at_once(tiny_model: AimonkModel, picture_path: Path, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    with running_app(tmp_path / "model", allow_save=True) as running:
+        early = Client(running.url, verbose=False)
+        image = handle_file(str(picture_path))
+        place = httpx.post(f"{running.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
+        for saved, expected in ((1.0, []), (0.0, tiny_model.config.attributes)):
+            running.served.save_thresholds(dict.fromkeys(tiny_model.config.attributes, saved))
+            assert early.predict(image=image, api_name="/predict")[1] == expected, "of a client that connected before"
+            assert Client(running.url, verbose=False).predict(image=image, api_name="/predict")[1] == expected
+            events = post(running, "predict", {"image": {"path": place, **MARK}})
+            assert json.loads(events.split("data: ", 1)[1].strip())[1] == expected
+            table, _ = early.predict(files=[image], api_name="/predict_batch")
+            assert table["data"][0][1].split() == expected
+        assert early.predict(image=image, belt=1.0, api_name="/predict")[1] == ["sleeves", "stripes", "collar"]
+
+
 def test_every_bad_picture_is_an_error_in_words_and_the_next_request_works(
     client: Client, picture_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,16 +150,31 @@ def test_odd_pictures_are_scored(client: Client, tmp_path: Path, tiny_model: Aim
         assert scores == pytest.approx(tiny_model.predict(path).scores, abs=2e-6)
 
 
+def test_what_was_done_to_odd_pictures_is_told_to_clients(client: Client, tmp_path: Path) -> None:
+    odd = odd_pictures(tmp_path / "odd")
+
+    async def messages(path: Path) -> list[tuple[str, str]]:
+        updates = [update async for update in client.submit(image=handle_file(str(path)), api_name="/predict")]
+        return [update.log for update in updates if getattr(update, "log", None)]
+
+    for name, path in odd.items():
+        assert asyncio.run(messages(path)) == ([(NOTES[name], "info")] if name in NOTES else [])
+    table, _ = client.predict(files=[handle_file(str(path)) for path in odd.values()], api_name="/predict_batch")
+    assert {row[0]: dict(zip(table["headers"], row, strict=True))["notes"] for row in table["data"]} == {
+        name: NOTES.get(name, "") for name in odd
+    }
+
+
 def test_batch_returns_table_and_csv(client: Client, tmp_path: Path, tiny_model: AimonkModel) -> None:
     pictures, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"sub/a.png": pictures[2].read_bytes(), "sub/b.png": b"broken"})
     files = [handle_file(str(path)) for path in (pictures[0], bad["text.png"], pictures[1], archive)]
     table, csv_path = client.predict(files=files, api_name="/predict_batch")
-    assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "error"]
+    assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "notes", "error"]
     assert [row[0] for row in table["data"]] == ["picture_0.png", "text.png", "picture_1.png", "more.zip/sub/a.png", "more.zip/sub/b.png"]
     assert [bool(row[-1]) for row in table["data"]] == [False, True, False, False, True]
     rows = list(csv.reader(Path(csv_path).read_text().splitlines()))
-    assert rows == [table["headers"], *table["data"]]
+    assert rows == [[*row[:-2], row[-1]] for row in (table["headers"], *table["data"])]
     assert float(rows[1][2]) == pytest.approx(tiny_model.predict(pictures[0]).scores["sleeves"], abs=2e-6)
 
 
@@ -149,7 +182,7 @@ def test_a_bad_archive_is_an_error_in_words(client: Client, tmp_path: Path) -> N
     for number, (entries, reason) in enumerate(
         (
             ({"../up.png": b"1"}, "points outside"),
-            ({f"{n}.png": b"" for n in range(5000)}, "at most 1000"),
+            ({f"{n}.png": b"" for n in range(10_000)}, "holds 10000 files: a batch takes at most 1000"),
             ({"zeros.png": bytes(3_000_000)}, "200 times"),
         )
     ):

@@ -2,99 +2,19 @@
 
 import csv
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
-from app_support import RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+from app_browser import SCORED, SCREENS, app, browser, desktop, is_wider_than_the_screen, open_page, page, row, upload, wait_for_state
+from app_support import RunningApp, bad_pictures, running_app, write_pictures, write_zip
 
+from aimonk_hf.app.serve import app_folder, launch
+from aimonk_hf.app.serve import open_page as page_of
 from aimonk_hf.modeling import AimonkModel
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-SCREENS = [
-    pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}, id="desktop-light"),
-    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"),
-    pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}, id="desktop-dark"),
-    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True}, id="phone-light"),
-]
-SCORED = "() => [...document.querySelectorAll('#panel .score')].every((score) => score.textContent !== '')"
-
-
-def leave_out(reason: str) -> NoReturn:
-    """Skip, but where CI is set: there a missing browser is a failure."""
-    if os.environ.get("CI"):
-        pytest.fail(f"the browser tests cannot run: {reason}")
-    pytest.skip(f"the browser tests are left out: {reason}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        leave_out("there is no chromium: apt-get install chromium")
-    try:
-        import playwright.sync_api as playwright
-    except ImportError:
-        leave_out("there is no playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("browser") / "garments"
-    tiny_model.save_pretrained(folder)
-    with running_app(folder, allow_save=True, max_file_size=1) as running:
-        yield running
-
-
-@pytest.fixture(params=SCREENS)
-def page(request: pytest.FixtureRequest, browser: Any, app: RunningApp) -> Iterator[Any]:
-    yield from open_page(browser, app, request.param)
-
-
-@pytest.fixture
-def desktop(browser: Any, app: RunningApp) -> Iterator[Any]:
-    yield from open_page(browser, app, SCREENS[0].values[0])
-
-
-def open_page(browser: Any, app: RunningApp, screen: Any) -> Iterator[Any]:
-    context = browser.new_context(accept_downloads=True, permissions=["clipboard-read", "clipboard-write"], **screen)
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    page.elsewhere = []
-    page.on("request", lambda asked: page.elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None)
-    page.goto(app.url)
-    page.wait_for_selector("#panel .row")
-    yield page
-    context.close()
-
-
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#picture input[type=file]", str(path))
-    page.wait_for_function(SCORED)
-
-
-def row(page: Any, attribute: str) -> Any:
-    return page.locator("#panel .row", has=page.locator(f".name:text-is('{attribute}')"))
-
-
-def wait_for_state(page: Any, attribute: str, state: str) -> None:
-    page.wait_for_function(
-        "([name, state]) => [...document.querySelectorAll('#panel .row')].some((row) => "
-        "row.querySelector('.name').textContent === name && row.querySelector('.state').textContent.startsWith(state))",
-        arg=[attribute, state],
-    )
-
-
-def is_wider_than_the_screen(page: Any) -> bool:
-    wide: bool = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth + 1")
-    return wide
+__all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
 
 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
@@ -165,23 +85,20 @@ def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningA
     assert AimonkModel.from_pretrained(app.served.save_folder).config.thresholds == before | {"belt": 0.77}
     desktop.reload()
     desktop.wait_for_function("document.querySelectorAll('#panel .number')[3]?.value === '0.770'")
+    upload(desktop, tmp_path / "p/picture_0.png")
+    desktop.fill("#panel .all", "0.1")
+    desktop.click("#panel .set-all")
+    desktop.click("#panel .reset")
+    numbers = [each.input_value() for each in desktop.locator("#panel .row input[type=number]").all()]
+    assert numbers == [f"{value:.3f}" for value in (before | {"belt": 0.77}).values()]
     app.served.save_thresholds(before)
 
 
-def test_bad_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
-    bad, odd = bad_pictures(tmp_path / "bad"), odd_pictures(tmp_path / "odd")
-    for name, words in (("text.png", "not a picture"), ("bomb.png", "too many pixels"), ("cut.jpg", "damaged")):
-        desktop.set_input_files("#picture input[type=file]", str(bad[name]))
-        message = desktop.wait_for_selector(f"#panel .message[role=alert]:has-text('{words}')")
-        assert message.inner_text().startswith("This picture cannot be used: ")
-        desktop.click("#picture button[aria-label='Remove Image'], #picture button[aria-label='Clear']")
-        desktop.wait_for_selector("#panel .message[role=status]:has-text('Choose a picture')")
-    upload(desktop, odd["moving.gif"])
-    assert "first frame" in desktop.inner_text("#panel .message")
-
-
 def test_an_example_is_scored_and_explained(page: Any, app: RunningApp) -> None:
-    page.locator("#examples button, #examples .gallery-item").first.click()
+    page.wait_for_selector("#examples button[aria-label]")
+    for button in page.locator("#examples button").all():
+        assert "garment" in button.get_attribute("aria-label")
+    page.locator("#examples button").first.click()
     page.wait_for_function(SCORED)
     row(page, "stripes").locator(".why").click()
     page.wait_for_selector("#heat img")
@@ -226,14 +143,6 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     assert not is_wider_than_the_screen(page)
 
 
-def test_a_zip_with_path_tricks_is_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
-    desktop.get_by_role("tab", name="Batch").click()
-    desktop.set_input_files("#files input[type=file]", str(write_zip(tmp_path / "trick.zip", {"../up.png": b"1"})))
-    desktop.wait_for_selector("#files :text('trick')")
-    desktop.click("#run")
-    assert "points outside the archive" in desktop.wait_for_selector("#report [role=alert]").inner_text()
-
-
 def test_the_model_page_and_the_whole_page_by_keyboard(page: Any) -> None:
     page.get_by_role("tab", name="Model").click()
     assert "test_resnet" in page.wait_for_selector("#model-page h2 + p").inner_text()
@@ -250,6 +159,48 @@ def test_the_model_page_and_the_whole_page_by_keyboard(page: Any) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
     assert {f"Threshold of {name}" for name in ("sleeves", "stripes", "collar", "belt")} <= reached
+
+
+def test_whatever_has_the_focus_shows_it(desktop: Any) -> None:
+    for tab in ("Predict", "Batch", "Model"):
+        desktop.get_by_role("tab", name=tab).click()
+        seen = set()
+        for _ in range(40):
+            desktop.keyboard.press("Tab")
+            name, width, style = desktop.evaluate(
+                """(() => {
+                    const focused = document.activeElement, look = getComputedStyle(focused);
+                    const name = focused.getAttribute("aria-label") || focused.textContent.trim() || (focused.closest("#table") && "a cell");
+                    return [name, parseFloat(look.outlineWidth), look.outlineStyle];
+                })()"""
+            )
+            if desktop.evaluate("document.activeElement === document.body"):
+                continue
+            assert name, desktop.evaluate("document.activeElement.outerHTML")[:300]
+            assert (style, width >= 2) == ("solid", True), name
+            seen.add(name)
+        assert {"Predict", "Batch", "Model"} <= seen
+
+
+def test_the_footer_holds_one_link_and_no_stray_dot(desktop: Any) -> None:
+    assert desktop.inner_text("footer").split() == ["Use", "via", "API"]
+
+
+def test_without_a_model_there_is_a_page(browser: Any, tmp_path: Path) -> None:
+    with app_folder() as folder:
+        served = page_of(str(tmp_path / "nowhere"), folder)
+        launch(served, "127.0.0.1", None, wait=False)
+        try:
+            for screen in SCREENS:
+                context = browser.new_context(**screen.values[0])
+                page = context.new_page()
+                page.goto(served.local_url)
+                assert "aimonk-hf train --recipe demo" in page.wait_for_selector("#missing pre").inner_text()
+                assert not is_wider_than_the_screen(page)
+                assert page.locator("footer button:visible").count() == 0
+                context.close()
+        finally:
+            served.close()
 
 
 def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The app without a server: decisions, parameter names, uploads, batching, and what the model page says."""
 
+import csv
 import io
 import json
 import stat
@@ -8,13 +9,14 @@ import sys
 import threading
 import tomllib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from app_support import bad_pictures, odd_pictures, write_pictures, write_zip
+from app_support import NOTES, bad_pictures, odd_pictures, write_pictures, write_zip
 from PIL import Image
 
 from aimonk_hf.app.batch import gallery_items, score_batch, table_rows, write_csv
@@ -24,6 +26,7 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Limits, expand_uploads, open_upload, read_entry, read_picture
+from aimonk_hf.cli import main
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.metrics import build_report
 from aimonk_hf.modeling import AimonkModel
@@ -65,8 +68,9 @@ def test_thresholds_from_visitors_are_checked() -> None:
 
 
 def test_slugs_are_parameter_names() -> None:
-    assert slugs(["Collar", "long sleeve", "image", "class", "2 buttons", "api_name", "COLLAR", "+", "größe"]) == [
+    assert slugs(["Collar", "long sleeve", "image", "class", "2 buttons", "api_name", "COLLAR", "+", "größe", "request"]) == [
         *("collar", "long_sleeve", "attr_image", "attr_class", "attr_2_buttons", "attr_api_name", "attr_collar", "attr_8", "gr_e"),
+        "attr_request",
     ]
     many = slugs(["a", "A", "a!", "a?"])
     assert len(set(many)) == 4
@@ -88,8 +92,11 @@ def test_bad_pictures_have_a_reason(tmp_path: Path) -> None:
 
 def test_odd_pictures_are_read_and_explained(tmp_path: Path) -> None:
     notes = {name: read_picture(str(path)).notes for name, path in odd_pictures(tmp_path / "odd").items()}
-    assert [len(notes[name]) for name in ("cmyk.jpg", "moving.gif", "clear.png", "grey.png", "scan.tiff")] == [1, 1, 1, 0, 0]
-    assert "first frame" in notes["moving.gif"][0]
+    assert notes == {name: [NOTES[name]] if name in NOTES else [] for name in notes}
+    assert set(NOTES) < set(notes)
+    holed = Image.new("P", (8, 8))
+    holed.save(tmp_path / "holed.png", transparency=0)
+    assert read_picture(str(tmp_path / "holed.png")).notes == [NOTES["clear.png"]]
 
 
 def test_only_uploads_within_limits_are_opened(limits: Limits, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -221,9 +228,18 @@ def test_a_batch_goes_through_with_bad_files(served: Served, tmp_path: Path) -> 
     assert len(gallery_items(rows, thresholds, None)) == 2
     assert len(gallery_items(rows, thresholds, "belt")) == 2
     assert gallery_items(rows, thresholds, "collar") == []
-    assert table_rows(rows, thresholds)[2][-1] == rows[2].error
+    assert table_rows(rows, thresholds)[2][-2:] == ["", rows[2].error]
     with pytest.raises(AimonkError, match="no files"):
         score_batch(served, None)
+
+
+def test_notes_stand_in_the_table_and_the_csv_keeps_its_form(served: Served, tmp_path: Path) -> None:
+    odd = odd_pictures(tmp_path / "odd")
+    rows = score_batch(served, [{"path": str(path), "orig_name": name} for name, path in odd.items()])
+    table = table_rows(rows, served.stored)
+    assert {row[0]: row[-2] for row in table} == {name: NOTES.get(name, "") for name in odd}
+    lines = list(csv.reader(Path(write_csv(rows, served.stored, tmp_path)).read_text().splitlines()))
+    assert lines == [["image", "attributes", *served.stored, "error"], *([*row[:-2], row[-1]] for row in table)]
 
 
 def test_saving_thresholds_keeps_the_rest_of_the_config(tiny_model: AimonkModel, limits: Limits, tmp_path: Path) -> None:
@@ -263,6 +279,18 @@ def test_a_space_listens_for_its_proxy_and_never_saves(tiny_model: AimonkModel, 
     assert asked["enable_monitoring"] is False
 
 
+def test_share_reaches_gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("gradio.Blocks.launch", lambda self, **options: (asked.append(options), "", ""))
+    model = ["--model", str(tmp_path / "nowhere"), "--port", "1234", "--max-file-size", "7"]
+    assert main(["app", *model, "--share"]) == 0
+    assert main(["app", *model]) == 0
+    assert [options["share"] for options in asked] == [True, False]
+    assert [(options["server_name"], options["server_port"], options["max_file_size"]) for options in asked] == [
+        ("127.0.0.1", 1234, 7_000_000)
+    ] * 2
+
+
 def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) -> None:
     labels = torch.tensor([[1, 0], [0, 1], [1, float("nan")], [0, 0]]).numpy()
     scores = torch.tensor([[0.9, 0.2], [0.1, 0.8], [0.7, 0.5], [0.3, 0.1]]).numpy()
@@ -276,6 +304,9 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     assert f"<code>{tiny_model.config.architecture}</code>" in text
     assert "Nobody has measured it" in model_page("shop", tiny_model.config, None)
     assert "n/a" in model_page("shop", tiny_model.config, {"per_attribute": {"collar": {}}})
+    assert "<details" not in text
+    many = replace(tiny_model.config, attributes=[f"tag {n}" for n in range(80)], thresholds={})
+    assert "<summary>80 attributes</summary>" in model_page("shop", many, None)
 
 
 def test_without_a_model_the_page_names_the_commands(

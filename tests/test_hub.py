@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from hub_support import hub
+from huggingface_hub import ModelCard
 from loopback_hub import READER, WRITER, LoopbackHub
 
 from aimonk_hf import AimonkModel
@@ -99,6 +100,15 @@ def test_the_card_names_the_repository_and_its_metadata_the_task(hub: LoopbackHu
     assert "PATH_OR_REPO" not in card
     info = huggingface_hub.HfApi().model_info(REPO)
     assert (info.pipeline_tag, info.library_name) == ("image-classification", "timm")
+
+
+def test_the_card_is_valid_by_the_hubs_own_check(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
+    model.save_pretrained(tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    card.validate(repo_type="model")
+    assert card.data.eval_results is not None
+    measured = {(result.metric_type, round(result.metric_value, 6)) for result in card.data.eval_results}
+    assert ("f1", round(model.metrics["macro"]["f1"], 6)) in {(kind.removeprefix("macro_"), value) for kind, value in measured}
 
 
 def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys):

@@ -17,7 +17,7 @@ TIERS = [
     set(names.split())
     for names in (
         "errors storage config images labels metadata_csv splits losses metrics intervals signal_test data seeding console hub hub_push "
-        "persistence progress freezing epoch_choice mixing published_recipes pixel_cache",
+        "persistence progress freezing epoch_choice epoch_sums mixing published_recipes pixel_cache stop_request",
         "plots prediction prediction_html inference processing augmentation backbones recipes train_config thresholds calibration label_checks "
         "near_duplicates card sample_data spaces",
         "modeling predict_files batches optimisation checkpoints devices suspect_labels audit audit_report contact_sheet probe run_folder",

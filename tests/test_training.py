@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, batches, evaluate, train
 from aimonk_hf.checkpoints import load_checkpoint
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.fitting import build_model
@@ -311,3 +312,20 @@ def test_what_counts_as_running_out_of_memory() -> None:
     assert out_of_memory(RuntimeError("another"), 32, 224) is None
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     assert "smaller --num-workers" in str(out_of_memory(killed, 32, 224))
+
+
+def test_the_image_cache_changes_nothing_and_a_second_run_decodes_nothing(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache"))
+    data = shutil.copytree(sample, tmp_path / "data")
+    for path in (data / "images").iterdir():
+        os.utime(path, (1e9, 1e9))  # files that are seconds old are not kept yet
+    plain = train(settings(data, tmp_path / "plain", augmentation="light", image_cache=False))
+    assert not (tmp_path / "cache").exists()
+    filling = train(settings(data, tmp_path / "filling", augmentation="light"))
+    monkeypatch.setattr(batches, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
+    from_cache = train(settings(data, tmp_path / "from cache", augmentation="light"))
+    assert torch.equal(weights(plain), weights(filling))
+    assert torch.equal(weights(plain), weights(from_cache))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "filling") == losses(tmp_path / "from cache")

@@ -23,11 +23,12 @@ WORKERS = 8  # pictures on their way at a time, so that the network gets whole b
 
 @dataclass
 class Row:
-    """One picture of a batch: its scores, or why there are none; `thumbnail` is a small JPEG on the disk where one was wanted."""
+    """One picture of a batch: its scores, or why there are none; what was done to it; a small JPEG on the disk where one was wanted."""
 
     image: str
     scores: dict[str, float] | None = None
     error: str = ""
+    notes: str = ""
     thumbnail: str | None = None
 
 
@@ -40,11 +41,12 @@ def score_batch(
     def score(numbered: tuple[int, Upload]) -> Row:
         number, upload = numbered
         try:
-            image = served.scorer.read(read_entry(upload, served.limits)).image
-            scores = served.scorer.score(image)
+            picture = served.scorer.read(read_entry(upload, served.limits))
+            scores = served.scorer.score(picture.image)
+            thumbnail = _write_thumbnail(picture.image, thumbnails, number) if thumbnails else None
         except AimonkError as error:
             return Row(upload.name, error=str(error))
-        return Row(upload.name, scores, thumbnail=_write_thumbnail(image, thumbnails, number) if thumbnails else None)
+        return Row(upload.name, scores, notes=" ".join(picture.notes), thumbnail=thumbnail)
 
     rows = []
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -56,28 +58,28 @@ def score_batch(
 
 
 def table_header(attributes: list[str]) -> list[str]:
-    """Return the columns of the table and of the CSV file."""
-    return ["image", "attributes", *attributes, "error"]
+    """Return the columns of the table."""
+    return ["image", "attributes", *attributes, "notes", "error"]
 
 
-def table_rows(rows: list[Row], thresholds: dict[str, float]) -> list[list[Any]]:
+def table_rows(rows: list[Row], thresholds: dict[str, float]) -> list[list[str]]:
     """Return the table's cells: present attributes joined by spaces, six digits a score, empty where there is none."""
-    table = []
-    for row in rows:
-        if row.scores is None:
-            table.append([row.image, "", *[""] * len(thresholds), row.error])
-        else:
-            present = Prediction(row.scores, thresholds).attributes
-            table.append([row.image, " ".join(present), *(f"{row.scores[name]:.6f}" for name in thresholds), ""])
-    return table
+    return [[*_cells(row, thresholds), row.notes, row.error] for row in rows]
+
+
+def _cells(row: Row, thresholds: dict[str, float]) -> list[str]:
+    if row.scores is None:
+        return [row.image, "", *[""] * len(thresholds)]
+    present = Prediction(row.scores, thresholds).attributes
+    return [row.image, " ".join(present), *(f"{row.scores[name]:.6f}" for name in thresholds)]
 
 
 def write_csv(rows: list[Row], thresholds: dict[str, float], folder: Path) -> str:
     """Write predictions.csv, in the form of `aimonk-hf predict --format csv`, into a new folder below `folder`; return its path."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table_header(list(thresholds)))
-    writer.writerows(table_rows(rows, thresholds))
+    writer.writerow(["image", "attributes", *thresholds, "error"])
+    writer.writerows([*_cells(row, thresholds), row.error] for row in rows)
     path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
     write_text(path, buffer.getvalue())
     return str(path)

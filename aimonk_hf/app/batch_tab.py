@@ -49,6 +49,8 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
                 _cells(served, [], None),
                 gr.update(interactive=False),
             )
+        # gradio removes what it has shown; these may be filtered out
+        sessions.page.upload_file_set.update(row.thumbnail for row in scored if row.thumbnail)
         return scored, _report(scored), *view(scored, moved, attribute)
 
     def view(scored: list[Row], moved: dict[str, float] | None, attribute: str) -> tuple[Any, ...]:
@@ -82,7 +84,8 @@ def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
         inputs_kwargs={"files": files},
         outputs=outputs,
         api_name="predict_batch",
-        api_description="Score pictures, or zips of pictures. Returns a table, whose last column says why a picture has no scores, and a CSV file.",
+        api_description="Score pictures, or zips of pictures. Returns a table, whose last columns say what was done to a picture "
+        "and why it has no scores, and a CSV file.",
         preprocess=False,
         concurrency_limit=2,
     )
@@ -98,7 +101,10 @@ def _report(rows: list[Row]) -> str:
     text = f"<p><b>{len(rows) - len(bad)} of {len(rows)} pictures scored.</b> Thresholds are those of the Predict tab.</p>"
     if len(rows) - len(bad) > MAX_SHOWN:
         text += f"<p>The gallery shows at most {MAX_SHOWN} pictures; the table and the CSV file hold all.</p>"
-    if bad:
-        items = "".join(f"<li><b>{html.escape(row.image)}</b>: {html.escape(row.error)}</li>" for row in bad)
-        text += f'<div class="failures"><p>Left out:</p><ul>{items}</ul></div>'
-    return text
+    text += _listed("Left out:", [(row.image, row.error) for row in bad])
+    return text + _listed("Read with a change:", [(row.image, row.notes) for row in rows if row.notes])
+
+
+def _listed(title: str, sentences: list[tuple[str, str]]) -> str:
+    items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(sentence)}</li>" for name, sentence in sentences)
+    return f'<div class="failures"><p>{title}</p><ul>{items}</ul></div>' if items else ""

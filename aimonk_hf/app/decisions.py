@@ -11,9 +11,10 @@ from aimonk_hf.prediction import Prediction
 
 # A score this near to its threshold is a close call: it would be decided otherwise by a slightly different threshold.
 CLOSE_CALL = 0.05
+NAMED = 8  # present attributes in the sentence above the bars, which has two lines
 
-# Names that gradio's clients keep for themselves, beside the endpoint's own parameter.
-_TAKEN = ("image", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
+# Names that gradio's clients keep for themselves, beside the endpoint's own parameters.
+_TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
 def panel_rows(stored: dict[str, float], thresholds: dict[str, float], scores: dict[str, float] | None) -> list[dict[str, Any]]:
@@ -69,7 +70,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         return ""
     present = [row["name"] for row in rows if row["state"] == "present"]
     close = sum(row["close"] for row in rows)
-    named = ", ".join(present[:12]) + (f" and {len(present) - 12} more" if len(present) > 12 else "")
+    named = ", ".join(present[:NAMED]) + (f" and {len(present) - NAMED} more" if len(present) > NAMED else "")
     return f"Present: {named or 'none'}." + (f" {close} close {'call' if close == 1 else 'calls'}." if close else "")
 
 

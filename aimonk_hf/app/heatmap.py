@@ -12,7 +12,8 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.errors import AimonkError
 
 MIN_CELLS = 6  # maps with fewer rows or columns say too little about the place
-N_LAYERS = 3
+N_STAGES = 4  # of a convolutional network: the finest shows a part of 3% of the picture in its place, the coarse ones say that it is one
+N_BLOCKS = 3  # of a transformer
 SHOWN_SIDE = 448
 
 Heat = NDArray[np.float32]
@@ -40,11 +41,15 @@ def heat_map(scorer: Scorer, image: Image.Image, attribute: str) -> Heat:
 
 
 def overlay(pixels: Tensor, heat: Heat) -> Image.Image:
-    """Return the uint8 pixels [3, H, W], enlarged, with the heat [H, W] laid over them."""
+    """Return the uint8 pixels [3, H, W], enlarged, with the heat [H, W] laid over them.
+
+    Its cube root is shown: a product of several maps falls off too steeply for weaker evidence to be seen.
+    """
     import matplotlib
 
-    colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
-    share = (0.8 * np.sqrt(heat))[..., None]
+    shown = np.cbrt(heat)
+    colours = matplotlib.colormaps["inferno"](shown)[..., :3] * 255
+    share = (0.8 * shown)[..., None]
     base = pixels.permute(1, 2, 0).numpy()
     grey = base.mean(axis=2, keepdims=True) * 0.75  # so that only heat has colour
     mixed = Image.fromarray((grey * (1 - share) + colours * share).clip(0, 255).astype(np.uint8))
@@ -80,7 +85,7 @@ def _layers(network: nn.Module, values: Tensor) -> tuple[list[nn.Module], Any]:
     coarse = [stage for stage in stages if sides.get(stage, 0) > 1]
     if not coarse:
         raise AimonkError(f"heat maps are not available for {type(network).__name__}")
-    return (fine or coarse[-1:])[-N_LAYERS:], to_channels_first
+    return (fine or coarse[-1:])[-N_STAGES:], to_channels_first
 
 
 def _transformer_layers(network: Any) -> tuple[list[nn.Module], Any]:
@@ -92,7 +97,7 @@ def _transformer_layers(network: Any) -> tuple[list[nn.Module], Any]:
         patches = tokens[:, prefix:]
         return patches.reshape(len(patches), rows, columns, -1).permute(0, 3, 1, 2)
 
-    return [block.norm1 for block in network.blocks[-N_LAYERS:]], to_map
+    return [block.norm1 for block in network.blocks[-N_BLOCKS:]], to_map
 
 
 def _channels_first(maps: Tensor) -> Tensor:

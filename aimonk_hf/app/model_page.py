@@ -7,17 +7,17 @@ from typing import Any
 from aimonk_hf.config import AimonkConfig
 
 _FIGURES = ("threshold", "f1", "precision", "recall", "average_precision", "auroc")
+MANY = 30
 _COUNTS = ("n_positive", "n_negative", "n_missing")
 
 
 def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     """Return HTML: name, attributes, verdict, the averages with the trivial predictors, and a row per attribute."""
     height, width = config.pretrained_cfg.get("input_size", [3, 224, 224])[1:]
-    attributes = ", ".join(f"<code>{html.escape(attribute)}</code>" for attribute in config.attributes)
     parts = [
         f"<h2>{html.escape(name)}</h2>",
-        f'<p class="facts">Architecture <code>{html.escape(config.architecture)}</code>, pictures of {height} x {width} pixels, '
-        f"{len(config.attributes)} attributes: {attributes}.</p>",
+        f'<p class="facts">Architecture <code>{html.escape(config.architecture)}</code>, pictures of {height} x {width} pixels.</p>',
+        _attributes(config.attributes),
     ]
     if not metrics:
         parts.append("<p>Nobody has measured it: no metrics.json lies beside the weights. <code>aimonk-hf evaluate</code> makes one.</p>")
@@ -42,6 +42,15 @@ aimonk-hf app --model outputs/demo</code></pre>
 <p>In the repository <code>make demo</code> does all of it. Another model: <code>aimonk-hf app --model FOLDER_OR_USER/REPO</code>,
 or the environment variable <code>AIMONK_MODEL</code> (in a Space: Settings, Variables).</p>
 </div>"""
+
+
+def _attributes(names: list[str]) -> str:
+    """List the names; many are folded away."""
+    listed = ", ".join(f"<code>{html.escape(name)}</code>" for name in names)
+    count = f"{len(names)} attribute{'' if len(names) == 1 else 's'}"
+    if len(names) <= MANY:
+        return f'<p class="facts">{count}: {listed}.</p>'
+    return f'<details class="facts"><summary>{count}</summary><p>{listed}</p></details>'
 
 
 def _averages(metrics: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from aimonk_hf.app.sessions import ApiSessions
 TITLE = "aimonk_hf"
 # Uploads and results are looked at every 5 minutes and removed when they are half an hour old.
 DELETE_CACHE = (300, 1800)
-_CSS = Path(__file__).parent / "static" / "page.css"
+_STATIC = Path(__file__).parent / "static"
 
 
 def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
@@ -42,15 +42,27 @@ def build_missing_page(wanted: str, reason: str) -> gr.Blocks:
 
 
 def look() -> dict[str, Any]:
-    """Return what `launch` needs for the look: one accent colour, system fonts (nothing is fetched from elsewhere), light and dark."""
+    """Return what `launch` needs for the look: one accent colour, light and dark, system fonts (nothing is fetched from elsewhere), names."""
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.teal,
         secondary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
-    return {"theme": theme, "css": _CSS.read_text(encoding="utf-8")}
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",  # white text on the lighter ones is hard to read
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+        link_text_color="*primary_700",
+    )
+    return {
+        "theme": theme,
+        "css": (_STATIC / "page.css").read_text(encoding="utf-8"),
+        "js": (_STATIC / "page.js").read_text(encoding="utf-8"),
+    }
 
 
 def _blocks(title: str) -> gr.Blocks:

@@ -1,5 +1,7 @@
 """The first tab: a picture in, a bar with a movable threshold per attribute, and why; and the endpoint /predict."""
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,23 +129,36 @@ def _checked(served: Served, event: gr.EventData) -> dict[str, float]:
 def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     """Offer /predict with one parameter per attribute, named by its slug; its fields lie on no page."""
     image = uploads_only(gr.Image(label="image", type="filepath", visible=False))
-    numbers = {slug: gr.Number(served.stored[name], label=name, visible=False) for name, slug in served.slugs.items()}
     attribute_of = {slug: name for name, slug in served.slugs.items()}
+    # Clients fill in the defaults that they read once. Where the stored thresholds can change, the default says only "the stored one".
+    defaults = {slug: None if served.save_folder else served.stored[name] for slug, name in attribute_of.items()}
+    numbers = {slug: gr.Number(defaults[slug], label=name, visible=False) for slug, name in attribute_of.items()}
     outputs = [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)]
 
     def predict(request: gr.Request, *, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
         sessions.note(request)
         try:
-            return served.predict(image, {attribute_of[slug]: value for slug, value in thresholds.items()})
+            scores, present, notes = served.predict(image, {attribute_of[slug]: value for slug, value in thresholds.items()})
         except AimonkError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        for note in notes:
+            gr.Info(note)  # a log message beside the answer
+        return scores, present
 
+    predict.__signature__ = _signature(predict, numbers)  # type: ignore[attr-defined]
     gr.Button(visible=False).click(
         predict,
         inputs_kwargs={"image": image, **numbers},
         outputs=outputs,
         api_name="predict",
-        api_description="Score one picture. Each number is that attribute's threshold. Returns the scores and the present attributes.",
+        api_description="Score one picture. Each number is that attribute's threshold, the stored one where it is left out. "
+        "Returns the scores and the present attributes.",
         preprocess=False,
         concurrency_limit=None,
     )
+
+
+def _signature(endpoint: Any, names: Iterable[str]) -> inspect.Signature:
+    """Return the endpoint's signature with `**` spelt out: gradio takes a parameter without a value as optional only if it can be None here."""
+    fixed = [each for each in inspect.signature(endpoint).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    return inspect.Signature([*fixed, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names)])

@@ -36,11 +36,15 @@ class Served:
         """Decode what a file field holds; raises `ImageError`."""
         return self.scorer.read(read_entry(open_upload(value, self.limits), self.limits))
 
-    def predict(self, value: Any, thresholds: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-        """Return scores and present attributes of an uploaded picture; thresholds that are None are the stored ones. Raises `AimonkError`."""
+    def predict(self, value: Any, thresholds: dict[str, Any]) -> tuple[dict[str, float], list[str], list[str]]:
+        """Return scores, present attributes and notes of an uploaded picture; thresholds that are None are the stored ones.
+
+        Raises `AimonkError`.
+        """
         resolved = read_thresholds(self.stored, thresholds)
-        scores = self.scorer.score(self.read(value).image)
-        return rounded(scores), Prediction(scores, resolved).attributes
+        picture = self.read(value)
+        scores = self.scorer.score(picture.image)
+        return rounded(scores), Prediction(scores, resolved).attributes, picture.notes
 
     def panel(
         self,

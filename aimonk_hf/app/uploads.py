@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from aimonk_hf.errors import AimonkError, ImageError
@@ -70,8 +71,7 @@ class ZipEntry(Upload):
 def read_picture(source: str | bytes) -> Picture:
     """Decode a picture; raises `ImageError` with the reason."""
     with open_image(source) as image:
-        notes = _notes(image)
-    return Picture(read_image(source), notes)
+        return Picture(read_image(image), _notes(image))
 
 
 def open_upload(value: Any, limits: Limits) -> Upload:
@@ -187,11 +187,22 @@ def _clean(name: str) -> str:
 
 
 def _notes(image: Image.Image) -> list[str]:
+    """Say what `read_image` did to a decoded picture beyond turning it upright."""
     notes = []
     if getattr(image, "is_animated", False):
         notes.append("An animated picture: its first frame is used.")
     if image.mode == "CMYK":
         notes.append("A CMYK picture: converted to RGB without a colour profile.")
-    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+    if image.mode.startswith("I;16"):
+        notes.append("A 16-bit picture: scaled to 8 bits.")
+    if _is_transparent(image):
         notes.append("A transparent picture: its transparency is dropped.")
     return notes
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel is: a camera's frame has an alpha channel too, all of it opaque."""
+    if image.mode not in ("RGBA", "LA", "PA") and not (image.mode == "P" and "transparency" in image.info):
+        return False
+    alpha = image if "A" in image.getbands() else image.convert("RGBA")
+    return not np.all(np.asarray(alpha.getchannel("A")) == 255)

@@ -1,0 +1,28 @@
+// What gradio leaves undone: names for the example pictures, after their files, and for the button that adds files; Ctrl+V with a picture.
+() => {
+  const name = () => {
+    for (const button of document.querySelectorAll("#examples button:not([aria-label])")) {
+      const file = decodeURIComponent(button.querySelector("img")?.src.split("/").pop() ?? "");
+      if (!file) continue;
+      const words = file.replace(/\.[^.]*$/, "").replace(/_\d+$/, "").replaceAll("_", " ");
+      button.setAttribute("aria-label", "Example: " + words);
+      button.title = words;
+    }
+    for (const button of document.querySelectorAll("[aria-label='common.upload']")) button.setAttribute("aria-label", "Add files");
+  };
+  name();
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+
+  document.addEventListener("paste", (event) => {
+    const pictures = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+    const field = document.querySelector("#picture");
+    if (!pictures.length || !field?.offsetParent) return;
+    event.preventDefault();
+    const input = field.querySelector("input[type=file]");
+    if (!input) return field.querySelector(".source-selection button:last-child")?.click(); // a picture is there: gradio's own paste replaces it
+    const held = new DataTransfer();
+    held.items.add(pictures[0]);
+    input.files = held.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+}

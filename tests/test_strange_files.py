@@ -1,0 +1,468 @@
+"""Strange files in prediction, dataset checks, audit, training and the app: each bad one named, each good one as if it were alone."""
+
+import csv
+import faulthandler
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from strange_files import BAD, EITHER, GOOD, flipped, make_corpus, saved, write_labels
+
+import aimonk_hf.audit
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, read_labels, train
+from aimonk_hf.audit import audit
+from aimonk_hf.cli import main
+from aimonk_hf.contact_sheet import write_contact_sheet
+from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.images import check_image, open_image, read_image, shown_name
+from aimonk_hf.predict_files import list_images
+from aimonk_hf.prediction import Prediction
+
+ATTRIBUTES = ["collar", "belt"]
+TOLERANCE = 1e-5  # the same picture in batches of different sizes
+MOST_MEMORY = (
+    300_000_000  # bytes above where the run began; each of the corpus's pictures of 20,000 x 20,000 would take more than a gigabyte
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF data and of large pictures
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """End the process with every thread's place where a test hangs: a thread that is stuck in a decoder cannot be interrupted."""
+    faulthandler.dump_traceback_later(600, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="module")
+def model() -> AimonkModel:
+    torch.manual_seed(0)
+    return AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=32).eval()
+
+
+class Corpus:
+    """A data folder of strange files, and what the model says of each file alone: scores, or the reason why there are none."""
+
+    def __init__(self, folder: Path, n_sources: int, seed: int, model: AimonkModel) -> None:
+        self.folder, self.images, self.model = folder, folder / "images", model
+        self.files = make_corpus(self.images, n_sources, seed)
+        write_labels(self.files, folder / "labels.csv")
+        self.alone = {file.name: alone(model, self.images / file.name) for file in self.files}
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """The reason of each file that cannot be used."""
+        return {name: found for name, found in self.alone.items() if isinstance(found, str)}
+
+    def copy(self, folder: Path) -> "Corpus":
+        """Return the same corpus in another folder, for tests that take files away."""
+        other = Corpus.__new__(Corpus)
+        other.__dict__.update(self.__dict__, folder=folder, images=folder / "images")
+        shutil.copytree(self.images, other.images, symlinks=True, copy_function=copy_regular, dirs_exist_ok=True)
+        shutil.copy(self.folder / "labels.csv", folder)
+        return other
+
+
+def copy_regular(source: str, target: str) -> None:
+    if Path(source).is_fifo():
+        os.mkfifo(target)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def alone(model: AimonkModel, path: Path) -> dict[str, float] | str:
+    try:
+        return model.predict(path).scores
+    except ImageError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def check_scores(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Hold predictions by file name against those of each file alone."""
+    assert set(found) == set(expected)
+    for name, result in expected.items():
+        if isinstance(result, str):
+            assert found[name] == result, name
+        else:
+            assert found[name] == pytest.approx(result, abs=TOLERANCE), name
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Assert that the process takes at most `MOST_MEMORY` bytes more at any moment of the block than before it."""
+
+    def kilobytes(key: str) -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+
+    if not Path("/proc/self/clear_refs").exists():  # Linux tells the peak, other systems do not
+        yield
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+    before = kilobytes("VmRSS")
+    yield
+    assert (kilobytes("VmHWM") - before) * 1024 < MOST_MEMORY
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, model: AimonkModel) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("strange"), 20, 0, model)
+
+
+def test_the_corpus_is_what_it_says(corpus: Corpus) -> None:
+    assert len(corpus.files) >= 500
+    assert len({file.fault for file in corpus.files}) >= 12
+    assert len({file.name[:3] for file in corpus.files if file.name[0] == "0"}) == 20
+    check_verdicts(corpus)
+    verdicts = [file.verdict for file in corpus.files]
+    assert verdicts.count(GOOD) > 200
+    assert verdicts.count(BAD) > 150
+    flips = [isinstance(corpus.alone[file.name], str) for file in corpus.files if file.verdict == EITHER]
+    assert 10 < sum(flips) < len(flips) - 10, "flipped bits spoil some pictures and leave others readable"
+
+
+def check_verdicts(corpus: Corpus) -> None:
+    for file in corpus.files:
+        found = corpus.alone[file.name]
+        if isinstance(found, str):
+            assert file.verdict != GOOD, (file, found)
+            assert file.reason in found, (file, found)
+            assert found.isprintable(), (file, found)
+            assert len(found) < 250
+        else:
+            assert file.verdict != BAD, file
+
+
+def test_rotations_are_applied_and_profiles_and_names_change_nothing(tmp_path: Path, picture: Image.Image) -> None:
+    exif = Image.Exif()
+    upright = np.asarray(picture)
+    turned = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2)}
+    turned |= {6: np.rot90(upright, -1), 7: np.rot90(upright, 2).transpose(1, 0, 2), 8: np.rot90(upright)}
+    for orientation, expected in turned.items():
+        exif[0x0112] = orientation
+        np.testing.assert_array_equal(np.asarray(read_image(saved(picture, "PNG", exif=exif))), expected)
+    for name in ("a b.png", 'it\'s "q".png', "two\nlines.png", os.fsdecode(b"\xff.png")):
+        (tmp_path / name).write_bytes(saved(picture, "PNG", icc_profile=b"nonsense"))
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name)), upright)
+
+
+def test_a_folder_is_predicted_as_each_file_alone(corpus: Corpus) -> None:
+    found: dict[str, Any] = {}
+    paths = list_images([corpus.images])
+    assert len(paths) == len(set(paths)), "a link to the folder itself is not followed"
+    with bounded_memory():
+        for path, prediction in corpus.model.stream(paths, batch_size=32, workers=4):
+            assert isinstance(path, Path)
+            found[path.name] = str(prediction) if isinstance(prediction, ImageError) else prediction.scores
+    check_scores(found, corpus.alone)
+
+
+def test_files_that_vanish_during_a_prediction_are_named_and_the_others_done(corpus: Corpus, tmp_path: Path) -> None:
+    own = corpus.copy(tmp_path)
+    expected = dict(own.alone)
+
+    def vanishing() -> Iterator[Path]:
+        for number, path in enumerate(list_images([own.images])):
+            if number % 4 == 0:
+                path.unlink()
+                expected[path.name] = "no such file"
+            yield path
+
+    found = {Path(str(path)).name: result for path, result in own.model.stream(vanishing(), batch_size=16)}
+    check_scores({name: result.scores if isinstance(result, Prediction) else str(result) for name, result in found.items()}, expected)
+
+
+def predict_command(corpus: Corpus, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    folder = corpus.folder / "model"
+    if not folder.exists():
+        corpus.model.save_pretrained(folder)
+    command = [sys.executable, "-W", "ignore", "-m", "aimonk_hf", "predict", str(corpus.images), "--model", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"})
+
+
+def test_the_command_names_each_bad_file_on_a_line_of_its_own(corpus: Corpus, tmp_path: Path) -> None:
+    done = predict_command(corpus, "--format", "csv", "--output", str(tmp_path / "out.csv"))
+    assert done.returncode == 1
+    told = done.stderr.decode("utf-8").replace("\r", "\n").split("\n")
+    for name, reason in corpus.bad.items():
+        assert f"{shown_name(str(corpus.images / name))}: {reason}" in told
+    assert sum(": " in line and str(corpus.images) in line for line in told) == len(corpus.bad)
+    with open(tmp_path / "out.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(corpus.alone)
+    found = {Path(row["image"]).name: row["error"] or {name: float(row[name]) for name in ATTRIBUTES} for row in rows}
+    check_scores(found, corpus.alone)
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_names_that_are_no_text_stop_no_output(corpus: Corpus, format: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    strange = [corpus.images / name for name in corpus.alone if "caf" in name or "\n" in name]
+    corpus.model.save_pretrained(tmp_path / "model")
+    assert main(["predict", *map(str, strange), "--model", str(tmp_path / "model"), "--format", format]) == 1
+    printed = capsys.readouterr().out
+    if format == "json":
+        rows = [json.loads(line) for line in printed.splitlines()]
+        check_scores(
+            {Path(row["image"]).name: row.get("scores") or row["error"] for row in rows},
+            {path.name: corpus.alone[path.name] for path in strange},
+        )
+    else:
+        good = [path for path in strange if not isinstance(corpus.alone[path.name], str)]
+        assert [line for line in printed.splitlines() if "strange" in line] == [shown_name(str(path)) for path in good]
+
+
+def test_checking_finds_the_same_files_bad_as_prediction(corpus: Corpus) -> None:
+    dataset = AttributeDataset.from_folder(corpus.folder)
+    assert dataset.labels.images == [file.name for file in corpus.files]
+    with bounded_memory():
+        problems = dataset.find_problems()
+    assert {dataset.labels.images[row] for row in problems} == set(corpus.bad)
+    for row, reason in problems.items():
+        assert corpus.files[row].reason in reason
+        assert reason.isprintable()
+
+
+def test_the_audit_names_every_bad_file_and_writes_all_its_reports(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with bounded_memory():
+        assert main(["audit", "--data-dir", str(corpus.folder), "--output", str(tmp_path)]) == 0
+    files = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["files"]
+    assert set(files["missing"]) | set(files["unreadable"]) == set(corpus.bad)
+    assert files["n_usable"] == len(corpus.alone) - len(corpus.bad)
+    assert files["unlisted"] == []
+    assert f"{len(files['unreadable'])} images cannot be read" in capsys.readouterr().out
+    assert "## Duplicates" in (tmp_path / "audit.md").read_text(encoding="utf-8")
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        sheet.load()
+
+
+def test_files_that_vanish_during_an_audit_are_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = corpus.copy(tmp_path)
+    kept = aimonk_hf.audit.find_duplicates
+    victims = [own.images / file.name for file in own.files if file.verdict == GOOD][::3]
+
+    def vanish_then_find(*arguments: Any) -> Any:
+        for path in victims:
+            path.unlink()
+        return kept(*arguments)
+
+    monkeypatch.setattr(aimonk_hf.audit, "find_duplicates", vanish_then_find)
+    audited = audit(AttributeDataset.from_folder(own.folder))
+    assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), "they were there when they were looked at"
+    assert write_contact_sheet(audited, tmp_path / "sheet.png")
+
+
+def run_settings(corpus: Corpus, output: Path) -> TrainConfig:
+    small: dict[str, Any] = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1, "num_workers": 0}
+    return TrainConfig(data_dir=str(corpus.folder), output_dir=str(output), recipe="demo", **small)
+
+
+def split_images(output: Path) -> set[str]:
+    with open(output / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row["image"] for row in csv.DictReader(file)}
+
+
+def test_training_names_the_bad_files_and_uses_every_good_one(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with bounded_memory():
+        trained = train(run_settings(corpus, tmp_path / "run"))
+    printed = capsys.readouterr().out
+    assert f"{len(corpus.bad)} of {len(corpus.files)} listed images cannot be used and are left out:" in printed
+    lines = printed.splitlines()
+    dataset = AttributeDataset.from_folder(corpus.folder)
+    for row, reason in dataset.find_problems().items():
+        assert f"  {shown_name(dataset.labels.images[row])}: {reason}" in lines
+    assert split_images(tmp_path / "run") == set(corpus.alone) - set(corpus.bad)
+    reloaded = AimonkModel.from_pretrained(tmp_path / "run")
+    good = next(corpus.images / file.name for file in corpus.files if file.verdict == GOOD)
+    assert reloaded.predict(good).scores == pytest.approx(trained.predict(good).scores, abs=1e-6)
+
+
+def test_files_that_vanish_during_training_are_named_and_the_run_ends_well(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    own = corpus.copy(tmp_path)
+    victims = [file.name for file in own.files if file.verdict == GOOD][::5]
+    check = AttributeDataset.find_problems
+
+    def check_then_vanish(self: AttributeDataset, *arguments: Any, **options: Any) -> dict[int, str]:
+        problems = check(self, *arguments, **options)
+        for name in victims:
+            (own.images / name).unlink(missing_ok=True)
+        return problems
+
+    monkeypatch.setattr(AttributeDataset, "find_problems", check_then_vanish)
+    trained = train(run_settings(own, tmp_path / "run"))
+    assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
+    with open(tmp_path / "run" / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        part_of = {row["image"]: row["part"] for row in csv.DictReader(file)}
+    assert set(victims) <= set(part_of)
+    printed = capsys.readouterr().out
+    for name in victims:
+        assert part_of[name] != "train" or f"{shown_name(name)} can no longer be read" in printed
+
+
+def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:
+    uploads = pytest.importorskip("aimonk_hf.app.uploads")
+    for name, found in corpus.alone.items():
+        path = corpus.images / name
+        if isinstance(found, str):
+            with pytest.raises(ImageError):
+                uploads.read_picture(str(path))
+        else:
+            np.testing.assert_array_equal(np.asarray(uploads.read_picture(str(path)).image), np.asarray(read_image(path)))
+
+
+def test_bytes_are_judged_as_the_file_is(corpus: Corpus) -> None:
+    for file in corpus.files:
+        path = corpus.images / file.name
+        if path.is_file() and not path.is_symlink():
+            if isinstance(expected := corpus.alone[file.name], str):
+                with pytest.raises(ImageError) as caught:
+                    read_image(path.read_bytes())
+                assert str(caught.value) == expected
+            else:
+                read_image(path.read_bytes())
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Take root's rights away from this process, where it has them: they make every file readable."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that everybody may enter; pytest's own is the user's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_what_may_not_be_read_is_named(open_folder: Path, picture: Image.Image) -> None:
+    closed = open_folder / "closed"
+    closed.mkdir()
+    for place in (open_folder / "a.png", open_folder / "secret.png", closed / "hidden.png"):
+        picture.save(place)
+    (open_folder / "secret.png").chmod(0)
+    closed.chmod(0)
+    with as_nobody():
+        paths = list_images([open_folder])
+        reasons = {path.name: check_image(path) for path in paths}
+        assert check_image(closed) == "a folder that cannot be read: Permission denied"
+        assert check_image(closed / "hidden.png") == "Permission denied"
+        with pytest.raises(ImageError, match="Permission denied"):
+            read_image(open_folder / "secret.png")
+        with pytest.raises(AimonkError, match="cannot read the labels .*Permission denied"):
+            read_labels(open_folder / "secret.png")
+    closed.chmod(0o755)
+    assert reasons == {"a.png": None, "secret.png": "Permission denied", "closed": "a folder that cannot be read: Permission denied"}
+
+
+def test_names_longer_than_the_system_allows_are_missing_files(tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels.csv").write_text(f"image,x\na.png,1\n{'long' * 200}.png,0\n../images/a.png/b.png,0\n")
+    dataset = AttributeDataset.from_folder(tmp_path)
+    assert set(dataset.find_problems()) == {1, 2}
+    assert audit(dataset).findings["files"]["n_usable"] == 1
+
+
+def test_a_file_that_vanishes_while_it_is_opened_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no picture")
+    opened = Image.open
+
+    def vanish_then_open(*arguments: Any, **options: Any) -> Any:
+        path.unlink(missing_ok=True)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", vanish_then_open)
+    with pytest.raises(ImageError, match="no such file"):
+        open_image(path)
+
+
+def sources(rng: random.Random) -> list[bytes]:
+    """Return small pictures in every format, with and without EXIF data, frames, palettes and transparency."""
+    picture = Image.fromarray(np.random.default_rng(rng.randrange(1 << 30)).integers(0, 255, (24, 30, 3), np.uint8))
+    exif, frames = Image.Exif(), {"save_all": True, "append_images": [picture.rotate(90)]}
+    exif[0x0112] = 6
+    kinds: list[tuple[str, dict[str, Any]]] = [("JPEG", {"exif": exif}), ("JPEG", {"progressive": True}), ("PNG", {"exif": exif})]
+    kinds += [("PNG", frames), ("WEBP", {}), ("WEBP", frames), ("GIF", frames), ("BMP", {}), ("AVIF", {}), ("TIFF", {})]
+    kinds += [("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
+    files = [saved(picture, format, **options) for format, options in kinds]
+    grey = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+    return files + [saved(grey, "PNG"), saved(picture.convert("CMYK"), "JPEG"), saved(picture.quantize(9), "PNG", transparency=2)]
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Return the bytes damaged in one of many ways, most often in their beginning, where the structure lies."""
+    reach = rng.choice((32, 128, 600, len(content)))
+    changed = flipped(content[:reach], rng, rng.choice((1, 1, 2, 6))) + content[reach:]
+    if rng.random() < 0.3:
+        place = rng.randrange(len(changed))
+        changed = (
+            changed[:place] + rng.choice((b"", b"\xff" * 4, b"\0" * 8, changed[place : place + 50])) + changed[place + rng.randrange(9) :]
+        )
+    return changed[: rng.randrange(len(changed))] if rng.random() < 0.15 else changed
+
+
+def check_damaged_pictures(n_files: int, seed: int, path: Path) -> None:
+    rng = random.Random(seed)
+    files, unreadable = sources(rng), 0
+    for _ in range(n_files):
+        path.write_bytes(damage(rng.choice(files), rng))
+        reason = None
+        try:
+            read_image(path)
+        except ImageError as error:
+            reason = str(error)
+            assert reason.isprintable()
+        unreadable += reason is not None
+        assert (check_image(path) is None) == (reason is None), path.read_bytes()
+    assert 0.1 * n_files < unreadable < 0.95 * n_files
+
+
+def test_damaged_pictures_raise_nothing_but_a_reason(tmp_path: Path) -> None:
+    with bounded_memory():
+        check_damaged_pictures(1200, 1, tmp_path / "damaged")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+def test_many_damaged_pictures_raise_nothing_but_a_reason(seed: int, tmp_path: Path) -> None:
+    with bounded_memory():
+        check_damaged_pictures(20_000, 100 + seed, tmp_path / "damaged")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_more_strange_folders(seed: int, tmp_path: Path, model: AimonkModel, capsys: pytest.CaptureFixture) -> None:
+    corpus = Corpus(tmp_path, 60, seed, model)
+    check_verdicts(corpus)
+    checks: list[Callable[[Corpus], None]] = [
+        test_a_folder_is_predicted_as_each_file_alone,
+        test_checking_finds_the_same_files_bad_as_prediction,
+        test_the_app_reads_what_the_library_reads,
+        test_bytes_are_judged_as_the_file_is,
+    ]
+    for check in checks:
+        check(corpus)
+    test_the_audit_names_every_bad_file_and_writes_all_its_reports(corpus, tmp_path / "audit", capsys)
