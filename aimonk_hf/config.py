@@ -1,7 +1,6 @@
 """What the weights need: the saved configuration, in the form that timm and transformers read too."""
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.storage import is_text
 
 DEFAULT_THRESHOLD = 0.5
 PROBLEM_TYPE = "multi_label_classification"
@@ -99,11 +99,6 @@ class AimonkConfig:
             raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
         config.extra = {key: value for key, value in values.items() if key not in config.to_dict() and key not in _CODE_KEYS}
         return config
-
-
-def is_text(name: str) -> bool:
-    """Return whether a name can stand on one line of a UTF-8 file: no control characters, line breaks or bytes that are no text."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]:

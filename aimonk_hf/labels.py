@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.config import is_text
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.metadata_csv import METADATA_FILE, metadata_rows
+from aimonk_hf.storage import is_text
 
 _VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "NA": np.nan}
 _CSV_VALUES = _VALUES | {"": np.nan}

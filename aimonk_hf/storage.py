@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -130,3 +131,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name can stand on one line of a UTF-8 file: no control characters, line breaks or bytes that are no text."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
