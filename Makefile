@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 
 demo: .venv/demo-installed $(DEMO_DATA)/labels.csv
 	$(LAUNCH) train.py --recipe demo --data-dir $(DEMO_DATA) --output-dir $(DEMO) --overwrite
-	$(BIN)/python -m aimonk_hf.demo $(DEMO) $(DEMO_DATA)/images
+	$(BIN)/python -m aimonk_hf.cli.demo $(DEMO) $(DEMO_DATA)/images
 
 $(DEMO_DATA)/labels.csv: | .venv/demo-installed
 	$(BIN)/aimonk-hf sample-data $(DEMO_DATA)

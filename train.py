@@ -2,7 +2,7 @@
 
 import sys
 
-from aimonk_hf.cli import train_main
+from aimonk_hf.cli.main import train_main
 
 if __name__ == "__main__":
     sys.exit(train_main())

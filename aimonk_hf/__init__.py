@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AimonkConfig": "config",
-    "AimonkModel": "modeling",
-    "AttributeDataset": "data",
-    "TrainConfig": "train_config",
-    "evaluate": "evaluation",
-    "get_recipe": "recipes",
-    "read_labels": "labels",
-    "train": "training",
-    "tune_thresholds": "thresholds",
+    "AimonkConfig": "model.config",
+    "AimonkModel": "model.modeling",
+    "AttributeDataset": "data.dataset",
+    "TrainConfig": "training.train_config",
+    "evaluate": "judging.evaluation",
+    "get_recipe": "training.recipes",
+    "read_labels": "data.labels",
+    "train": "training.run",
+    "tune_thresholds": "model.thresholds",
 }
 
 __all__ = [
@@ -34,15 +34,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from aimonk_hf.config import AimonkConfig
-    from aimonk_hf.data import AttributeDataset
-    from aimonk_hf.evaluation import evaluate
-    from aimonk_hf.labels import read_labels
-    from aimonk_hf.modeling import AimonkModel
-    from aimonk_hf.recipes import get_recipe
-    from aimonk_hf.thresholds import tune_thresholds
-    from aimonk_hf.train_config import TrainConfig
-    from aimonk_hf.training import train
+    from aimonk_hf.data.dataset import AttributeDataset
+    from aimonk_hf.data.labels import read_labels
+    from aimonk_hf.judging.evaluation import evaluate
+    from aimonk_hf.model.config import AimonkConfig
+    from aimonk_hf.model.modeling import AimonkModel
+    from aimonk_hf.model.thresholds import tune_thresholds
+    from aimonk_hf.training.recipes import get_recipe
+    from aimonk_hf.training.run import train
+    from aimonk_hf.training.train_config import TrainConfig
 
 
 def __getattr__(name: str) -> object:

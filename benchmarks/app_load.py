@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def write_model(folder: Path) -> Path:
-    from aimonk_hf.modeling import AimonkModel
+    from aimonk_hf.model.modeling import AimonkModel
 
     AimonkModel.from_timm("mobilenetv2_100", ["sleeves", "stripes", "collar", "belt"], pretrained=False).save_pretrained(folder)
     return folder

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aimonk_hf.console import table
-from aimonk_hf.images import read_image
-from aimonk_hf.pixel_cache import PixelCache, Pixels
-from aimonk_hf.sample_data import draw_garment
+from aimonk_hf.data.images import read_image
+from aimonk_hf.data.pixel_cache import PixelCache, Pixels
+from aimonk_hf.data.sample_data import draw_garment
+from aimonk_hf.judging.console import table
 
 WAYS = ("no cache", "filling the cache", "from the cache in memory", "from the cache on disk")
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def data_paths(data_dir: Path) -> list[Path]:
-    from aimonk_hf.data import AttributeDataset
+    from aimonk_hf.data.dataset import AttributeDataset
 
     dataset = AttributeDataset.from_folder(data_dir)
     problems = dataset.find_problems()

@@ -23,9 +23,9 @@ from scipy.io.matlab import MatReadError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from aimonk_hf.data.images import read_image
+from aimonk_hf.data.splits import split_rows
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.images import read_image
-from aimonk_hf.splits import split_rows
 from aimonk_hf.storage import make_folder, write_text
 
 # gender_GT is 2 for women; the name of a column says what 1 means.

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 from app_support import RunningApp, running_app
 
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 SCREENS = [

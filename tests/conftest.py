@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf.modeling import AimonkModel
-from aimonk_hf.sample_data import write_sample_data
+from aimonk_hf.data.sample_data import write_sample_data
+from aimonk_hf.model.modeling import AimonkModel
 
 torch.set_num_threads(1)
 

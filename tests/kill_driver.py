@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import aimonk_hf.training
-from aimonk_hf.cli import main
+import aimonk_hf.training.run
+from aimonk_hf.cli.main import main
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def newest(checkpoints: Path) -> str:
 
 
 def drive(kills: int, seed: int, flags: list[str]) -> None:
-    assert aimonk_hf.training  # imported before the first fork
+    assert aimonk_hf.training.run  # imported before the first fork
     checkpoints = Path(flags[flags.index("--output-dir") + 1]) / "checkpoints"
     chance, killed, places = random.Random(seed), 0, []
     while killed < kills:

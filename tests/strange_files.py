@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from aimonk_hf.sample_data import draw_garment
+from aimonk_hf.data.sample_data import draw_garment
 
 GOOD, BAD, EITHER = "good", "bad", "either"
 

@@ -20,7 +20,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from aimonk_hf.app.serve import app_folder, launch, open_page
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 MARK = {"meta": {"_type": "gradio.FileData"}}
 
@@ -201,7 +201,7 @@ def test_nothing_outside_the_upload_folder_is_read(app: RunningApp, tmp_path: Pa
     assert "not its address" in post(app, "predict", {"image": {**address, **MARK}})
     assert "event: error" in post(app, "predict", {"image": str(secret)})
     config = app.served.limits.folder.parent
-    for place in (secret, "/etc/passwd", "app.py", "aimonk_hf/cli.py", f"{app.served.limits.folder}/../../../etc/passwd", config):
+    for place in (secret, "/etc/passwd", "app.py", "aimonk_hf/cli/main.py", f"{app.served.limits.folder}/../../../etc/passwd", config):
         assert httpx.get(f"{app.url}/gradio_api/file={place}").status_code in (403, 404)
 
 

@@ -12,7 +12,7 @@ from app_support import RunningApp, bad_pictures, running_app, write_pictures, w
 
 from aimonk_hf.app.serve import app_folder, launch
 from aimonk_hf.app.serve import open_page as page_of
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
 

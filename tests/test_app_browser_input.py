@@ -12,7 +12,7 @@ from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, write_pic
 from gradio.route_utils import delete_files_created_by_app
 
 from aimonk_hf.app.page import DELETE_CACHE
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 from aimonk_hf.app.heatmap import heat_map, overlay
 from aimonk_hf.app.scoring import Scorer
+from aimonk_hf.data.sample_data import PREVALENCE, SIZE, Box, Garment, draw_garment
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.losses import masked_bce_with_logits
-from aimonk_hf.modeling import AimonkModel
-from aimonk_hf.sample_data import PREVALENCE, SIZE, Box, Garment, draw_garment
+from aimonk_hf.model.losses import masked_bce_with_logits
+from aimonk_hf.model.modeling import AimonkModel
 
 ATTRIBUTES = list(PREVALENCE)
 WHOLE = {"crop_mode": "squash", "crop_pct": 1.0}  # so that boxes lie where they were drawn

@@ -26,10 +26,10 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Limits, expand_uploads, open_upload, read_entry, read_picture
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.metrics import build_report
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.judging.metrics import build_report
+from aimonk_hf.model.modeling import AimonkModel
 
 STORED = {"collar": 0.4, "belt": 0.6}
 ROOT = Path(__file__).parents[1]
@@ -329,7 +329,7 @@ def test_requirements_agree_with_the_package() -> None:
 
 
 def test_without_gradio_the_import_says_what_to_install() -> None:
-    code = "import sys; sys.modules['gradio'] = None\nfrom aimonk_hf.cli import main; sys.exit(main(['app']))"
+    code = "import sys; sys.modules['gradio'] = None\nfrom aimonk_hf.cli.main import main; sys.exit(main(['app']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "aimonk-hf: the app needs gradio: pip install 'aimonk_hf[app]'\n"

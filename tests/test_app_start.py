@@ -9,7 +9,7 @@ from hub_support import hub
 from loopback_hub import LoopbackHub
 
 from aimonk_hf.app.serve import app_folder, open_page
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 __all__ = ["hub"]
 

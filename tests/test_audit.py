@@ -10,15 +10,15 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from aimonk_hf import AttributeDataset
-from aimonk_hf.audit import add_suspects, audit
-from aimonk_hf.audit_report import audit_markdown, summary
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
+from aimonk_hf.data.labels import read_labels
+from aimonk_hf.data.near_duplicates import Pair, find_duplicates, group_numbers, thumbnail
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.label_checks import copied_attributes, missing_patterns, one_sided_attributes
-from aimonk_hf.labels import read_labels
-from aimonk_hf.near_duplicates import Pair, find_duplicates, group_numbers, thumbnail
-from aimonk_hf.sample_data import write_sample_data
-from aimonk_hf.suspect_labels import accept_suggestions, find_fillable, find_suspects, read_scores
+from aimonk_hf.judging.audit import add_suspects, audit
+from aimonk_hf.judging.audit_report import audit_markdown, summary
+from aimonk_hf.judging.suspect_labels import accept_suggestions, find_fillable, find_suspects, read_scores
 
 NAN = np.nan
 
@@ -157,7 +157,7 @@ def test_gaps_are_filled_rightly_and_noise_fills_nothing() -> None:
 
 def test_planted_flips_in_drawings_are_found_by_the_probe(tmp_path: Path) -> None:
     """From pixels to suggestions, by ridge regression on coarse pixels in place of a pretrained backbone's features."""
-    from aimonk_hf.probe import probe
+    from aimonk_hf.judging.probe import probe
 
     folder = write_sample_data(tmp_path / "drawn", n_images=120, seed=5)
     dataset = AttributeDataset.from_folder(folder)

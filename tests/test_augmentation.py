@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf.augmentation import train_augmentation
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.processing import EvalTransform
-from aimonk_hf.train_config import AUGMENTATIONS
+from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.training.augmentation import train_augmentation
+from aimonk_hf.training.train_config import AUGMENTATIONS
 
 TRANSFORM = EvalTransform({"input_size": (3, 48, 64), "crop_mode": "squash", "crop_pct": 1.0})
 

@@ -10,8 +10,8 @@ from scipy.special import expit
 from torch import nn
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.calibration import calibrate, expected_calibration_error, fit_scaling, fold_into_classifier, to_logits
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.judging.calibration import calibrate, expected_calibration_error, fit_scaling, fold_into_classifier, to_logits
 
 NAN = np.nan
 

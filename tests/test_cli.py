@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run(*arguments: object) -> int:
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys; sys.argv = ['aimonk-hf', 'train', '--help']\nfrom aimonk_hf.cli import main\n"
+    code = "import sys; sys.argv = ['aimonk-hf', 'train', '--help']\nfrom aimonk_hf.cli.main import main\n"
     code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'timm' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from aimonk_hf import AttributeDataset, read_labels
-from aimonk_hf.data import duplicate_groups
+from aimonk_hf.data.dataset import duplicate_groups
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "clothing_attributes.py"
 N_IMAGES = 40

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.cli import main
-from aimonk_hf.convert import convert_checkpoint
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.sharing.convert import convert_checkpoint
 
 
 def published(name: str, head: str = "linear", outputs: int = 4) -> nn.Module:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from aimonk_hf.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
+from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
 
 
 def rows(*values: float | None, metric: str = "val_loss") -> list[dict[str, Any]]:

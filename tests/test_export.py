@@ -20,11 +20,12 @@ import torch
 from javascript import install_transformers_js
 from PIL import Image
 
-from aimonk_hf import AimonkModel, export
-from aimonk_hf.cli import main
+from aimonk_hf import AimonkModel
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.export import export_folder, largest_difference, preprocessor_config
-from aimonk_hf.hub_push import push_model_folder
+from aimonk_hf.model.hub_push import push_model_folder
+from aimonk_hf.sharing import export
+from aimonk_hf.sharing.export import export_folder, largest_difference, preprocessor_config
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 SQUASH = {"crop_mode": "squash", "crop_pct": 1.0}

@@ -5,8 +5,8 @@ from torch import nn
 
 from aimonk_hf import TrainConfig
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.freezing import freeze_parameters, layer_groups, set_train_mode
-from aimonk_hf.optimisation import build_optimizer, set_learning_rate
+from aimonk_hf.training.freezing import freeze_parameters, layer_groups, set_train_mode
+from aimonk_hf.training.optimisation import build_optimizer, set_learning_rate
 
 
 def network(name: str = "test_resnet") -> nn.Module:

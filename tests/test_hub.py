@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard
 from loopback_hub import READER, WRITER, LoopbackHub
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.hub_push import push_model_folder
-from aimonk_hf.sample_data import write_sample_data
+from aimonk_hf.model.hub_push import push_model_folder
 
 __all__ = ["hub"]  # a fixture
 
@@ -41,7 +41,7 @@ def make_model(seed: int) -> AimonkModel:
 def _metrics() -> dict:
     import numpy as np
 
-    from aimonk_hf.metrics import build_report
+    from aimonk_hf.judging.metrics import build_report
 
     labels = np.array([[1, 0, 1], [0, 1, np.nan], [1, 0, 0]], dtype=np.float32)
     scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.8, 0.5], [0.7, 0.3, 0.2]])

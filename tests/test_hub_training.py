@@ -8,7 +8,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
 
 __all__ = ["hub"]  # a fixture
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimonk_hf import images
+from aimonk_hf.data.dataset import images
+from aimonk_hf.data.images import check_image, read_image
 from aimonk_hf.errors import ImageError
-from aimonk_hf.images import check_image, read_image
 
 
 def saved(image: Image.Image, path: Path, **options) -> Path:

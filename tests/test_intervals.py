@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.intervals import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
+from aimonk_hf.judging.intervals import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
 
 NAN = np.nan
 

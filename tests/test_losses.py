@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
 
-from aimonk_hf.losses import (
+from aimonk_hf.model.losses import (
     Loss,
     masked_asymmetric_loss,
     masked_bce_with_logits,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.metrics import (
+from aimonk_hf.judging.metrics import (
     accuracy,
     auroc,
     average_precision,

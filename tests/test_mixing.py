@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from aimonk_hf.mixing import BatchMix
+from aimonk_hf.training.mixing import BatchMix
 
 NAN = float("nan")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from aimonk_hf import AimonkConfig, AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.inference import stream_logits
+from aimonk_hf.model.inference import stream_logits
 
 NAMES = ["collar", "long sleeve", "red"]
 

@@ -3,7 +3,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from aimonk_hf import TrainConfig
-from aimonk_hf.optimisation import build_optimizer, lr_factor
+from aimonk_hf.training.optimisation import build_optimizer, lr_factor
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(456, 0.3), (20, 0.25), (100, 0.5)])

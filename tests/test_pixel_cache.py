@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimonk_hf import pixel_cache
+from aimonk_hf.data.dataset import pixel_cache
+from aimonk_hf.data.images import read_image
+from aimonk_hf.data.pixel_cache import PixelCache, Pixels, cache_folder
 from aimonk_hf.errors import ImageError
-from aimonk_hf.images import read_image
-from aimonk_hf.pixel_cache import PixelCache, Pixels, cache_folder
 
 CONTEXTS = [multiprocessing.get_context(method) for method in ("fork", "spawn")]
 

@@ -5,9 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aimonk_hf import AttributeDataset, plots
-from aimonk_hf.labels import Labels
-from aimonk_hf.prediction import Prediction
+from aimonk_hf import AttributeDataset
+from aimonk_hf.data.labels import Labels
+from aimonk_hf.judging import plots
+from aimonk_hf.model.prediction import Prediction
 
 
 @pytest.fixture

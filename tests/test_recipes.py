@@ -9,16 +9,16 @@ import pytest
 from timm.models import get_pretrained_cfg, is_model
 
 from aimonk_hf import AimonkModel, TrainConfig, get_recipe
-from aimonk_hf.backbones import trim_pretrained_cfg
-from aimonk_hf.cli import main
-from aimonk_hf.epoch_choice import plateau_factor
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.losses import positive_weights
-from aimonk_hf.optimisation import lr_factor
-from aimonk_hf.processing import EvalTransform
-from aimonk_hf.published_recipes import PUBLISHED
-from aimonk_hf.recipes import NEUTRAL, list_recipes
-from aimonk_hf.train_config import Stage
+from aimonk_hf.model.backbones import trim_pretrained_cfg
+from aimonk_hf.model.losses import positive_weights
+from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.training.epoch_choice import plateau_factor
+from aimonk_hf.training.optimisation import lr_factor
+from aimonk_hf.training.published_recipes import PUBLISHED
+from aimonk_hf.training.recipes import NEUTRAL, list_recipes
+from aimonk_hf.training.train_config import Stage
 
 
 def config(recipe: str, **changes: Any) -> TrainConfig:

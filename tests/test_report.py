@@ -10,13 +10,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
-from aimonk_hf.card import render_card
-from aimonk_hf.cli import main
-from aimonk_hf.console import metrics_table
-from aimonk_hf.evaluation import Judged
-from aimonk_hf.metrics import build_report
-from aimonk_hf.report_plots import write_report_plots
-from aimonk_hf.sample_data import write_sample_data
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.sample_data import write_sample_data
+from aimonk_hf.judging.console import metrics_table
+from aimonk_hf.judging.evaluation import Judged
+from aimonk_hf.judging.metrics import build_report
+from aimonk_hf.judging.report_plots import write_report_plots
+from aimonk_hf.model.card import render_card
 
 PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "confusion", "co_occurrence", "worst_mistakes"}
 

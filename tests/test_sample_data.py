@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from aimonk_hf import read_labels
-from aimonk_hf.sample_data import PREVALENCE, SIZE, draw_garment, write_sample_data
+from aimonk_hf.data.sample_data import PREVALENCE, SIZE, draw_garment, write_sample_data
 
 
 def test_the_same_seed_gives_the_same_pixels_and_labels(tmp_path: Path) -> None:

@@ -26,20 +26,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from strange_files import overlapping_tags, saved
 
-import aimonk_hf.hub_push
-import aimonk_hf.modeling
+import aimonk_hf.model.hub_push
+import aimonk_hf.model.modeling
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
-from aimonk_hf.audit import add_suspects, audit
-from aimonk_hf.audit_report import audit_markdown
-from aimonk_hf.card import render_card
-from aimonk_hf.cli import main
-from aimonk_hf.contact_sheet import write_contact_sheet
-from aimonk_hf.convert import convert_checkpoint
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.images import read_image, shown_name
-from aimonk_hf.metrics import build_report
-from aimonk_hf.persistence import check_state, load_weights
-from aimonk_hf.prediction import Prediction
+from aimonk_hf.judging.audit import add_suspects, audit
+from aimonk_hf.judging.audit_report import audit_markdown
+from aimonk_hf.judging.contact_sheet import write_contact_sheet
+from aimonk_hf.judging.metrics import build_report
+from aimonk_hf.model.card import render_card
+from aimonk_hf.model.persistence import check_state, load_weights
+from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.sharing.convert import convert_checkpoint
 from aimonk_hf.storage import atomic_path, staged_folder, write_text
 
 __all__ = ["hub"]  # a fixture
@@ -586,7 +586,7 @@ def test_what_is_pushed_is_written_into_a_private_folder(monkeypatch: pytest.Mon
         modes.append(mode(place.parent) if mode(place) & 0o077 else mode(place))
         raise AimonkError("looked")
 
-    monkeypatch.setattr(aimonk_hf.hub_push, "push_model_folder", look)
+    monkeypatch.setattr(aimonk_hf.model.hub_push, "push_model_folder", look)
     with pytest.raises(AimonkError, match="looked"):
         AimonkModel.from_timm("test_resnet", ["a"], pretrained=False).push_to_hub("user/x")
     assert modes == [0o700]

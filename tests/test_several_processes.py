@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aimonk_hf.batches import EpochBatches
-from aimonk_hf.checkpoints import load_checkpoint
+from aimonk_hf.training.batches import EpochBatches
+from aimonk_hf.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # without batch norm, dropout or augmentation, so that only the division of the work differs

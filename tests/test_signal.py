@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from aimonk_hf.metrics import build_report
-from aimonk_hf.probe import FOLDS, _fast_auroc, probe
-from aimonk_hf.signal_test import ALPHA, corrected_p_values, judge_signal, permutation_p_values
+from aimonk_hf.judging.metrics import build_report
+from aimonk_hf.judging.probe import FOLDS, _fast_auroc, probe
+from aimonk_hf.judging.signal_test import ALPHA, corrected_p_values, judge_signal, permutation_p_values
 
 NAN = np.nan
 
@@ -157,7 +157,7 @@ def test_the_probe_survives_unreadable_images_one_class_and_few_rows() -> None:
 
 
 def test_fast_auroc_agrees_with_scikit_learn() -> None:
-    from aimonk_hf.metrics import auroc
+    from aimonk_hf.judging.metrics import auroc
 
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((30, 4)) < 0.4).astype(float), rng.random((30, 4))

@@ -16,8 +16,9 @@ from gradio_client import Client, handle_file
 from hub_support import hub
 from loopback_hub import LoopbackHub
 
-from aimonk_hf import AimonkModel, spaces
-from aimonk_hf.cli import main
+from aimonk_hf import AimonkModel
+from aimonk_hf.cli.main import main
+from aimonk_hf.sharing import spaces
 
 __all__ = ["hub"]
 
@@ -72,7 +73,7 @@ def isolated(code: list[str], folder: Path, **variables: str) -> subprocess.Pope
 def test_it_starts_from_its_folder_alone(model_folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path):
     space = tmp_path / "space"
     assert main(["push-space", "--model", str(model_folder), "--output", str(space)]) == 0
-    outside, _ = isolated(["-c", "import aimonk_hf.cli"], tmp_path).communicate()
+    outside, _ = isolated(["-c", "import aimonk_hf.cli.main"], tmp_path).communicate()
     assert "No module named 'aimonk_hf" in outside
     where, _ = isolated(["-c", "import aimonk_hf; print(aimonk_hf.__file__)"], space).communicate()
     assert where.strip() == str(space / "aimonk_hf" / "__init__.py")

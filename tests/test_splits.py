@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from aimonk_hf.data import duplicate_groups
+from aimonk_hf.data.dataset import duplicate_groups
+from aimonk_hf.data.splits import SPLIT_METHODS, split_rows
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.splits import SPLIT_METHODS, split_rows
 
 RNG = np.random.default_rng(0)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
-from aimonk_hf import trainer as trainer_module
-from aimonk_hf.batches import EpochBatches, balancing_weights
-from aimonk_hf.checkpoints import load_checkpoint
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.trainer import Trainer
+from aimonk_hf.training.batches import EpochBatches, balancing_weights
+from aimonk_hf.training.checkpoints import load_checkpoint
+from aimonk_hf.training.run import trainer as trainer_module
+from aimonk_hf.training.trainer import Trainer
 
 NAN = float("nan")
 

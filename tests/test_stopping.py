@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from aimonk_hf import TrainConfig, train
-from aimonk_hf.checkpoints import load_checkpoint
-from aimonk_hf.cli import main
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.trainer import Trainer
+from aimonk_hf.training.checkpoints import load_checkpoint
+from aimonk_hf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
@@ -93,7 +93,7 @@ def stopped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A copy of the data, and a run on it that was stopped before its end."""
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(sample, folder / "data")
-    from aimonk_hf import training
+    from aimonk_hf.training.run import run as training
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(sample: Path, 
     kept = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from aimonk_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     flags = ["--data-dir", str(sample), "--output-dir", str(out), "--recipe", "demo", "--epochs", "2", "--batch-size", "16"]
     flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(sample: Path, 
 def test_the_command_line_says_stopped_once(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from aimonk_hf import training
+    from aimonk_hf.training.run import run as training
 
     monkeypatch.setattr(training, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--image-size", "32"]

@@ -20,15 +20,15 @@ import torch
 from PIL import Image
 from strange_files import BAD, EITHER, GOOD, flipped, make_corpus, saved, write_labels
 
-import aimonk_hf.audit
+import aimonk_hf.judging.audit
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, read_labels, train
-from aimonk_hf.audit import audit
-from aimonk_hf.cli import main
-from aimonk_hf.contact_sheet import write_contact_sheet
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.images import check_image, open_image, read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.images import check_image, open_image, read_image, shown_name
-from aimonk_hf.predict_files import list_images
-from aimonk_hf.prediction import Prediction
+from aimonk_hf.judging.audit import audit
+from aimonk_hf.judging.contact_sheet import write_contact_sheet
+from aimonk_hf.model.predict_files import list_images
+from aimonk_hf.model.prediction import Prediction
 
 ATTRIBUTES = ["collar", "belt"]
 TOLERANCE = 1e-5  # the same picture in batches of different sizes
@@ -249,7 +249,7 @@ def test_the_audit_names_every_bad_file_and_writes_all_its_reports(corpus: Corpu
 
 def test_files_that_vanish_during_an_audit_are_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = corpus.copy(tmp_path)
-    kept = aimonk_hf.audit.find_duplicates
+    kept = aimonk_hf.judging.audit.find_duplicates
     victims = [own.images / file.name for file in own.files if file.verdict == GOOD][::3]
 
     def vanish_then_find(*arguments: Any) -> Any:
@@ -257,7 +257,7 @@ def test_files_that_vanish_during_an_audit_are_left_out(corpus: Corpus, tmp_path
             path.unlink()
         return kept(*arguments)
 
-    monkeypatch.setattr(aimonk_hf.audit, "find_duplicates", vanish_then_find)
+    monkeypatch.setattr(aimonk_hf.judging.audit, "find_duplicates", vanish_then_find)
     audited = audit(AttributeDataset.from_folder(own.folder))
     assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), "they were there when they were looked at"
     assert write_contact_sheet(audited, tmp_path / "sheet.png")

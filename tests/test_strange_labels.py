@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset, read_labels
-from aimonk_hf.audit import _find_leakage
-from aimonk_hf.config import PROBLEM_TYPE
+from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.images import IMAGE_EXTENSIONS
-from aimonk_hf.labels import Labels
+from aimonk_hf.judging.audit import _find_leakage
+from aimonk_hf.judging.suspect_labels import write_labels
+from aimonk_hf.model.config import PROBLEM_TYPE
 from aimonk_hf.storage import read_json, write_json
-from aimonk_hf.suspect_labels import write_labels
 
 NAN = np.nan
 _QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

@@ -1,6 +1,7 @@
 """What the layout promises: imports point one way, importing costs nothing, the public names are there."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,61 +13,54 @@ import aimonk_hf
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aimonk_hf"
 
-# A module may import from its own tier and those before it. A folder counts as one module.
-TIERS = [
-    set(names.split())
-    for names in (
-        "errors storage config images labels metadata_csv splits losses metrics intervals signal_test data seeding console hub hub_push "
-        "persistence progress freezing epoch_choice epoch_sums mixing published_recipes pixel_cache stop_request",
-        "plots prediction prediction_html inference processing augmentation backbones recipes train_config thresholds calibration label_checks "
-        "near_duplicates card sample_data spaces",
-        "modeling predict_files batches optimisation checkpoints devices suspect_labels audit audit_report contact_sheet probe run_folder",
-        "evaluation judging run_parts report_plots convert export demo app",
-        "validation frozen_features trainer fitting cross_validation training",
-        "cli_judging cli_sharing cli",
-        "__main__",
-    )
-]
+# A module may import from its own folder and from those before it; `.` holds the modules outside the folders.
+FOLDERS = [".", "data", "model", "judging", "training", "sharing", "app", "cli"]
 
 
-def modules() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name != "__init__":
-            found.setdefault(name, []).append(path)
-    return found
+def modules() -> dict[str, Path]:
+    """Every module but the two entrances and the folders' own docstrings, by its name below the package ("data.labels")."""
+    paths = (path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" and path.parent / path.name != PACKAGE / "__main__.py")
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
 
 
 def imported(path: Path) -> set[str]:
-    names = set()
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aimonk_hf"):
-            parts = (node.module or "").split(".")
-            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aimonk_hf."):
+            below = (node.module or "").removeprefix("aimonk_hf.")
+            found |= {below} | {f"{below}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("aimonk_hf.")}
-    return names
+            found |= {alias.name.removeprefix("aimonk_hf.") for alias in node.names if alias.name.startswith("aimonk_hf.")}
+    return found
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[0] if "." in module else "."
 
 
 def test_imports_point_one_way() -> None:
-    tier_of = {name: number for number, tier in enumerate(TIERS) for name in tier}
-    found = modules()
-    assert set(found) <= set(tier_of), "give new modules a tier"
-    for name, paths in found.items():
-        for path in paths:
-            later = {other for other in imported(path) & set(tier_of) if tier_of[other] > tier_of[name]}
-            assert not later, f"{path.name} imports {later} from a later tier"
+    every = modules()
+    assert {folder_of(module) for module in every} == set(FOLDERS)
+    rank = {folder: number for number, folder in enumerate(FOLDERS)}
+    for module, path in every.items():
+        later = {other for other in imported(path) & set(every) if rank[folder_of(other)] > rank[folder_of(module)]}
+        assert not later, f"{module} imports {later} from a later folder"
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    graph = {name: set().union(*map(imported, paths)) & set(modules()) - {name} for name, paths in modules().items()}
-    while leaves := [name for name, needs in graph.items() if not needs]:
+    every = modules()
+    graph = {module: imported(path) & set(every) - {module} for module, path in every.items()}
+    while leaves := [module for module, needs in graph.items() if not needs]:
         for leaf in leaves:
             del graph[leaf]
         for needs in graph.values():
             needs -= set(leaves)
     assert not graph
+
+
+def test_every_folder_says_what_it_holds() -> None:
+    for folder in FOLDERS[1:]:
+        assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -101,7 +95,11 @@ def test_entry_points_are_a_few_lines() -> None:
 
 
 def test_the_readme_lists_every_module() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for name, paths in modules().items():
-        if name != "__main__":
-            assert f"  {name}/" in readme or f"  {paths[0].name} " in readme, f"{name} is missing in README.md's file tree"
+    tree = (ROOT / "README.md").read_text().split("aimonk_hf/\n")[1].split("```")[0]
+    sections = dict(re.findall(r"^  (\w+)/ .*\n((?:    .*\n)*)", tree, re.M))
+    for module, path in modules().items():
+        folder = folder_of(module)
+        if folder != "app":
+            listed = re.findall(rf"^{'  ' if folder == '.' else '    '}(\S+\.py) ", tree if folder == "." else sections[folder], re.M)
+            assert path.name in listed, f"{module} is missing in README.md's file tree"
+    assert "app" in sections

@@ -3,8 +3,8 @@ import pytest
 
 from aimonk_hf import tune_thresholds
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.metrics import count_decisions, f1, mean_defined
-from aimonk_hf.thresholds import cross_fit, decide, resolve_thresholds, threshold_spread, tune_with_reasons
+from aimonk_hf.judging.metrics import count_decisions, f1, mean_defined
+from aimonk_hf.model.thresholds import cross_fit, decide, resolve_thresholds, threshold_spread, tune_with_reasons
 
 STORED = {"a": 0.3, "b": 0.6}
 

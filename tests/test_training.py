@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, batches, evaluate, train
-from aimonk_hf.checkpoints import load_checkpoint
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.fitting import build_model
-from aimonk_hf.run_folder import HISTORY_COLUMNS
-from aimonk_hf.seeding import seed_everything
+from aimonk_hf.training import batches
+from aimonk_hf.training.checkpoints import load_checkpoint
+from aimonk_hf.training.fitting import build_model
+from aimonk_hf.training.run_folder import HISTORY_COLUMNS
+from aimonk_hf.training.seeding import seed_everything
 
 RUN_FILES = {
     *("README.md", "config.json", "metrics.json", "model.safetensors", "history.csv", "loss_curve.png"),
@@ -96,7 +97,7 @@ def test_resuming_after_an_epoch_ends_in_the_same_weights(
     run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    from aimonk_hf import trainer
+    from aimonk_hf.training.run import trainer
 
     real = trainer.Trainer.train_epoch
 
@@ -147,7 +148,7 @@ def test_another_run_is_refused_changed_settings_are_named_and_overwrite_replace
 def test_changed_data_is_refused_at_resume(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(sample, data)
-    from aimonk_hf import training
+    from aimonk_hf.training.run import run as training
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -215,9 +216,9 @@ def test_unusable_images_are_named_and_left_out(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) -> None:
-    from aimonk_hf.augmentation import train_augmentation
-    from aimonk_hf.batches import TrainImages
-    from aimonk_hf.processing import EvalTransform
+    from aimonk_hf.model.processing import EvalTransform
+    from aimonk_hf.training.augmentation import train_augmentation
+    from aimonk_hf.training.batches import TrainImages
 
     data = write_data(tmp_path / "data", {f"{number}.png": "1 0" for number in range(6)})
     dataset = AttributeDataset.from_folder(data)
@@ -294,7 +295,7 @@ def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
 
 
 def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aimonk_hf import trainer
+    from aimonk_hf.training.run import trainer
 
     monkeypatch.setattr(trainer, "build_loss", lambda _: lambda *_: torch.empty(2**60))
     with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
@@ -302,7 +303,7 @@ def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path
 
 
 def test_what_counts_as_running_out_of_memory() -> None:
-    from aimonk_hf.devices import out_of_memory
+    from aimonk_hf.model.devices import out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

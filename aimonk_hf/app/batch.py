@@ -14,7 +14,7 @@ from PIL import Image
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Upload, expand_uploads, read_entry
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.prediction import Prediction
+from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.storage import write_text
 
 THUMBNAIL = (224, 224)

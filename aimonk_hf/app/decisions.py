@@ -5,9 +5,9 @@ import math
 import re
 from typing import Any
 
-from aimonk_hf.config import check_thresholds
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.prediction import Prediction
+from aimonk_hf.model.config import check_thresholds
+from aimonk_hf.model.prediction import Prediction
 
 # A score this near to its threshold is a close call: it would be decided otherwise by a slightly different threshold.
 CLOSE_CALL = 0.05

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aimonk_hf.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS
 
 MAX_EXAMPLES = 8
 
@@ -12,7 +12,7 @@ def example_pictures(model_folder: Path | None, attributes: list[str], folder: P
     if model_folder is not None and (model_folder / "examples").is_dir():
         found = sorted(path for path in (model_folder / "examples").iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
         return found[:MAX_EXAMPLES]
-    from aimonk_hf.sample_data import PREVALENCE, SIZE, draw_garment
+    from aimonk_hf.data.sample_data import PREVALENCE, SIZE, draw_garment
 
     if not set(attributes) & set(PREVALENCE):
         return []

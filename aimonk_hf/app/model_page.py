@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from aimonk_hf.config import AimonkConfig
+from aimonk_hf.model.config import AimonkConfig
 
 _FIGURES = ("threshold", "f1", "precision", "recall", "average_precision", "auroc")
 MANY = 30

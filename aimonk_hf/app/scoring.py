@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aimonk_hf.app.uploads import Picture, read_picture
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 
 
 class Scorer:

@@ -20,7 +20,7 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import MEGABYTE, Limits
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling import AimonkModel
+from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.storage import make_folder
 
 DEFAULT_MODEL = "outputs/demo"

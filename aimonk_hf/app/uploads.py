@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from aimonk_hf.data.images import open_image, read_image
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.images import open_image, read_image
 
 MEGABYTE = 1_000_000
 MAX_FILES = 1000  # pictures in one batch, those in archives counted

@@ -1,0 +1,1 @@
+"""Labels and pictures: reading, checking, dividing, drawing."""

@@ -1,0 +1,117 @@
+"""A data folder as a dataset: labels joined with their image files, checked, grouped and iterated."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from aimonk_hf.data.images import check_image, read_image
+from aimonk_hf.data.labels import Labels, find_labels, read_labels
+from aimonk_hf.data.metadata_csv import METADATA_FILE
+from aimonk_hf.errors import AimonkError
+
+
+class AttributeDataset(Dataset[dict[str, Any]]):
+    """Images with their labels; item i is {"pixel_values": transform(RGB image), "labels": float tensor [K] in {0, 1, NaN}}.
+
+    Without a `transform` pixel_values is the PIL image itself; `AimonkModel.transform` makes the tensor [3, H, W] that the model wants.
+    """
+
+    def __init__(self, labels: Labels, images_dir: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> None:
+        self.labels = labels
+        self.images_dir = Path(images_dir)
+        self.transform = transform
+
+    @classmethod
+    def from_folder(
+        cls,
+        data_dir: str | Path,
+        labels: str | Path | None = None,
+        images_dir: str | Path | None = None,
+        attributes: list[str] | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> "AttributeDataset":
+        """Read a data folder: labels.csv, labels.txt or metadata.csv, or `labels`; images in `images/` beside it, or in `images_dir`.
+
+        The images of a metadata.csv lie beside it, where its file names say.
+        """
+        path = Path(labels) if labels else find_labels(Path(data_dir))
+        table = read_labels(path, attributes)
+        if images_dir:
+            return cls(table, images_dir, transform)
+        return cls(table, path.parent if path.name == METADATA_FILE else find_images_dir(path.parent, table.images), transform)
+
+    @property
+    def attributes(self) -> list[str]:
+        """The attributes' names, in the order of the label columns."""
+        return self.labels.attributes
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files, in row order."""
+        return [self.images_dir / image for image in self.labels.images]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = read_image(self.images_dir / self.labels.images[index])
+        return {
+            "pixel_values": image if self.transform is None else self.transform(image),
+            "labels": torch.from_numpy(self.labels.values[index]),
+        }
+
+    def select(self, rows: Iterable[int]) -> "AttributeDataset":
+        """Return the dataset of the given rows."""
+        return AttributeDataset(self.labels.select(rows), self.images_dir, self.transform)
+
+    def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False) -> dict[int, str]:
+        """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""
+
+        def check(path: Path) -> str | None:
+            return None if known_good(path) else check_image(path)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            checks = pool.map(check, self.paths)
+            reasons = list(
+                tqdm(checks, "checking images", len(self), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
+            )
+        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def find_images_dir(folder: Path, images: list[str]) -> Path:
+    """Return `images/` or `images/images/` beside the labels, whichever holds more of the listed files."""
+    candidates = [path for path in (folder / "images", folder / "images" / "images") if path.is_dir()]
+    if not candidates:
+        raise AimonkError(f"there is no folder {folder / 'images'}: name it with --images-dir")
+    # os.path, because Path.exists raises for names that no file can have
+    held = [sum(os.path.exists(path / image) for image in images) for path in candidates]  # noqa: PTH110
+    return candidates[int(np.argmax(held))]
+
+
+def duplicate_groups(paths: list[Path]) -> NDArray[np.int64]:
+    """Return a group number per file [N]; byte-identical files share one, a file that cannot be read any more has its own.
+
+    Only files of equal size are read.
+    """
+    by_size: dict[int, list[int]] = {}
+    groups = np.arange(len(paths))
+    for row, path in enumerate(paths):
+        with suppress(OSError):
+            by_size.setdefault(path.stat().st_size, []).append(row)
+    for rows in by_size.values():
+        first_of: dict[bytes, int] = {}
+        for row in rows if len(rows) > 1 else ():
+            with suppress(OSError), open(paths[row], "rb") as file:
+                groups[row] = first_of.setdefault(hashlib.file_digest(file, "sha256").digest(), row)
+    return groups

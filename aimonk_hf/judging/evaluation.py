@@ -1,0 +1,115 @@
+"""Judging a model on labelled images."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.images import shown_name
+from aimonk_hf.errors import AimonkError, ImageError, near_names
+from aimonk_hf.judging.calibration import expected_calibration_error
+from aimonk_hf.judging.metrics import build_report, mean_defined, nan_to_none
+from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.model.thresholds import decide
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Judged:
+    """The readable images of a dataset with labels, scores and decisions [N, K], and the dict of metrics.json."""
+
+    paths: list[Path]
+    labels: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    decisions: NDArray[np.bool_]
+    report: dict[str, Any]
+
+
+def evaluate(model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False) -> dict[str, Any]:
+    """Return the dict of metrics.json for the model's stored thresholds; unreadable images are named in the log and left out.
+
+    Intervals, p-values and the verdict take it that the model has not seen these images. Columns are matched by name; an attribute of the
+    model that the labels lack raises `AimonkError`.
+    """
+    return judge_dataset(model, dataset, batch_size, progress).report
+
+
+def judge_dataset(
+    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False, measured_on: tuple[str, str] | None = None
+) -> Judged:
+    """Do what `evaluate` does and return the scores as well.
+
+    `measured_on` is given where the model has seen some of the images: which ones they are, and why there is no verdict.
+    """
+    labels = match_columns(model.config.attributes, dataset)
+    scores, failures = score_images(model, dataset.paths, batch_size, progress)
+    for path, reason in failures.items():
+        _logger.warning("left out %s: %s", shown_name(path), reason)
+    readable = np.flatnonzero(~np.isnan(scores).all(axis=1))
+    if not len(readable):
+        raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
+    every = dataset.paths
+    paths = [every[row] for row in readable]
+    thresholds = model.config.thresholds
+    decisions = decide(scores[readable], list(thresholds.values()))
+    words = measured_on or (
+        "the images of this dataset",
+        "taken to be new to the model; they chose neither epoch, threshold nor calibration",
+    )
+    report = judge_scores(model, labels[readable], scores[readable], decisions, words, measured_on is None, duplicate_groups(paths))
+    return Judged(paths, labels[readable], scores[readable], decisions, report)
+
+
+def judge_scores(
+    model: AimonkModel,
+    labels: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    decisions: NDArray[np.bool_],
+    measured_on: tuple[str, str],
+    chose_nothing: bool,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return metrics.json with calibration errors and `measured_on`: which images these are, and what they chose."""
+    names = model.config.attributes
+    report = build_report(labels, scores, decisions, names, model.config.thresholds, chose_nothing, groups, seed)
+    errors = expected_calibration_error(labels, scores)
+    for name, error in zip(names, errors, strict=True):
+        report["per_attribute"][name]["calibration_error"] = nan_to_none(float(error))
+    report["macro"]["calibration_error"] = nan_to_none(mean_defined(errors))
+    report["measured_on"] = dict(zip(("images", "note"), measured_on, strict=True))
+    return report
+
+
+def match_columns(attributes: list[str], dataset: AttributeDataset) -> NDArray[np.float32]:
+    """Return the label columns of `attributes`, in that order."""
+    own = dataset.attributes
+    if missing := [name for name in attributes if name not in own]:
+        hint = near_names(missing[0], own) or f"; the labels have {', '.join(own[:8])}"
+        raise AimonkError(f"{dataset.labels.source} has no attribute {missing[0]!r}{hint} (--attributes names the columns of a labels.txt)")
+    return dataset.labels.values[:, [own.index(name) for name in attributes]]
+
+
+def score_images(
+    model: AimonkModel, paths: Iterable[Path], batch_size: int = 32, progress: bool = False
+) -> tuple[NDArray[np.float64], dict[Path, str]]:
+    """Return scores [N, K], NaN rows where an image cannot be read, and the reason for each of those."""
+    paths = list(paths)
+    scores = np.full((len(paths), len(model.config.attributes)), np.nan)
+    failures: dict[Path, str] = {}
+    stream = model.stream(paths, batch_size=batch_size)
+    for row, (_, prediction) in enumerate(
+        tqdm(stream, "scoring", len(paths), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
+    ):
+        if isinstance(prediction, ImageError):
+            failures[paths[row]] = str(prediction)
+        else:
+            scores[row] = list(prediction.scores.values())
+    return scores, failures

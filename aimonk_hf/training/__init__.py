@@ -1,0 +1,1 @@
+"""From settings and a data folder to a run folder."""

@@ -1,0 +1,144 @@
+"""Which images each process reads in which step, and the loader that augments them."""
+
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.images import read_image
+from aimonk_hf.data.pixel_cache import PixelCache
+from aimonk_hf.errors import ImageError
+from aimonk_hf.training.augmentation import Augmentation
+from aimonk_hf.training.seeding import seed_everything
+
+# A place in a batch: (epoch, row). A negative row is a stand-in that keeps processes in step; its labels are all missing.
+Place = tuple[int, int]
+
+
+class EpochBatches(Sampler[list[Place]]):
+    """The forward passes of one process and epoch: every image once over all processes, in an order that (seed, epoch) decides.
+
+    With `image_weights` [N] an epoch draws as many images, each in proportion to its weight. Iterating starts at `first_step`.
+
+    A step is `accumulation_steps` forward passes of at most `batch_size` images on each of `n_processes` processes, so that n processes
+    take in one step the images that one process with n times the batch size would take. The steps of an epoch are equally large but for
+    one image, because batch norm on a remainder of one or two images spoils the last step. Every process makes the same number of passes.
+    """
+
+    def __init__(
+        self,
+        n_images: int,
+        batch_size: int,
+        accumulation_steps: int,
+        n_processes: int,
+        rank: int,
+        seed: int,
+        image_weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.n_images, self.batch_size, self.accumulation_steps = n_images, batch_size, accumulation_steps
+        self.n_processes, self.rank, self.seed, self.image_weights = n_processes, rank, seed, image_weights
+        self.epoch = self.first_step = 0
+        self.step_size = batch_size * accumulation_steps * n_processes
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps in an epoch."""
+        return math.ceil(self.n_images / self.step_size)
+
+    def passes(self, step: int) -> int:
+        """Forward passes of each process in a step."""
+        n_here = self.n_images // self.n_steps + (step < self.n_images % self.n_steps)  # as np.array_split divides
+        return math.ceil(math.ceil(n_here / self.n_processes) / self.batch_size)
+
+    def __len__(self) -> int:
+        return sum(self.passes(step) for step in range(self.first_step, self.n_steps))
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        if self.image_weights is None:
+            order = random.permutation(self.n_images)
+        else:
+            order = random.choice(self.n_images, self.n_images, p=self.image_weights / self.image_weights.sum())
+        for step, rows in enumerate(np.array_split(order, self.n_steps)):
+            if step < self.first_step:
+                continue
+            own = np.array_split(rows, self.n_processes)[self.rank]
+            for batch in np.array_split(own, self.passes(step)):
+                places = [(self.epoch, int(row)) for row in batch]
+                yield places or [(self.epoch, -1 - int(rows[0]))]
+
+
+def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how much more often than others each image should be drawn [N], mean 1, so that rare values of all attributes come up more.
+
+    An image's weight is the mean over its observed labels [N, K] of 1 / (2 x share of that value among the attribute's observed labels):
+    for one attribute without gaps both values then come up equally often. A missing label says nothing, and an image without any label gets
+    the smallest weight.
+    """
+    n_observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
+    rarity = np.full(labels.shape, np.nan)
+    for value in (0, 1):
+        count = (labels == value).sum(axis=0)
+        rarity = np.where(labels == value, n_observed / (2 * np.maximum(count, 1)), rarity)
+    observed = ~np.isnan(rarity)
+    weights = np.where(observed, rarity, 0).sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
+    some = observed.any(axis=1)
+    weights[~some] = weights[some].min() if some.any() else 1.0
+    return weights / weights.mean()
+
+
+class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Augmented pixels uint8 [3, H, W], labels [K] and the row, for a `Place`; random by (seed, epoch, row), whichever worker reads it.
+
+    An image that has become unreadable since the run began gives grey pixels with every label missing, and the row as -1 - row. A `cache`
+    keeps the prepared pictures; the pixels are the same without it.
+    """
+
+    def __init__(self, dataset: AttributeDataset, augment: Augmentation, seed: int, cache: PixelCache | None = None) -> None:
+        self.dataset, self.augment, self.seed, self.cache = dataset, augment, seed, cache
+        self.paths = dataset.paths
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int]:
+        epoch, row = place
+        stand_in, row = row < 0, max(row, -1 - row)
+        labels = torch.from_numpy(self.dataset.labels.values[row])
+        seed_everything(self.seed, 1, epoch, row)
+        try:
+            pixels = self.augment.change(self._prepared(self.paths[row]))
+        except ImageError:
+            return self.augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
+        return pixels, torch.full_like(labels, torch.nan) if stand_in else labels, row
+
+    def _prepared(self, path: Path) -> Image.Image:
+        if self.cache is None:
+            return self.augment.prepare(read_image(path))
+        return Image.fromarray(self.cache.get(path, lambda: np.asarray(self.augment.prepare(read_image(path)))))
+
+
+def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool) -> DataLoader[tuple[Tensor, Tensor, int]]:
+    """Return the loader; its worker processes live through all epochs and compute with one thread each."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the first process of the run saves its state before it ends its readers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

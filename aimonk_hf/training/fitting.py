@@ -1,0 +1,127 @@
+"""The epochs of a run: a model from settings, steps with checkpoints and progress, a line and a history row after each epoch."""
+
+import time
+from contextlib import closing
+from typing import Any
+
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.judging.console import duration, figure
+from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.training.checkpoints import load_checkpoint, save_checkpoint
+from aimonk_hf.training.progress import TrainingProgress, write_line
+from aimonk_hf.training.run_folder import RunFolder
+from aimonk_hf.training.stop_request import StopRequest
+from aimonk_hf.training.train_config import TrainConfig
+from aimonk_hf.training.trainer import Trainer
+
+
+def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
+    """Return a model with a fresh head of one output per attribute, as the settings say."""
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    return AimonkModel.from_timm(
+        config.architecture,
+        attributes,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        preprocessing=config.preprocessing(),
+        **{name: rate for name, rate in rates.items() if rate},
+    )
+
+
+def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
+    """Run the epochs that are left, from the last checkpoint where the run is resumed."""
+    accelerator, config = trainer.accelerator, trainer.config
+    _warn_without_positives(trainer)
+    if config.resume:
+        _resume(trainer, run)
+    if accelerator.is_main_process:
+        run.write_config(resolved_settings(trainer))
+    progress = TrainingProgress(trainer.planned_steps, trainer.step, quiet=not accelerator.is_main_process)
+    saved_at = time.monotonic()
+
+    def after_step(loss: float | None, lr: float) -> None:
+        nonlocal saved_at
+        progress.after_step(loss, lr)
+        if stop.asked and accelerator.is_main_process:
+            save_checkpoint(run.checkpoints, trainer.step, trainer.state())
+            stop.leave(f"stopped and saved after step {trainer.step}: the same command with --resume goes on from there")
+        due = config.checkpoint_minutes and time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
+        within_epoch = trainer.epoch_sums.steps < trainer.batches.n_steps  # else the one after the epoch follows at once
+        if due and within_epoch and accelerator.is_main_process:
+            save_checkpoint(run.checkpoints, trainer.step, trainer.state())
+            saved_at = time.monotonic()
+
+    with closing(progress), StopRequest() as stop:
+        while not trainer.finished:
+            row = trainer.train_epoch(after_step)
+            if len(validation):
+                row |= trainer.validate(validation)
+            ended_early = trainer.end_epoch(row)
+            if accelerator.is_main_process:
+                write_line(_epoch_line(row, config))
+                if ended_early:
+                    write_line(ended_early)
+                run.write_history(trainer.history)
+                save_checkpoint(run.checkpoints, trainer.step, trainer.state())
+                saved_at = time.monotonic()
+            progress.skip_to(trainer.step, trainer.planned_steps)
+            accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
+            accelerator.wait_for_everyone()
+
+
+def _resume(trainer: Trainer, run: RunFolder) -> None:
+    state = load_checkpoint(run.checkpoints)
+    if state is None:
+        trainer.accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
+        return
+    trainer.restore(state)
+    if trainer.finished:
+        trainer.accelerator.print(f"all epochs were already trained ({trainer.epoch}): no step is left, only the report")
+        return
+    within = f", step {trainer.epoch_sums.steps} of {trainer.batches.n_steps}" if trainer.epoch_sums.steps else ""
+    trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {_n_epochs(trainer.config)}{within}")
+
+
+def _warn_without_positives(trainer: Trainer) -> None:
+    labels = trainer.dataset.labels.values
+    without = [
+        name for name, column in zip(trainer.dataset.attributes, labels.T, strict=True) if (column == 0).any() and not (column == 1).any()
+    ]
+    if without:
+        trainer.accelerator.print(f"warning: no positive training label for {', '.join(without)}; pos_weight stays 1 there")
+
+
+def resolved_settings(trainer: Trainer) -> dict[str, Any]:
+    """Return what "auto" and the defaults came to, for train_config.json."""
+    accelerator = trainer.accelerator
+    return {
+        "mixed_precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "num_workers": trainer.workers,
+        "image_size": list(trainer.model.transform.size),
+        "pos_weight": dict(zip(trainer.dataset.attributes, trainer.pos_weight.tolist(), strict=True)),
+    }
+
+
+def _n_epochs(config: TrainConfig) -> int:
+    return sum(stage.epochs for stage in config.stages)
+
+
+def _epoch_line(row: dict[str, Any], config: TrainConfig) -> str:
+    epochs = _n_epochs(config)
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+    if len(config.stages) > 1:
+        parts.append(f"stage {row['stage']}")
+    parts.append(f"loss {row['train_loss']:.4f}")
+    if "val_loss" in row:
+        parts += [
+            f"validation loss {row['val_loss']:.4f}",
+            f"mAP {figure(row['macro_average_precision'])}",
+            f"AUROC {figure(row['macro_auroc'])}",
+            f"F1 at 0.5 {figure(row['macro_f1'])}",
+        ]
+    parts += [f"{row['images_per_second']:.0f} images/s", duration(row["seconds"])]
+    if row["skipped_steps"]:
+        parts.append(f"{row['skipped_steps']} step(s) without any label skipped")
+    return "  ".join(parts)

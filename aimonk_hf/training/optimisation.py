@@ -1,0 +1,70 @@
+"""Optimiser, loss, course of the learning rate, and averaged weights, as the settings name them; from timm and torch."""
+
+import math
+from functools import partial
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.model.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
+from aimonk_hf.training.train_config import TrainConfig
+
+
+def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return timm's optimiser of that name for what is not frozen; weight decay leaves norms and biases alone.
+
+    A layer decay below 1 gives each block `layer_decay` times the learning rate of the one after it.
+    """
+    names = [str(name) for name in list_optimizers()]
+    if config.optimizer not in names:
+        raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
+    layer_decay = config.layer_decay if config.layer_decay < 1 else None
+    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate, scaled where layers decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def build_loss(config: TrainConfig) -> Loss:
+    """Return the loss that the settings name."""
+    if config.loss == "focal":
+        return partial(masked_focal_loss, gamma=config.focal_gamma)
+    if config.loss == "asymmetric":
+        positive, negative = config.asymmetric_gammas or (1.0, 4.0)
+        return partial(masked_asymmetric_loss, gamma_positive=positive, gamma_negative=negative, clip=config.asymmetric_clip)
+    return masked_bce_with_logits
+
+
+def lr_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
+    """Return the share of the highest learning rate at a step (from 0).
+
+    "one-cycle" (Smith 2018) rises from 1/25 over the `warmup` share of the steps and falls to nearly 0, both as half a cosine: the values of
+    torch's OneCycleLR, which divides by zero in very short runs. "cosine" rises linearly and falls to 0; "constant" rises and stays, and so
+    does "plateau", which `epoch_choice.plateau_factor` lowers.
+    """
+    if schedule == "one-cycle":
+        peak = max(warmup * total_steps - 1, 0)
+        if step < peak:
+            return _cosine(1 / 25, 1, step / peak)
+        return _cosine(1, 1 / 25e4, min((step - peak) / max(total_steps - 1 - peak, 1), 1))
+    warmup_steps = round(warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule in ("constant", "plateau"):
+        return 1.0
+    return _cosine(1, 0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
+    """Return timm's exponential moving average of the weights, warmed up so that early weights fade; None where the decay is 0."""
+    return ModelEmaV3(network, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None

@@ -1,0 +1,148 @@
+"""The files of a training run, and the question whether a folder may be written."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.judging.suspect_labels import cell_text
+from aimonk_hf.model.persistence import MODEL_FILES, WEIGHTS_FILE
+from aimonk_hf.storage import csv_line, make_folder, read_json, write_json, write_text
+from aimonk_hf.training.train_config import TrainConfig
+
+HISTORY_COLUMNS = (
+    *("epoch", "stage", "lr", "train_loss", "val_loss", "macro_f1", "macro_average_precision", "macro_auroc"),
+    *("seconds", "images_per_second"),
+)
+_CONFIG, _HISTORY, _SPLIT = "train_config.json", "history.csv", "split.csv"
+_DATA = "data.csv"
+FOLDS, OUT_OF_FOLD = "folds.csv", "oof.csv"
+LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
+
+# Settings that may differ between a run and its continuation: where things lie and what the machine offers.
+_FREE_TO_CHANGE = (
+    *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite", "strict"),
+    *("push_to_hub", "checkpoint_minutes", "ignore_changes", "image_cache"),
+)
+
+
+class RunFolder:
+    """`--output-dir`: refuses to mix two runs, and writes each file whole."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = Path(config.output_dir)
+        self.config = config
+        self.checkpoints = self.path / "checkpoints"
+        self.folds = self.path / "folds"
+        earlier = self.path / _CONFIG
+        self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
+
+    def check(self) -> None:
+        """Raise `AimonkError` where another run lies here and neither --resume nor --overwrite was said, or where settings differ."""
+        if self.config.resume and self.earlier:
+            own = self.config.to_dict()
+            changed = [
+                f"{name} was {old!r}, now {own[name]!r}" for name, old in self.earlier["settings"].items() if _matters(name, own, old)
+            ]
+            if changed and not self.config.ignore_changes:
+                raise AimonkError(
+                    f"cannot resume {self.path} with other settings: {'; '.join(changed)}; use the old ones, --overwrite, or --ignore-changes"
+                )
+        elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
+            raise AimonkError(
+                f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that --resume names has nothing left to do."""
+        return bool(self.config.resume and self.earlier and self.earlier["finished"])
+
+    def open(self) -> None:
+        """Create the folder; what --overwrite replaces is removed."""
+        make_folder(self.path)
+        if not self.config.resume:
+            for folder in (self.checkpoints, self.folds):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
+                (self.path / name).unlink(missing_ok=True)
+        make_folder(self.checkpoints)
+
+    def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:
+        """Write train_config.json: the settings, what "auto" came to on this machine, and whether the run is over."""
+        write_json(self.path / _CONFIG, {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished})
+
+    def check_data(self, dataset: AttributeDataset) -> None:
+        """Note names, sizes and labels of the images; at --resume, raise `AimonkError` naming what is no longer as it was noted."""
+        cells = [
+            [image, _size(path), ",".join(map(cell_text, row))]
+            for image, path, row in zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
+        ]
+        path = self.checkpoints / _DATA
+        if self.config.resume and path.is_file() and not self.config.ignore_changes:
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                before = {row["image"]: row for row in csv.DictReader(file)}
+            if changes := _changes(before, {image: {"bytes": size, "labels": labels} for image, size, labels in cells}):
+                raise AimonkError(
+                    f"cannot resume {self.path}: the data has changed since ({changes}); restore it, or use --overwrite or --ignore-changes"
+                )
+        write_text(path, _csv_text(["image", "bytes", "labels"], cells))
+
+    def write_split(self, images: list[str], parts: list[str]) -> None:
+        """Write split.csv: the part of each image."""
+        write_text(self.path / _SPLIT, _csv_text(["image", "part"], zip(images, parts, strict=True)))
+
+    def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
+        """Write folds.csv: the fold (1, 2, ...) that each image was left out with."""
+        write_text(self.path / FOLDS, _csv_text(["image", "fold"], zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True)))
+
+    def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
+        """Write oof.csv: a score per image and attribute by a model that has not seen the image; `audit --scores` reads it."""
+        cells = (
+            [image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)]
+            for image, row in zip(dataset.labels.images, scores, strict=True)
+        )
+        write_text(self.path / OUT_OF_FOLD, _csv_text(["image", *dataset.attributes], cells))
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Write history.csv; a figure that does not exist is left empty."""
+        cells = ([_cell(row.get(column)) for column in HISTORY_COLUMNS] for row in rows)
+        write_text(self.path / _HISTORY, _csv_text(HISTORY_COLUMNS, cells))
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError:  # it has gone since the images were checked
+        return "gone"
+
+
+def _matters(name: str, own: dict[str, Any], old: Any) -> bool:
+    return name not in _FREE_TO_CHANGE and name in own and own[name] != old
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say which images are gone, new, of another size, or labelled otherwise."""
+    both = [image for image in before if image in now]
+    groups = {
+        "gone": [image for image in before if image not in now],
+        "new": [image for image in now if image not in before],
+        "with other labels": [image for image in both if before[image]["labels"] != now[image]["labels"]],
+        "of another file size": [image for image in both if before[image]["bytes"] != now[image]["bytes"]],
+    }
+    return "; ".join(f"{len(images)} image(s) {words}, first {images[0]}" for words, images in groups.items() if images)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _csv_text(header: Any, rows: Any) -> str:
+    return "".join(map(csv_line, [header, *rows]))
