@@ -9,6 +9,10 @@ class ImageError(AimonkError):
     """An image that cannot be read; its text is the reason, without the image's name."""
 
 
+class LossNotFinite(AimonkError):
+    """A training step whose loss is infinite or no number."""
+
+
 def near_names(name: str, candidates: list[str], prefix: str = "did you mean ") -> str:
     """Return " (did you mean a, b?)" for the candidates closest to `name`, or an empty string."""
     from difflib import get_close_matches

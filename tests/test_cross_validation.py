@@ -13,7 +13,7 @@ from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.judging.evaluation import score_images
 from aimonk_hf.judging.suspect_labels import read_scores
-from aimonk_hf.training.run import cross_validation as cross_validation_module
+from aimonk_hf.training import cross_validation as cross_validation_module
 
 
 def settings(data: Path, out: Path, **changes: object) -> TrainConfig:

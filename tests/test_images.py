@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimonk_hf.data.dataset import images
+from aimonk_hf.data import images
 from aimonk_hf.data.images import check_image, read_image
 from aimonk_hf.errors import ImageError
 

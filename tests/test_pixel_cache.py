@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimonk_hf.data.dataset import pixel_cache
+from aimonk_hf.data import pixel_cache
 from aimonk_hf.data.images import read_image
 from aimonk_hf.data.pixel_cache import PixelCache, Pixels, cache_folder
 from aimonk_hf.errors import ImageError

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
+from aimonk_hf.training import progress
 from aimonk_hf.training.progress import TrainingProgress
-from aimonk_hf.training.run import progress
 
 
 def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

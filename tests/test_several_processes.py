@@ -2,12 +2,16 @@
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from aimonk_hf.training.batches import EpochBatches
 from aimonk_hf.training.checkpoints import load_checkpoint
@@ -17,16 +21,21 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--mixed-precision", "no"]
 
 
-def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str) -> str:
+def environment() -> dict[str, str]:
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(processes: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+
+
+def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str) -> str:
     flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "train.py", *flags, *SETTINGS, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [*torchrun(processes), "train.py", *flags, *SETTINGS, *more]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,6 +68,54 @@ def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path
         np.testing.assert_allclose(*[[float(row[name]) for name in row if name != "image"] for row in (mine, other)], atol=1e-4)
     losses = [load_checkpoint(out / "checkpoints")["losses"].numpy() for out in (one, two)]
     np.testing.assert_allclose(*losses, atol=1e-4)
+
+
+def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], bool]) -> Path:
+    """The first rows of the drawings; those not `observed` have no label at all."""
+    folder.mkdir()
+    (folder / "images").symlink_to(sample / "images")
+    header, *lines = (sample / "labels.csv").read_text().splitlines()
+    kept = [line if observed(row) else line.split(",")[0] + ",NA,NA,NA,NA" for row, line in enumerate(lines[:rows])]
+    (folder / "labels.csv").write_text("\n".join([header, *kept]) + "\n")
+    return folder
+
+
+def test_batches_without_labels_on_one_process_only(sample: Path, tmp_path: Path) -> None:
+    data = few_labels(sample, tmp_path / "data", 11, lambda row: row % 2 == 0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(data, one, 1, 2, "--val-split", "0")
+    launch(data, two, 2, 1, "--val-split", "0")
+    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
+    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
+    for name, tensor in states[0]["network"].items():
+        np.testing.assert_allclose(tensor.numpy(), states[1]["network"][name].numpy(), atol=1e-3)
+
+
+def test_more_processes_than_images(sample: Path, tmp_path: Path) -> None:
+    data = few_labels(sample, tmp_path / "data", 1, lambda row: True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(data, one, 1, 2, "--val-split", "0")
+    launch(data, two, 2, 1, "--val-split", "0")
+    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
+    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
+
+
+def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
+    command = [*torchrun(2), "train.py", *flags]
+    run = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    trainers = sorted(process.pid for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline())
+    assert len(trainers) == 2
+    os.kill(trainers[1], signal.SIGKILL)
+    _, errors = run.communicate(timeout=90)
+    assert run.returncode != 0
+    assert "another process of this run has ended: its own message says why; --resume goes on" in errors or "Signal 9 (SIGKILL)" in errors
+    assert not any(psutil.pid_exists(pid) for pid in trainers)
+    assert load_checkpoint(out / "checkpoints") is not None
 
 
 def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:

@@ -11,9 +11,9 @@ import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.training import trainer as trainer_module
 from aimonk_hf.training.batches import EpochBatches, balancing_weights
 from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.run import trainer as trainer_module
 from aimonk_hf.training.trainer import Trainer
 
 NAN = float("nan")

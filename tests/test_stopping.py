@@ -93,7 +93,7 @@ def stopped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A copy of the data, and a run on it that was stopped before its end."""
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(sample, folder / "data")
-    from aimonk_hf.training.run import run as training
+    from aimonk_hf.training import run as training
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(sample: Path, 
 def test_the_command_line_says_stopped_once(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from aimonk_hf.training.run import run as training
+    from aimonk_hf.training import run as training
 
     monkeypatch.setattr(training, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--image-size", "32"]

@@ -97,7 +97,7 @@ def test_resuming_after_an_epoch_ends_in_the_same_weights(
     run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    from aimonk_hf.training.run import trainer
+    from aimonk_hf.training import trainer
 
     real = trainer.Trainer.train_epoch
 
@@ -148,7 +148,7 @@ def test_another_run_is_refused_changed_settings_are_named_and_overwrite_replace
 def test_changed_data_is_refused_at_resume(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(sample, data)
-    from aimonk_hf.training.run import run as training
+    from aimonk_hf.training import run as training
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -295,7 +295,7 @@ def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
 
 
 def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aimonk_hf.training.run import trainer
+    from aimonk_hf.training import trainer
 
     monkeypatch.setattr(trainer, "build_loss", lambda _: lambda *_: torch.empty(2**60))
     with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):

@@ -10,6 +10,8 @@ from aimonk_hf.errors import AimonkError
 
 # what torch's allocator says, and its loader of a reader process that the system killed or that ran out of shared memory
 _MEMORY_FAILURES = ("can't allocate memory", "not enough memory", "killed by signal: Killed", "bus error")
+# what torch's process groups say when the other end of a connection is gone
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -41,6 +43,18 @@ def keep_freed_memory() -> None:
 def default_workers(n_processes: int) -> int:
     """Reader processes per training process: its share of the cores, at most 8."""
     return min(8, max(1, (os.cpu_count() or 1) // n_processes))
+
+
+def explain_failure(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
+    """Return the one line for a failure of the machine or of torch that a user can do something about, or None where it is another one."""
+    text = str(error)
+    if any(words in text for words in _LOST_PROCESS):
+        return AimonkError("another process of this run has ended: its own message says why; --resume goes on from the last checkpoint")
+    if "Expected more than 1 value per channel when training" in text:
+        return AimonkError(
+            f"batch norm needs more than one value per channel: use a --batch-size above {batch_size}, or a larger --image-size"
+        )
+    return out_of_memory(error, batch_size, image_size)
 
 
 def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:

@@ -24,24 +24,30 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         try:
             save_file(tensors, stage / _TENSORS)
         except SafetensorError as error:  # its writer's own word for a full disk and the like
-            kept = [path.name for path in _checkpoints(folder)]
-            last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
+            kept = last_checkpoint(folder)
+            last = f"the last good one is {kept.name}" if kept else "there is none before it"
             raise AimonkError(f"cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
         write_json(stage / _STATE, plain)
     for old in [*_checkpoints(folder)[:-_KEPT], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint, or None where there is none."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Return the state of the newest checkpoint, or None where there is none."""
-    found = _checkpoints(folder)
-    if not found:
+    newest = last_checkpoint(folder)
+    if newest is None:
         return None
     try:
-        tensors = load_file(found[-1] / _TENSORS)
+        tensors = load_file(newest / _TENSORS)
     except (SafetensorError, OSError) as error:
-        raise AimonkError(f"the checkpoint {found[-1]} is damaged ({error}); delete it to go on from the one before") from error
-    state: dict[str, Any] = _unpack(read_json(found[-1] / _STATE), tensors)
+        raise AimonkError(f"the checkpoint {newest} is damaged ({error}); delete it to go on from the one before") from error
+    state: dict[str, Any] = _unpack(read_json(newest / _STATE), tensors)
     return state
 
 

@@ -5,9 +5,10 @@ from contextlib import closing
 from typing import Any
 
 from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.errors import LossNotFinite
 from aimonk_hf.judging.console import duration, figure
 from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.training.checkpoints import load_checkpoint, save_checkpoint
+from aimonk_hf.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from aimonk_hf.training.progress import TrainingProgress, write_line
 from aimonk_hf.training.run_folder import RunFolder
 from aimonk_hf.training.stop_request import StopRequest
@@ -53,7 +54,10 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
 
     with closing(progress), StopRequest() as stop:
         while not trainer.finished:
-            row = trainer.train_epoch(after_step)
+            try:
+                row = trainer.train_epoch(after_step)
+            except LossNotFinite as error:
+                raise LossNotFinite(f"{error}; {_where_to_go_on(run)}") from error
             if len(validation):
                 row |= trainer.validate(validation)
             ended_early = trainer.end_epoch(row)
@@ -80,6 +84,11 @@ def _resume(trainer: Trainer, run: RunFolder) -> None:
         return
     within = f", step {trainer.epoch_sums.steps} of {trainer.batches.n_steps}" if trainer.epoch_sums.steps else ""
     trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {_n_epochs(trainer.config)}{within}")
+
+
+def _where_to_go_on(run: RunFolder) -> str:
+    kept = last_checkpoint(run.checkpoints)
+    return f"the last good checkpoint is {kept}: --resume --ignore-changes goes on from it" if kept else "there is no checkpoint yet"
 
 
 def _warn_without_positives(trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.choices import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.judging.console import labels_table, metrics_table
 from aimonk_hf.judging.plots import plot_loss_curve, plot_predictions
-from aimonk_hf.model.devices import keep_freed_memory, out_of_memory, resolve_precision
+from aimonk_hf.model.devices import explain_failure, keep_freed_memory, resolve_precision
 from aimonk_hf.model.hub_push import create_repository, push_model_folder
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.model.prediction import Prediction
@@ -66,8 +66,8 @@ def train(config: TrainConfig) -> AimonkModel:
         trainer = Trainer(config, accelerator, model, train_set)
         fit(trainer, run, validation)
         return _finish(trainer, run, validation, report_set, out_of_fold)
-    except (RuntimeError, MemoryError) as error:
-        if explained := out_of_memory(error, config.batch_size, model.transform.size[0]):
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if explained := explain_failure(error, config.batch_size, model.transform.size[0]):
             raise explained from error
         raise
     finally:

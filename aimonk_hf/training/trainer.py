@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.pixel_cache import PixelCache
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, LossNotFinite
 from aimonk_hf.judging.metrics import nan_to_none
 from aimonk_hf.model.devices import default_workers
 from aimonk_hf.model.losses import positive_weights, smooth_labels
@@ -187,7 +187,7 @@ class Trainer:
         mean_loss = float(self.accelerator.reduce(total, "mean"))
         if not np.isfinite(mean_loss):
             names = [shown_name(self.dataset.labels.images[row]) for _, _, rows in passes for row in rows.tolist() if row >= 0]
-            raise AimonkError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
+            raise LossNotFinite(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
