@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,19 @@ _RAW, _SMOOTH, _VALIDATION = "#9ecae1", "#08519c", "#D55E00"
 _MOST_ATTRIBUTES = 12
 
 
-def plot_loss_curve(losses: list[float], validation: list[tuple[int, float]], path: Path, title: str) -> None:
-    """Draw the training loss of every iteration, raw and smoothed, and the validation loss (iteration, loss) of every epoch."""
+def plot_loss_curve(
+    losses: list[float],
+    validation: list[tuple[int, float]],
+    path: Path,
+    title: str,
+    stage_starts: Sequence[int] = (),
+    kept: int | None = None,
+) -> None:
+    """Draw the training loss of every iteration, raw and smoothed, and the validation loss (iteration, loss) of every epoch.
+
+    `stage_starts` are the iterations before which a later stage begins; `kept` is the place in `validation` of the epoch that was kept, where
+    it is not simply the last.
+    """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     iterations = np.arange(1, len(losses) + 1)
@@ -36,6 +48,18 @@ def plot_loss_curve(losses: list[float], validation: list[tuple[int, float]], pa
     if validation:
         axes.plot(
             *zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation loss, each epoch"
+        )
+    for number, start in enumerate(stage_starts):
+        axes.axvline(start + 0.5, color="0.4", linewidth=1, linestyle="--", label=None if number else "a new stage begins")
+    if kept is not None:
+        axes.plot(
+            *validation[kept],
+            color=_VALIDATION,
+            marker="o",
+            markersize=11,
+            fillstyle="none",
+            linestyle="none",
+            label="the epoch that is kept",
         )
     if losses:
         shown = [*np.percentile(losses, [0, 99]), *(loss for _, loss in validation)]

@@ -23,6 +23,7 @@ from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.cross_validation import OutOfFold, cross_validate
+from aimonk_hf.training.epoch_choice import best_epoch
 from aimonk_hf.training.fitting import build_model, fit, resolved_settings
 from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.training.seeding import seed_everything
@@ -173,7 +174,10 @@ def _finish(
         print(metrics_table(model.metrics))
     model.save_pretrained(run.path)
     validated = [(row["epoch"] * trainer.batches.n_steps, row["val_loss"]) for row in trainer.history if "val_loss" in row]
-    plot_loss_curve(trainer.losses, validated, run.path / LOSS_CURVE, config.run_name)
+    stages = [row["stage"] for row in trainer.history]
+    starts = [place * trainer.batches.n_steps for place in range(1, len(stages)) if stages[place] != stages[place - 1]]
+    kept = None if config.metric_for_best_model == "none" else best_epoch(trainer.history, config.metric_for_best_model)
+    plot_loss_curve(trainer.losses, validated, run.path / LOSS_CURVE, config.run_name, starts, kept)
     plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
     run.write_config(resolved, finished=True)
     if config.push_to_hub:
