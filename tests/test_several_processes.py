@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
+from aimonk_hf import AimonkModel
+from aimonk_hf.cli.main import main
 from aimonk_hf.training.batches import EpochBatches
 from aimonk_hf.training.checkpoints import load_checkpoint
 
@@ -116,6 +119,31 @@ def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_pa
     assert "another process of this run has ended: its own message says why; --resume goes on" in errors or "Signal 9 (SIGKILL)" in errors
     assert not any(psutil.pid_exists(pid) for pid in trainers)
     assert load_checkpoint(out / "checkpoints") is not None
+
+
+@pytest.mark.parametrize("format", ["csv", "json"])
+def test_two_processes_predict_into_the_file_of_one(format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    inputs = [str(tmp_path / "broken.png"), *(str(path) for path in sorted((sample / "images").iterdir())[:4])]
+    flags = ["predict", *inputs, "--model", str(tmp_path / "model"), "--format", format, "--output"]
+    assert main([*flags, str(tmp_path / "one")]) == 1
+    done = subprocess.run(
+        [*torchrun(2), "-m", "aimonk_hf", *flags, str(tmp_path / "two")], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1  # as for one process: an input failed
+    assert done.stderr.count("broken.png: not a picture") == 1
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+    assert not list(tmp_path.glob(".two.part*"))
+
+
+def test_several_processes_need_a_file(
+    monkeypatch: pytest.MonkeyPatch, sample: Path, tmp_path: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["predict", str(sample / "images"), "--model", str(tmp_path / "model")]) == 2
+    assert "several processes need --output FILE" in capsys.readouterr().err
 
 
 def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:

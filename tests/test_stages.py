@@ -195,6 +195,7 @@ def test_plateau_halves_the_rate_and_counts_within_a_stage(sample: Path, tmp_pat
 def test_settings_work_together(changes: dict[str, Any], sample: Path, tmp_path: Path) -> None:
     model = train(settings(sample, tmp_path / "out", epochs=1, **changes))
     assert model.metrics is not None
+    assert same(AimonkModel.from_pretrained(tmp_path / "out"), model)
     assert all(torch.isfinite(tensor).all() for tensor in weights(model).values())
 
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast, get_args, get_origin
 
 from aimonk_hf import __version__
 from aimonk_hf.cli.judging import add_judging_commands
+from aimonk_hf.cli.shards import launched_processes, write_shared
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.errors import AimonkError
 
@@ -148,10 +149,17 @@ def _predict(options: argparse.Namespace) -> int:
     paths = list_images([Path(text) for text in options.inputs])
     thresholds = _thresholds(options.threshold)
     model = AimonkModel.from_pretrained(options.model)
+
+    def write(own: list[Path], out: TextIO, header: bool) -> int:
+        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
+        return predict_files(stream, model.config.attributes, len(own), options.format, out, header)
+
+    if launched_processes() > 1:
+        if options.output is None:
+            raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
+        return 1 if write_shared(paths, options.output, write) else 0
     with _opened(options.output) as out:
-        stream = model.stream(paths, thresholds, options.batch_size, options.tta, options.num_workers)
-        failed = predict_files(stream, model.config.attributes, len(paths), options.format, out)
-    return 1 if failed else 0
+        return 1 if write(paths, out, True) else 0
 
 
 @contextmanager

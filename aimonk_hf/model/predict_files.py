@@ -41,14 +41,19 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def predict_files(
-    stream: Iterable[tuple[ImageSource, Prediction | ImageError]], attributes: list[str], total: int, format: str, out: TextIO
+    stream: Iterable[tuple[ImageSource, Prediction | ImageError]],
+    attributes: list[str],
+    total: int,
+    format: str,
+    out: TextIO,
+    header: bool = True,
 ) -> int:
     """Write each prediction as it comes; name failures on stderr with their reason, a line each; return how many there were.
 
-    "json" is one object a line, "csv" has a column per score, "text" a small table per image.
+    "json" is one object a line, "csv" has a column per score (and a `header`, where asked for), "text" a small table per image.
     """
     failed = 0
-    if format == "csv":
+    if format == "csv" and header:
         out.write(_encodable(csv_line(["image", "attributes", *attributes, "error"]), out))
     with tqdm(stream, "predicting", total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr) as progress:
         for path, prediction in progress:
