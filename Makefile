@@ -32,6 +32,7 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 
 bench: .venv/dev-installed
+	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/decode_cache.py
 	$(BIN)/python benchmarks/app_load.py
 

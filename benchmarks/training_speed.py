@@ -1,0 +1,304 @@
+"""Training throughput beside the plain loop and transformers' Trainer: images a second and memory, each in a process of its own.
+
+    python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 8] [--rounds 5] [--json FILE]
+
+The same pictures, network, batch size and labels for all. Rounds are interleaved, one contestant computing at a time, and medians are shown,
+with the ratio to the plain loop of the same round. Without --data-dir garments are drawn at 400 x 600 pixels. Weights are random: speed does not
+depend on them. "the bare step" has its batch in memory and is what no end-to-end training can pass.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Steps = Iterator[int]  # yields the number of images after every step, for ever
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--architecture", default="mobilenetv2_100")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed in each round, after two that are not")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        data = options.data_dir or draw(Path(temporary) / "data", 8 * options.batch_size)
+        rows = measure(data, options)
+    print_table(rows, options)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"settings": {key: str(value) for key, value in vars(options).items()}, "rows": rows}, indent=2) + "\n"
+        )
+
+
+def draw(folder: Path, n_images: int) -> Path:
+    """Write drawn garments, enlarged to the size and format of photographs."""
+    from PIL import Image
+
+    from aimonk_hf.data.sample_data import write_sample_data
+
+    write_sample_data(folder, n_images=n_images, seed=0)
+    for path in sorted((folder / "images").iterdir()):
+        with Image.open(path) as picture:
+            picture.convert("RGB").resize((400, 600)).save(path, "JPEG", quality=90)  # the name's .png does not matter to a reader
+    return folder
+
+
+def measure(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    names = list(CONTESTANTS)
+    processes, ends = {}, {}
+    for name in names:
+        ends[name], theirs = context.Pipe()
+        processes[name] = context.Process(target=serve, args=(name, theirs, data, options.architecture, options.batch_size))
+        processes[name].start()
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for name in names:
+            ends[name].send(options.steps)
+            rate, memory[name] = ends[name].recv()
+            rates[name].append(rate)
+    for name in names:
+        ends[name].send(0)
+        processes[name].join()
+    plain = rates["plain loop"]
+    return [
+        {
+            "name": name,
+            "images_per_second": statistics.median(rates[name]),
+            "ratio_to_plain": statistics.median(own / base for own, base in zip(rates[name], plain, strict=True)),
+            "peak_memory_mb": memory[name],
+            "rounds": rates[name],
+        }
+        for name in names
+    ]
+
+
+def serve(name: str, pipe: Connection, data: Path, architecture: str, batch_size: int) -> None:
+    """In a process of its own: build the contestant, then time as many steps as are asked for, until 0 are."""
+    multiprocessing.set_start_method("fork", force=True)  # readers are forked, as from a script that a user starts
+    os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    with tempfile.TemporaryDirectory() as scratch:
+        steps = CONTESTANTS[name](data, architecture, batch_size, Path(scratch))
+        while n_steps := pipe.recv():
+            next(steps), next(steps)
+            start = time.perf_counter()
+            images = sum(next(steps) for _ in range(n_steps))
+            pipe.send((images / (time.perf_counter() - start), peak_memory()))
+    os._exit(0)  # a contestant's own loop may still wait for its turn
+
+
+def peak_memory() -> float:
+    """Return the megabytes that this process and its reader processes hold now; pages that they share count in each."""
+    own = psutil.Process()
+    return sum(process.memory_info().rss for process in (own, *own.children(recursive=True))) / 2**20
+
+
+def read_table(data: Path) -> tuple[list[Path], Any]:
+    from aimonk_hf.data.dataset import AttributeDataset
+
+    dataset = AttributeDataset.from_folder(data)
+    return dataset.paths, dataset.labels.values
+
+
+def plain_loop(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+    """What a published solution does: Pillow, torchvision, float32, Adam; the mask is right."""
+    import timm
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    paths, labels = read_table(data)
+    transform = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, row: int) -> Any:
+            return transform(Image.open(paths[row]).convert("RGB")), torch.from_numpy(labels[row])
+
+    model = timm.create_model(architecture, num_classes=labels.shape[1]).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    loader = DataLoader(Pictures(), batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+    while True:
+        for pixels, wanted in loader:
+            observed = ~torch.isnan(wanted)
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(model(pixels), wanted.nan_to_num(), reduction="none")
+            loss = (losses * observed).sum() / observed.sum().clamp(min=1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield len(pixels)
+
+
+def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+    """transformers' Trainer on TimmWrapper, with its own image processor and default settings; only the loss is masked."""
+    import queue
+    import threading
+
+    import torch
+    from PIL import Image
+    from torch.utils.data import Dataset
+    from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
+
+    from aimonk_hf import AimonkModel
+
+    paths, labels = read_table(data)
+    AimonkModel.from_timm(architecture, [f"a{k}" for k in range(labels.shape[1])], pretrained=False).save_pretrained(scratch / "model")
+    model, processor = (
+        AutoModelForImageClassification.from_pretrained(scratch / "model"),
+        AutoImageProcessor.from_pretrained(scratch / "model"),
+    )
+
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, row: int) -> Any:
+            pixels = processor(Image.open(paths[row]).convert("RGB"))["pixel_values"][0]
+            return {"pixel_values": torch.as_tensor(pixels), "labels": torch.from_numpy(labels[row])}
+
+    class Masked(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            wanted = inputs.pop("labels")
+            observed = ~torch.isnan(wanted)
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(model(**inputs).logits, wanted.nan_to_num(), reduction="none")
+            return (losses * observed).sum() / observed.sum().clamp(min=1)
+
+    turns: queue.Queue[None] = queue.Queue()
+    done: queue.Queue[int] = queue.Queue()
+
+    class WaitForTurn(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
+            turns.get()
+
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            done.put(batch_size)
+
+    settings = TrainingArguments(
+        output_dir=str(scratch / "out"),
+        per_device_train_batch_size=batch_size,
+        max_steps=10**6,
+        dataloader_num_workers=2,
+        dataloader_drop_last=True,
+        dataloader_persistent_workers=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Masked(model=model, args=settings, train_dataset=Pictures(), callbacks=[WaitForTurn()])
+    threading.Thread(target=trainer.train, daemon=True).start()
+    while True:
+        turns.put(None)
+        yield done.get()
+
+
+def ours(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+    """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
+    import queue
+    import threading
+
+    import torch
+    from accelerate import Accelerator
+
+    from aimonk_hf import AttributeDataset, TrainConfig
+    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.training.fitting import build_model
+    from aimonk_hf.training.trainer import Trainer
+
+    os.environ["AIMONK_CACHE"] = str(scratch / "cache")
+    config = TrainConfig(str(data), str(scratch / "out"), architecture=architecture, pretrained=False, batch_size=batch_size, epochs=10**5)
+    dataset = AttributeDataset.from_folder(data)
+    accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
+    keep_freed_memory()
+    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), dataset)
+    turns: queue.Queue[None] = queue.Queue()
+    done: queue.Queue[int] = queue.Queue()
+
+    def after_step(loss: float | None, lr: float) -> None:
+        done.put(len(dataset) // trainer.batches.n_steps)
+        turns.get()
+
+    def run() -> None:
+        turns.get()
+        while True:
+            trainer.end_epoch(trainer.train_epoch(after_step))
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        turns.put(None)
+        yield done.get()
+
+
+def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+    """Forward, backward and AdamW on one batch in memory, in the precision and memory format that `ours` uses."""
+    import timm
+    import torch
+
+    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+
+    keep_freed_memory()
+    _, labels = read_table(data)
+    precision = resolve_precision("auto", torch.device("cpu"))
+    model = timm.create_model(architecture, num_classes=labels.shape[1]).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    pixels = torch.randn(batch_size, 3, 224, 224).to(memory_format=torch.channels_last)
+    wanted = torch.randint(0, 2, (batch_size, labels.shape[1])).float()
+    while True:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(pixels)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield batch_size
+
+
+CONTESTANTS: dict[str, Callable[[Path, str, int, Path], Steps]] = {
+    "plain loop": plain_loop,
+    "transformers Trainer": transformers_trainer,
+    "aimonk_hf, default": ours,
+    "the bare step": bare_step,
+}
+
+
+def print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    from aimonk_hf.judging.console import table
+
+    header = ["", "images/s", "to the plain loop", "memory"]
+    cells = [
+        [row["name"], f"{row['images_per_second']:.1f}", f"{row['ratio_to_plain']:.2f}x", f"{row['peak_memory_mb']:.0f} MB"] for row in rows
+    ]
+    print(f"{options.architecture}, batches of {options.batch_size}, {options.rounds} rounds of {options.steps} steps")
+    print(table(header, cells))
+    rate = {row["name"]: row["images_per_second"] for row in rows}
+    print(f"end to end, aimonk_hf reaches {rate['aimonk_hf, default'] / rate['the bare step']:.2f} of the bare step")
+
+
+if __name__ == "__main__":
+    main()
