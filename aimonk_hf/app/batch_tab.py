@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.batch import Row, gallery_items, score_batch, table_header, table_rows, write_csv
-from aimonk_hf.app.fields import uploads_only
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.sessions import ApiSessions
 from aimonk_hf.errors import AimonkError
@@ -24,7 +23,7 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
         rows: gr.State = gr.State([])
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=280):
-                files = uploads_only(gr.File(label="Pictures, or a zip of pictures", file_count="multiple", height=180, elem_id="files"))
+                files = gr.File(label="Pictures, or a zip of pictures", file_count="multiple", height=180, elem_id="files")
                 run = gr.Button("Score the files", variant="primary", elem_id="run")
                 chosen = gr.Dropdown([EVERY, *attributes], value=EVERY, label="Show pictures with", elem_id="filter")
                 table_file = gr.DownloadButton("Download CSV", interactive=False, elem_id="csv")
@@ -68,7 +67,7 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
 
 def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     """Offer /predict_batch: files in, the table and the CSV file out, by the stored thresholds."""
-    files = uploads_only(gr.File(label="files", file_count="multiple", visible=False))
+    files = gr.File(label="files", file_count="multiple", visible=False)
     outputs = [gr.Dataframe(label="table", headers=table_header(list(served.stored)), visible=False), gr.File(label="csv", visible=False)]
 
     def predict_batch(request: gr.Request, *, files: Any) -> tuple[Any, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.batch_tab import build_batch_tab
+from aimonk_hf.app.fields import uploads_only
 from aimonk_hf.app.model_page import missing_model_page, model_page
 from aimonk_hf.app.predict_tab import build_predict_tab
 from aimonk_hf.app.served import Served
@@ -31,6 +32,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
             build_batch_tab(served, thresholds, sessions)
             with gr.Tab("Model", id="model"):
                 gr.HTML(model_page(served.name, model.config, model.metrics), elem_id="model-page")
+    uploads_only(page, served.limits.folder)
     return page
 
 

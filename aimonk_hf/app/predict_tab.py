@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.decisions import read_thresholds
-from aimonk_hf.app.fields import uploads_only
 from aimonk_hf.app.served import Served, score_upload
 from aimonk_hf.app.sessions import ApiSessions
 from aimonk_hf.errors import AimonkError
@@ -23,16 +22,14 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, ses
     thresholds: gr.State = gr.State(None)
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=300, elem_id="predict-left"):
-            picture = uploads_only(
-                gr.Image(
-                    label="Picture",
-                    type="filepath",
-                    height=PICTURE_HEIGHT,
-                    sources=["upload", "clipboard", "webcam"],
-                    buttons=["fullscreen"],
-                    alt_text="the picture whose attributes are shown",
-                    elem_id="picture",
-                )
+            picture = gr.Image(
+                label="Picture",
+                type="filepath",
+                height=PICTURE_HEIGHT,
+                sources=["upload", "clipboard", "webcam"],
+                buttons=["fullscreen"],
+                alt_text="the picture whose attributes are shown",
+                elem_id="picture",
             )
             if examples:
                 gr.Examples([[str(path)] for path in examples], picture, label="Examples", examples_per_page=8, elem_id="examples")
@@ -86,7 +83,7 @@ def _bind(
     def decide(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         """Decide anew from the kept scores; the network does not run."""
         moved = _checked(served, event)
-        return served.panel(scores, moved, "decided", moves=int(event.moves)), moved
+        return served.panel(scores, moved, "decided", moves=_moves(event)), moved
 
     def save(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         moved = _checked(served, event)
@@ -94,22 +91,21 @@ def _bind(
             sentence, failed = served.save_thresholds(moved), False
         except AimonkError as error:
             sentence, failed = f"{error}.", True
-        return served.panel(scores, moved, "scored", sentence, failed, int(event.moves)), moved
+        return served.panel(scores, moved, "scored", sentence, failed, _moves(event)), moved
 
     def explain(value: Any, scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         """Compute the heat map of one attribute for the picture that is shown."""
         from aimonk_hf.app.heatmap import heat_map, overlay
 
+        attribute = str(_sent(event, "attribute"))
         try:
             image = served.read(value).image
-            heat_values = heat_map(served.scorer, image, event.attribute)
+            heat_values = heat_map(served.scorer, image, attribute)
         except AimonkError as error:
             return gr.update(visible=False), gr.update(visible=True, value=f"No heat map: {error}.")
         shown = overlay(served.scorer.model.transform.pixels(image), heat_values)
-        words = (
-            f"Where the network looked for {event.attribute}: bright parts raised its score. The picture is shown as the network sees it."
-        )
-        return gr.update(visible=True, value=shown, label=f"Heat map: {event.attribute}"), gr.update(visible=True, value=words)
+        words = f"Where the network looked for {attribute}: bright parts raised its score. The picture is shown as the network sees it."
+        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(visible=True, value=words)
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
     picture.change(show, [picture, thresholds], [panel, kept, heat, caption], show_progress="hidden", **private)
@@ -121,14 +117,24 @@ def _bind(
 
 def _checked(served: Served, event: gr.EventData) -> dict[str, float]:
     try:
-        return read_thresholds(served.stored, event.thresholds)
+        return read_thresholds(served.stored, _sent(event, "thresholds"))
     except AimonkError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
 
+def _sent(event: gr.EventData, name: str) -> Any:
+    """Return what the page sent along with an event; anyone can send anything, or nothing."""
+    return event._data.get(name) if isinstance(event._data, dict) else None
+
+
+def _moves(event: gr.EventData) -> int:
+    moves = _sent(event, "moves")
+    return moves if isinstance(moves, int) else 0
+
+
 def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     """Offer /predict with one parameter per attribute, named by its slug; its fields lie on no page."""
-    image = uploads_only(gr.Image(label="image", type="filepath", visible=False))
+    image = gr.Image(label="image", type="filepath", visible=False)
     attribute_of = {slug: name for name, slug in served.slugs.items()}
     # Clients fill in the defaults that they read once. Where the stored thresholds can change, the default says only "the stored one".
     defaults = {slug: None if served.save_folder else served.stored[name] for slug, name in attribute_of.items()}

@@ -13,8 +13,10 @@ from typing import NoReturn
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from aimonk_hf.app.examples import example_pictures
+from aimonk_hf.app.gate import Gate
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.served import Served
@@ -25,6 +27,7 @@ from aimonk_hf.storage import make_folder
 
 DEFAULT_MODEL = "outputs/demo"
 MAX_FILE_SIZE = 100  # megabytes
+MAX_JSON = 15 * MEGABYTE  # of a call: room for a picture of 11 MB as a data URL; reading JSON holds up everybody
 
 
 def serve(
@@ -81,8 +84,9 @@ def launch(page: gr.Blocks, host: str, port: int | None, share: bool = False, ma
     """Start the server and return its address; with `wait` only when it is interrupted. In a Space the Space decides where it listens."""
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    # by default every finished job sends a notice to every waiting client
-    _, url, _ = page.queue(max_size=200, status_update_rate=2).launch(
+    gate = Middleware(Gate, page=page, folder=Path(get_upload_folder()), max_json=MAX_JSON)
+    # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
+    _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -95,6 +99,7 @@ def launch(page: gr.Blocks, host: str, port: int | None, share: bool = False, ma
         enable_monitoring=False,
         ssr_mode=False,
         quiet=not wait,
+        app_kwargs={"middleware": [gate]},
         **look(),
     )
     return url

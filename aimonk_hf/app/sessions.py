@@ -7,6 +7,8 @@ import gradio as gr
 
 # More than can be under way at the same time: gradio runs at most 40 calls at once.
 KEPT = 64
+# Callers whose list of open calls is kept, an empty one too; gradio keeps the answers of the last 2,000.
+KEPT_LISTS = 4000
 
 
 class ApiSessions:
@@ -32,3 +34,12 @@ class ApiSessions:
             with holder.lock:
                 holder.session_data.pop(dropped, None)
                 holder.time_last_used.pop(dropped, None)
+        self._forget_lists()
+
+    def _forget_lists(self) -> None:
+        """Drop the lists of open calls of those whose answers gradio has dropped."""
+        lists, answers = self.page._queue.pending_event_ids_session, self.page._queue.pending_messages_per_session
+        if len(lists) > KEPT_LISTS:
+            for name in list(lists):
+                if name not in answers:
+                    lists.pop(name, None)

@@ -43,14 +43,12 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
     def after_step(loss: float | None, lr: float) -> None:
         nonlocal saved_at
         progress.after_step(loss, lr)
-        if stop.asked and accelerator.is_main_process:
-            save_checkpoint(run.checkpoints, trainer.step, trainer.state())
-            stop.leave(f"stopped and saved after step {trainer.step}: the same command with --resume goes on from there")
         due = config.checkpoint_minutes and time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
         within_epoch = trainer.epoch_sums.steps < trainer.batches.n_steps  # else the one after the epoch follows at once
-        if due and within_epoch and accelerator.is_main_process:
+        if (due or stop.asked) and within_epoch and accelerator.is_main_process:
             save_checkpoint(run.checkpoints, trainer.step, trainer.state())
             saved_at = time.monotonic()
+            stop.leave_if_asked(trainer.step)
 
     with closing(progress), StopRequest() as stop:
         while not trainer.finished:
@@ -68,6 +66,7 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
                 run.write_history(trainer.history)
                 save_checkpoint(run.checkpoints, trainer.step, trainer.state())
                 saved_at = time.monotonic()
+                stop.leave_if_asked(trainer.step)
             progress.skip_to(trainer.step, trainer.planned_steps)
             accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
             accelerator.wait_for_everyone()

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 
 class StopRequest:
@@ -25,9 +25,11 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
 
-    def leave(self, message: str) -> NoReturn:
-        """Say why and end as the signal would have: KeyboardInterrupt, or exit status 143."""
-        print(message, file=sys.stderr, flush=True)
+    def leave_if_asked(self, step: int) -> None:
+        """Where a signal came, say that the state after `step` is saved, and end as it would have: KeyboardInterrupt, or status 143."""
+        if self.asked is None:
+            return
+        print(f"stopped and saved after step {step}: the same command with --resume goes on from there", file=sys.stderr, flush=True)
         if self.asked is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

@@ -116,19 +116,15 @@ class Trainer:
         """
         if self._prepared != self.stage:
             self._prepare()
-        stage, sums = self._stage, self.epoch_sums
-        stage_rows = [row for row in self.history if row["stage"] == self.stage + 1]
-        factor = 1.0
-        if self.config.schedule == "plateau":
-            factor = plateau_factor(stage_rows, self.config.plateau_factor, self.config.plateau_patience)
+        sums = self.epoch_sums
         self.batches.epoch, self.batches.first_step = self.epoch, sums.steps
         set_train_mode(self.network)
-        lr, stage_steps = 0.0, stage.epochs * self.batches.n_steps
+        lowered = self._lowered()
+        lr = 0.0
         batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches, self.dataset)
         start = time.perf_counter()
         for step in range(sums.steps, self.batches.n_steps):
-            stage_step = self.stage_epoch * self.batches.n_steps + step
-            lr = stage.lr * factor * lr_factor(self.config.schedule, stage_step, stage_steps, self.config.warmup)
+            lr = lowered * self._scheduled(step)
             set_learning_rate(self.optimizer, lr)
             loss, observed = self._take_step(list(islice(batches, self.batches.passes(step))))
             if observed:
@@ -141,6 +137,20 @@ class Trainer:
         self.epoch_sums = EpochSums()
         return sums.row(self.epoch, self.stage + 1, lr, len(self.dataset))
 
+    def _scheduled(self, step: int) -> float:
+        """The stage's learning rate in a step of this epoch, as the schedule has it."""
+        stage_step, stage_steps = self.stage_epoch * self.batches.n_steps + step, self._stage.epochs * self.batches.n_steps
+        return self._stage.lr * lr_factor(self.config.schedule, stage_step, stage_steps, self.config.warmup)
+
+    def _lowered(self) -> float:
+        """What plateaus of this stage have made of its learning rate."""
+        if self.config.schedule != "plateau":
+            return 1.0
+        return plateau_factor(self._stage_rows(), self.config.plateau_factor, self.config.plateau_patience)
+
+    def _stage_rows(self) -> list[dict[str, Any]]:
+        return [row for row in self.history if row["stage"] == self.stage + 1]
+
     def end_epoch(self, row: dict[str, Any]) -> str | None:
         """Add the epoch to the history, keep its weights if they are the best, and begin the next stage where this one is over.
 
@@ -151,9 +161,8 @@ class Trainer:
         metric, patience = self.config.metric_for_best_model, self.config.early_stopping_patience
         if metric != "none" and best_epoch(self.history, metric) == len(self.history) - 1:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()}
-        stage_rows = [row for row in self.history if row["stage"] == self.stage + 1]
         watched = "val_loss" if metric == "none" else metric
-        stopped = bool(patience) and epochs_without_gain(stage_rows, watched) >= patience
+        stopped = bool(patience) and epochs_without_gain(self._stage_rows(), watched) >= patience
         if stopped and self.stage_epoch < self._stage.epochs:
             reason = f"stage {self.stage + 1} ends early: no better {watched} for {patience} epochs"
         else:

@@ -1,0 +1,173 @@
+"""What stands before the server: only the pages and calls that this app needs, of bounded size, refused in words where they are wrong."""
+
+import json
+import math
+import re
+import time
+from asyncio import timeout
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+from starlette.requests import ClientDisconnect
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# Of gradio's other addresses some fetch, start programs, write files or change code: /proxy=, /process_recording, /deep_link, /vibe-edit.
+_PAGES = re.compile(
+    r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/\d{1,4})?|(static|assets|svelte)/.*"
+    r"|gradio_api/(info|openapi\.json|theme\.css|startup-events|upload_progress|app_id|login_check|user|token|heartbeat/[^/]*"
+    r"|queue/(data|status)|call/(v2/)?[^/]+/[^/]+|file=(?!.{0,20}://).*))?/?"
+)
+_CALLS = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset|(?P<kind>call/v2|call|run)/(?P<name>[^/]+))/?")
+MAX_SESSION_NAME = 100  # letters; gradio keeps what visitors call their sessions
+UPLOAD_SECONDS = 1800  # a slow line has half an hour for one upload; files are kept as long
+
+
+class Gate:
+    """An ASGI layer around the app of `page`; JSON of at most `max_json` bytes is let in, uploads come to lie in `folder`."""
+
+    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int) -> None:
+        self.app, self.page, self.folder, self.max_json = app, page, folder, max_json
+        self._uploads: list[float] = []  # the times at which those under way began
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request, or let the app do it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path, method = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")), scope["method"]
+        call = _CALLS.fullmatch(path) if method == "POST" else None
+        if method in ("GET", "HEAD", "OPTIONS") and _PAGES.fullmatch(path):
+            if problem := self._why_no_stream(path, scope["query_string"]):
+                await _refuse(send, 404, problem)
+            else:
+                await self.app(scope, receive, send)
+        elif call is None:
+            await _refuse(send, 404, "this app has no such address")
+        elif path.startswith("/gradio_api/upload"):
+            await self._upload(scope, receive, send)
+        else:
+            await self._call(call, scope, receive, send)
+
+    def _why_no_stream(self, path: str, query: bytes) -> str:
+        """Return why nothing can be read of the answers that are asked for, or nothing."""
+        queue = self.page._queue
+        if path.startswith("/gradio_api/call/"):
+            event = path.rstrip("/").rpartition("/")[2]
+            waiting = event in queue.event_ids_to_events or event in queue.pending_messages_per_session
+            if not waiting and not any(event in events for events in queue.pending_event_ids_session.values()):
+                return "no such call, or its answer was read before"
+        if path.startswith("/gradio_api/queue/data"):
+            session = parse_qs(query.decode("latin-1")).get("session_hash", [""])[0]
+            if session not in queue.pending_messages_per_session:
+                return "no call of this session is waiting"
+        return ""
+
+    async def _call(self, call: re.Match[str], scope: Any, receive: Receive, send: Send) -> None:
+        body = await _read(receive, self.max_json)
+        if body is None:
+            return  # the caller has left
+        status, problem = 200, ""
+        try:
+            if len(body) > self.max_json:
+                status, problem = 413, f"the request is too large: more than {self.max_json / 1e6:.0f} MB; send files to /upload"
+            else:
+                status, problem = self._why_no_call(call["kind"] or call[1], call["name"], json.loads(body))
+        except (ValueError, RecursionError):
+            status, problem = 400, "the request is no JSON"
+        if problem:
+            await _refuse(send, status, problem)
+            return
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self.app(scope, again, send)
+
+    def _why_no_call(self, kind: str, name: str | None, content: Any) -> tuple[int, str]:
+        """Return status and reason, the latter empty where the call may go on to gradio."""
+        if not isinstance(content, dict):
+            return 422, "a JSON object is wanted"
+        if name is not None and name not in self._endpoints and kind != "run":
+            return 404, f"this app has no endpoint of that name; it has {', '.join(self._endpoints)}"
+        if kind == "call/v2":
+            return 422, _why_no_arguments(self._endpoints[name or ""], content)
+        session, function = content.get("session_hash"), content.get("fn_index")
+        if session is not None and not (isinstance(session, str) and len(session) <= MAX_SESSION_NAME):
+            return 422, f"session_hash must be a text of at most {MAX_SESSION_NAME} letters"
+        if kind in ("queue/join", "run") and not (isinstance(function, int) and function in self.page.fns):
+            return 422, "fn_index must be the number of a function"
+        if kind not in ("cancel", "reset") and not isinstance(content.get("data"), list):
+            return 422, "data must be the list of the inputs"
+        return 200, ""
+
+    @cached_property
+    def _endpoints(self) -> dict[str, list[tuple[str, bool]]]:
+        """Return the parameters of each public endpoint, each with whether it may be left out."""
+        named = self.page.get_api_info()["named_endpoints"]
+        return {
+            name.lstrip("/"): [(each["parameter_name"], each["parameter_has_default"]) for each in endpoint["parameters"]]
+            for name, endpoint in named.items()
+        }
+
+    async def _upload(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Let an upload in; what those that ended in the middle have left on the disk goes."""
+        began = time.time()
+        self._uploads.append(began)
+        try:
+            async with timeout(UPLOAD_SECONDS):
+                await self.app(scope, receive, send)
+        except (ClientDisconnect, TimeoutError):
+            return  # nobody to answer
+        except TypeError:  # gradio's, for a field `files` that holds text
+            await _refuse(send, 400, "send the files in the form's field `files`")
+        finally:
+            self._uploads.remove(began)
+            # a second, because the file system's clock may be behind
+            self._sweep(min(self._uploads) - 1 if self._uploads else math.inf)
+
+    def _sweep(self, before: float) -> None:
+        """Remove files not written to since `before`; whole uploads lie one folder deeper."""
+        for path in self.folder.glob("tmp*"):
+            try:
+                if path.is_file() and path.stat().st_mtime < before:
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # another sweep was quicker
+
+
+def _why_no_arguments(parameters: list[tuple[str, bool]], content: dict[str, Any]) -> str:
+    names = [name for name, _ in parameters]
+    if unknown := [name for name in content if name not in names]:
+        return f"unknown parameter {unknown[0][:40]!r}; this endpoint takes {', '.join(names)}"
+    if missing := [name for name, has_default in parameters if not has_default and name not in content]:
+        return f"the parameter {missing[0]} is missing"
+    return ""
+
+
+async def _read(receive: Receive, limit: int) -> bytes | None:
+    """Return the body, or its beginning where it is longer than `limit`: it is read to its end, so that the caller hears the answer."""
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if size <= limit:
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def _refuse(send: Send, status: int, words: str) -> None:
+    body = json.dumps({"detail": words}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
