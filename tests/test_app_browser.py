@@ -18,6 +18,8 @@ __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds 
 
 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
+    for part in ("#picture", "#panel"):  # on a busy machine they come some time after the page
+        page.wait_for_selector(part)
     heights = page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]")
     upload(page, write_pictures(tmp_path / "p", 1, (900, 300))[0])
     assert page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]") == heights
