@@ -107,10 +107,11 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     A new folder appears by one rename; in an existing one each file is replaced atomically and files of other names stay.
     """
     make_folder(folder.parent)
+    place = folder if folder.is_dir() else folder.parent  # an existing one may be a mount, or lie where nothing else may be written
     try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=place))
     except OSError as error:
-        raise AimonkError(f"cannot write into {folder.parent}: {error.strerror or error}") from error
+        raise AimonkError(f"cannot write into {place}: {error.strerror or error}") from error
     try:
         yield stage
         stage.chmod(0o777 & ~_umask())

@@ -1,18 +1,21 @@
-"""Training throughput beside the plain loop and transformers' Trainer: images a second and memory, each in a process of its own.
+"""Training throughput beside the plain loop, transformers' Trainer and fastai (where installed): images a second and memory.
 
     python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 8] [--rounds 5] [--json FILE]
 
-The same pictures, network, batch size and labels for all. Rounds are interleaved, one contestant computing at a time, and medians are shown,
-with the ratio to the plain loop of the same round. Without --data-dir garments are drawn at 400 x 600 pixels. Weights are random: speed does not
-depend on them. "the bare step" has its batch in memory and is what no end-to-end training can pass.
+The same pictures, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one contestant computing at a
+time, and medians are shown, with the ratio to the plain loop of the same round. Without --data-dir garments are drawn at 400 x 600 pixels.
+Weights are random: speed does not depend on them. "the bare step" has its batch in memory and is what no end-to-end training can pass.
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -107,6 +110,29 @@ def peak_memory() -> float:
     return sum(process.memory_info().rss for process in (own, *own.children(recursive=True))) / 2**20
 
 
+class Turns:
+    """Lets a loop in another thread take one step at a time."""
+
+    def __init__(self) -> None:
+        self._turns: queue.Queue[None] = queue.Queue()
+        self._done: queue.Queue[int] = queue.Queue()
+
+    def wait(self) -> None:
+        """Called by the loop before a step."""
+        self._turns.get()
+
+    def done(self, n_images: int) -> None:
+        """Called by the loop after a step."""
+        self._done.put(n_images)
+
+    def steps(self, loop: Callable[[], object]) -> Steps:
+        """Start the loop; each value that is asked for lets it take a step."""
+        threading.Thread(target=loop, daemon=True).start()
+        while True:
+            self._turns.put(None)
+            yield self._done.get()
+
+
 def read_table(data: Path) -> tuple[list[Path], Any]:
     from aimonk_hf.data.dataset import AttributeDataset
 
@@ -115,51 +141,18 @@ def read_table(data: Path) -> tuple[list[Path], Any]:
 
 
 def plain_loop(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
-    """What a published solution does: Pillow, torchvision, float32, Adam; the mask is right."""
-    import timm
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
+    """What a published solution does."""
+    from plain import plain_training
 
-    paths, labels = read_table(data)
-    transform = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-
-    class Pictures(Dataset[Any]):
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, row: int) -> Any:
-            return transform(Image.open(paths[row]).convert("RGB")), torch.from_numpy(labels[row])
-
-    model = timm.create_model(architecture, num_classes=labels.shape[1]).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    loader = DataLoader(Pictures(), batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
-    while True:
-        for pixels, wanted in loader:
-            observed = ~torch.isnan(wanted)
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(model(pixels), wanted.nan_to_num(), reduction="none")
-            loss = (losses * observed).sum() / observed.sum().clamp(min=1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield len(pixels)
+    for _, n_images in plain_training(*read_table(data), architecture, batch_size):
+        yield n_images
 
 
 def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
     """transformers' Trainer on TimmWrapper, with its own image processor and default settings; only the loss is masked."""
-    import queue
-    import threading
-
     import torch
     from PIL import Image
+    from plain import masked_loss
     from torch.utils.data import Dataset
     from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -183,19 +176,16 @@ def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch
     class Masked(Trainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             wanted = inputs.pop("labels")
-            observed = ~torch.isnan(wanted)
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(model(**inputs).logits, wanted.nan_to_num(), reduction="none")
-            return (losses * observed).sum() / observed.sum().clamp(min=1)
+            return masked_loss(model(**inputs).logits, wanted)
 
-    turns: queue.Queue[None] = queue.Queue()
-    done: queue.Queue[int] = queue.Queue()
+    turns = Turns()
 
     class WaitForTurn(TrainerCallback):
         def on_step_begin(self, *arguments: Any, **more: Any) -> None:
-            turns.get()
+            turns.wait()
 
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            done.put(batch_size)
+            turns.done(batch_size)
 
     settings = TrainingArguments(
         output_dir=str(scratch / "out"),
@@ -212,17 +202,52 @@ def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch
         disable_tqdm=True,
     )
     trainer = Masked(model=model, args=settings, train_dataset=Pictures(), callbacks=[WaitForTurn()])
-    threading.Thread(target=trainer.train, daemon=True).start()
-    while True:
-        turns.put(None)
-        yield done.get()
+    return turns.steps(trainer.train)
+
+
+def fastai_learner(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+    """fastai's Learner with its own loaders and transforms in batches; only the loss is masked."""
+    import timm
+    import torch
+    from fastai.vision import all as fastai
+    from plain import masked_loss
+
+    paths, labels = read_table(data)
+    rows = list(range(len(paths)))
+    items = [[lambda row: fastai.PILImage.create(paths[row])], [lambda row: torch.from_numpy(labels[row])]]
+    loaders = fastai.Datasets(rows, items, splits=[rows, rows[:1]]).dataloaders(
+        bs=batch_size,
+        num_workers=2,
+        drop_last=True,
+        after_item=[fastai.Resize(224, fastai.ResizeMethod.Squish), fastai.ToTensor()],
+        after_batch=[fastai.IntToFloatTensor(), fastai.Flip(), fastai.Normalize.from_stats(*fastai.imagenet_stats)],
+    )
+    turns = Turns()
+
+    class WaitForTurn(fastai.Callback):
+        def before_batch(self) -> None:
+            turns.wait()
+
+        def after_step(self) -> None:
+            turns.done(batch_size)
+
+        def before_validate(self) -> None:
+            raise fastai.CancelValidException
+
+    network = timm.create_model(architecture, num_classes=labels.shape[1])
+    learner = fastai.Learner(
+        loaders, network, lambda logits, wanted: masked_loss(logits, wanted), fastai.Adam, lr=1e-4, cbs=[WaitForTurn()], path=scratch
+    )
+
+    def train() -> None:
+        with learner.no_bar(), learner.no_logging():
+            learner.fit(10**6)
+
+    return turns.steps(train)
 
 
 def ours(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
-    import queue
-    import threading
-
     import torch
     from accelerate import Accelerator
 
@@ -237,22 +262,18 @@ def ours(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps
     accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
     keep_freed_memory()
     trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), dataset)
-    turns: queue.Queue[None] = queue.Queue()
-    done: queue.Queue[int] = queue.Queue()
+    turns = Turns()
 
     def after_step(loss: float | None, lr: float) -> None:
-        done.put(len(dataset) // trainer.batches.n_steps)
-        turns.get()
+        turns.done(len(dataset) // trainer.batches.n_steps)
+        turns.wait()
 
     def run() -> None:
-        turns.get()
+        turns.wait()
         while True:
             trainer.end_epoch(trainer.train_epoch(after_step))
 
-    threading.Thread(target=run, daemon=True).start()
-    while True:
-        turns.put(None)
-        yield done.get()
+    return turns.steps(run)
 
 
 def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
@@ -282,6 +303,7 @@ def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path) -> 
 CONTESTANTS: dict[str, Callable[[Path, str, int, Path], Steps]] = {
     "plain loop": plain_loop,
     "transformers Trainer": transformers_trainer,
+    **({"fastai": fastai_learner} if importlib.util.find_spec("fastai") else {}),
     "aimonk_hf, default": ours,
     "the bare step": bare_step,
 }

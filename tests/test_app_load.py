@@ -1,10 +1,13 @@
 """The app under load: many clients at once, hostile, slow and unfaithful ones among them; all others get what the library answers."""
 
+import asyncio
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import pytest
 from load_support import (
@@ -24,6 +27,7 @@ from load_support import (
     watched_app,
 )
 
+from aimonk_hf.app.gate import Gate
 from aimonk_hf.app.sessions import ApiSessions
 from aimonk_hf.model.modeling import AimonkModel
 
@@ -84,6 +88,45 @@ def test_addresses_that_the_app_does_not_need_are_closed(address: str, app: App)
     assert 400 <= response.status_code < 500
     assert response.text
     check_quiet(app)
+
+
+def test_uploads_that_are_too_large_together_are_refused_and_leave_nothing(app: App) -> None:
+    files = [("files", (f"{number}.png", bytes(900_000))) for number in range(30)]
+    response = httpx.post(f"{app.url}/upload", files=files, timeout=60)
+    assert (response.status_code, response.json()["detail"]) == (413, "too large: at most 20 MB at once; send the files in parts")
+    wait_until(lambda: app.half_uploads() == [], 30)
+    assert httpx.post(f"{app.url}/upload", files=files[:10], timeout=60).status_code == 200
+
+
+def test_a_disk_that_is_nearly_full_takes_no_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
+    sent: list[dict] = []
+
+    async def app(*arguments: object) -> None:
+        raise AssertionError("the upload was let in")
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    gate = Gate(app, gr.Blocks(), tmp_path, max_json=1000, max_upload=1000)
+    scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "query_string": b""}
+    asyncio.run(gate(scope, app, send))
+    assert sent[0]["status"] == 507
+    assert b"nearly full" in sent[1]["body"]
+
+
+def test_an_answer_to_somebody_who_left_is_dropped_also_by_uvloop(tmp_path: Path) -> None:
+    async def send(message: dict) -> None:
+        raise RuntimeError(f"unable to perform operation on <TCPTransport closed=True>; the {message['reason']}")
+
+    async def app(scope: dict, receive: object, answer: Callable) -> None:
+        await answer({"reason": scope["reason"]})
+
+    gate = Gate(app, gr.Blocks(), tmp_path, max_json=1000, max_upload=1000)
+    scope = {"type": "http", "path": "/config", "method": "GET", "query_string": b"", "reason": "handler is closed"}
+    asyncio.run(gate(scope, app, send))
+    with pytest.raises(RuntimeError, match="the event loop is not running"):
+        asyncio.run(gate(scope | {"reason": "event loop is not running"}, app, send))
 
 
 def test_uploads_of_another_form_are_refused_and_leave_nothing(app: App) -> None:

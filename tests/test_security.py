@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import socket
 import stat
 import struct
@@ -292,6 +293,37 @@ def test_a_hostile_config_runs_and_fetches_nothing(
     assert "evil" not in sys.modules
     assert not [name for name in opened if "evil" in name]
     assert not trace.exists()
+
+
+_FAR_TOO_LARGE: list[dict[str, Any]] = [
+    {"architecture": "vit_giant_patch14_dinov2"},
+    {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}},
+    {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**5}},
+    {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 3 * 2**14}},
+    {"architecture": "resnet18", "model_args": {"layers": [10**9, 1, 1, 1]}},
+]
+
+
+@pytest.mark.parametrize("changes", _FAR_TOO_LARGE, ids=json.dumps)
+def test_an_architecture_far_larger_than_its_weights_takes_no_memory(changes: dict[str, Any], folder: Path) -> None:
+    change_config(folder, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(AimonkError, match="holds far fewer numbers than the architecture|no network has numbers above"):
+        AimonkModel.from_pretrained(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_efficientnet", "test_convnext", "test_byobnet", "swinv2_tiny_window8_256", "vit_tiny_r_s16_p8_224"]
+)
+def test_a_loaded_network_is_the_saved_one_to_the_last_buffer(name: str, tmp_path: Path) -> None:
+    saved_model = AimonkModel.from_timm(name, ["a"], pretrained=False)
+    saved_model.save_pretrained(tmp_path)
+    loaded = AimonkModel.from_pretrained(tmp_path)
+    wanted, found = dict(saved_model.timm_model.named_parameters()), dict(loaded.timm_model.named_parameters())
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted | found)
+    wanted, found = dict(saved_model.timm_model.named_buffers()), dict(loaded.timm_model.named_buffers())
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted | found)
 
 
 def test_keys_of_others_stay_and_those_that_run_code_go(folder: Path) -> None:

@@ -43,6 +43,38 @@ def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str)
     return done.stdout
 
 
+def launch_two_machines(sample: Path, outs: list[Path], batch_size: int, *more: str) -> list[tuple[int, str]]:
+    """Run one process on each of two "machines" that meet over the loopback, and return status and stderr of both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = ["--data-dir", str(sample), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0", *SETTINGS, *more]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
+            + ["--master_addr", "127.0.0.1", "--master_port", port, "train.py", "--output-dir", str(out), *flags],
+            **{"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
+        )
+        for rank, out in enumerate(outs)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    return [(machine.returncode, told) for machine, told in zip(machines, errors, strict=True)]
+
+
+def test_two_machines_train_as_one_process_and_must_share_the_folder(sample: Path, tmp_path: Path) -> None:
+    one, two, apart = tmp_path / "one", tmp_path / "two", tmp_path / "apart"
+    launch(sample, one, 1, 14)
+    for status, told in launch_two_machines(sample, [two, two], 7):
+        assert status == 0, told
+    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
+    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
+    record = (two / "train_config.json").read_text()
+    (two / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
+    for status, told in launch_two_machines(sample, [two, apart], 7, "--resume"):
+        assert status != 0
+        assert "all machines must share the output folder" in told
+
+
 def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     launch(sample, one, 1, 14)

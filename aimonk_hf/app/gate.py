@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import time
 from asyncio import timeout
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -30,10 +31,13 @@ UPLOAD_SECONDS = 1800  # a slow line has half an hour for one upload; files are 
 
 
 class Gate:
-    """An ASGI layer around the app of `page`; JSON of at most `max_json` bytes is let in, uploads come to lie in `folder`."""
+    """An ASGI layer around the app of `page`.
 
-    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int) -> None:
-        self.app, self.page, self.folder, self.max_json = app, page, folder, max_json
+    JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes each, which come to lie in `folder`.
+    """
+
+    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int) -> None:
+        self.app, self.page, self.folder, self.max_json, self.max_upload = app, page, folder, max_json, max_upload
         self._uploads: list[float] = []  # the times at which those under way began
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -41,6 +45,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        send = _while_heard(send)
         path, method = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")), scope["method"]
         call = _CALLS.fullmatch(path) if method == "POST" else None
         if method in ("GET", "HEAD", "OPTIONS") and _PAGES.fullmatch(path):
@@ -118,14 +123,25 @@ class Gate:
         }
 
     async def _upload(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Let an upload in; what those that ended in the middle have left on the disk goes."""
-        began = time.time()
+        """Let an upload in, as far as it is not too large; what those that ended in the middle have left on the disk goes."""
+        if shutil.disk_usage(self.folder).free < self.max_upload:
+            await _refuse(send, 507, "the disk of this app is nearly full: try again later")
+            return
+        began, size = time.time(), 0
         self._uploads.append(began)
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            return message if size <= self.max_upload else {"type": "http.disconnect"}
+
         try:
             async with timeout(UPLOAD_SECONDS):
-                await self.app(scope, receive, send)
+                await self.app(scope, counted, send)
         except (ClientDisconnect, TimeoutError):
-            return  # nobody to answer
+            if size > self.max_upload and await _read(receive, 0) is not None:
+                await _refuse(send, 413, f"too large: at most {self.max_upload / 1e6:.0f} MB at once; send the files in parts")
         except TypeError:  # gradio's, for a field `files` that holds text
             await _refuse(send, 400, "send the files in the form's field `files`")
         finally:
@@ -164,6 +180,19 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
             size += len(chunks[-1])
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+def _while_heard(send: Send) -> Send:
+    """Drop what nobody is there to read: where uvloop is installed, uvicorn raises when a caller has left."""
+
+    async def send_unless_closed(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "handler is closed" not in str(error):
+                raise
+
+    return send_unless_closed
 
 
 async def _refuse(send: Send, status: int, words: str) -> None:

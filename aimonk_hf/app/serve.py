@@ -27,6 +27,7 @@ from aimonk_hf.storage import make_folder
 
 DEFAULT_MODEL = "outputs/demo"
 MAX_FILE_SIZE = 100  # megabytes
+MAX_AT_ONCE = 20  # files of the largest size in one upload
 MAX_JSON = 15 * MEGABYTE  # of a call: room for a picture of 11 MB as a data URL; reading JSON holds up everybody
 
 
@@ -84,7 +85,8 @@ def launch(page: gr.Blocks, host: str, port: int | None, share: bool = False, ma
     """Start the server and return its address; with `wait` only when it is interrupted. In a Space the Space decides where it listens."""
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    gate = Middleware(Gate, page=page, folder=Path(get_upload_folder()), max_json=MAX_JSON)
+    max_upload = MAX_AT_ONCE * max_file_size * MEGABYTE
+    gate = Middleware(Gate, page=page, folder=make_folder(Path(get_upload_folder())), max_json=MAX_JSON, max_upload=max_upload)
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
         server_name=host,

@@ -1,8 +1,8 @@
 """Label files in, one float table {0, 1, NaN} out."""
 
 import csv
-import io
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def _read_text(path: Path) -> str:
         number = content.count(b"\n", 0, place) + 1
         raise AimonkError(f"{path}:{number}: a zero byte: this is no text file, or one in UTF-16; save it as UTF-8")
     text = content.decode("utf-8-sig", "surrogateescape")
-    if not text.strip():
+    if not text or text.isspace():
         raise AimonkError(f"{path} is empty: a row is an image name and one value (1, 0 or NA) per attribute")
     return text
 
@@ -91,15 +91,16 @@ def _text_rows(path: Path, text: str) -> Iterator[_Row]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
-        tokens = re.finditer(r"\S+", line)
-        name_end = max((token.end() for token in tokens if token[0].lower().endswith(IMAGE_EXTENSIONS)), default=None)
-        if name_end is None:
+        tokens = line.split()
+        n_values = next((n for n, token in enumerate(reversed(tokens)) if token.lower().endswith(IMAGE_EXTENSIONS)), None)
+        if n_values is None:
             raise AimonkError(f"{path}:{number}: no image name in {line.strip()[:60]!r} (a row is FILENAME V1 V2 ...)")
-        yield number, line[:name_end].strip(), line[name_end:].split()
+        yield number, line.rsplit(maxsplit=n_values)[0].strip(), tokens[len(tokens) - n_values :]
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))  # io.StringIO would hold four bytes a letter
+    reader = csv.reader(lines, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -114,7 +115,7 @@ def _table(path: Path, rows: Iterator[_Row], attributes: list[str] | None) -> La
     columns = _header(path, next(rows, None)) if is_csv else None
     width = len(columns) if columns is not None else None
     seen: dict[str, int] = {}
-    values: list[list[float]] = []
+    values = array("f")  # a list of lists would take eight bytes a label, and the table four more
     for number, image, cells in rows:
         width = len(cells) if width is None else width
         if len(cells) != width or not width:
@@ -124,13 +125,13 @@ def _table(path: Path, rows: Iterator[_Row], attributes: list[str] | None) -> La
         if image in seen:
             raise AimonkError(f"{path}:{number}: {shown_name(image)} stands already in line {seen[image]}; keep one of the two rows")
         try:
-            values.append([meaning[cell] for cell in cells])
+            values.extend([meaning[cell] for cell in cells])
         except KeyError as error:
             raise AimonkError(f"{path}:{number}: {error.args[0][:40]!r} is not a label; use 1, 0 or NA") from None
         seen[image] = number
-    if not values:
+    if not seen:
         raise AimonkError(f"{path} has a header but no rows")
-    table = np.asarray(values, dtype=np.float32)
+    table = np.frombuffer(values, dtype=np.float32).reshape(len(seen), -1)
     if columns is None:
         columns = attributes or [f"Attr{number}" for number in range(1, table.shape[1] + 1)]
         if len(columns) != table.shape[1]:

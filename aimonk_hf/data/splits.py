@@ -1,5 +1,7 @@
 """Dividing rows into parts: random, stratified on the rarest attribute, or on all of them, with groups kept together."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,12 +32,13 @@ def split_rows(
     if n_groups < parts_needed:
         raise AimonkError(f"{n_groups} different usable image(s) cannot be split into {parts_needed} parts; add images")
     sizes = np.bincount(groups, minlength=n_groups)
-    indicators = np.zeros((n_groups, 0))
-    if method != "random":
+    indicators = np.zeros((n_groups, 0), dtype=np.uint8)
+    if method != "random" and n_groups:
         columns = labels if method == "iterative" else labels[:, [_rarest(labels)]]
-        values = np.concatenate([columns == 1, columns == 0, np.isnan(columns)], axis=1).astype(float)
-        indicators = np.zeros((n_groups, values.shape[1]))
-        np.add.at(indicators, groups, values)
+        values = np.concatenate([columns == 1, columns == 0, np.isnan(columns)], axis=1)
+        by_group = np.argsort(groups, kind="stable")
+        first = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
+        indicators = np.add.reduceat(values[by_group], first, axis=0, dtype=np.min_scalar_type(sizes.max()))
     parts = _stratify(indicators, sizes, wanted / wanted.sum(), np.random.default_rng(seed))
     _fill_empty(parts, sizes, np.flatnonzero(wanted > 0))
     return parts[groups]
@@ -47,11 +50,15 @@ def _rarest(labels: NDArray[np.float32]) -> int:
 
 
 def _stratify(
-    indicators: NDArray[np.float64], sizes: NDArray[np.int64], fractions: NDArray[np.float64], rng: np.random.Generator
+    indicators: NDArray[Any], sizes: NDArray[np.int64], fractions: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Give each group to the part that misses most of its rarest value; ties go by missing rows, then by chance."""
+    """Give each group to the part that misses most of its rarest value; ties go by missing rows, then by chance.
+
+    `indicators` [groups, values] counts each value in each group.
+    """
     parts = np.full(len(sizes), -1)
-    missing_values = np.outer(fractions, indicators.sum(axis=0))
+    counts = indicators.sum(axis=0, dtype=np.int64)  # over the groups that have no part yet
+    missing_values = np.outer(fractions, counts)
     missing_rows = fractions * sizes.sum()
     order = rng.permutation(len(sizes))
 
@@ -62,12 +69,13 @@ def _stratify(
         missing_values[part] -= indicators[group]
         missing_rows[part] -= sizes[group]
 
-    remaining = indicators.copy()
-    while (counts := remaining.sum(axis=0)).any():
+    has_value = np.ascontiguousarray(indicators.T > 0)  # a value's groups side by side
+    while counts.any():
         column = int(np.argmin(np.where(counts > 0, counts, np.inf)))
-        for group in order[(remaining[order, column] > 0) & (parts[order] < 0)]:
+        chosen = order[has_value[column, order] & (parts[order] < 0)]
+        for group in chosen:
             place(group, column)
-            remaining[group] = 0
+        counts -= indicators[chosen].sum(axis=0, dtype=np.int64)
     for group in order[parts[order] < 0]:
         place(group, None)
     return parts

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import IMAGE_EXTENSIONS, check_image, open_image
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
-from aimonk_hf.data.near_duplicates import Pair, conflicts, find_duplicates, group_numbers, thumbnail
+from aimonk_hf.data.near_duplicates import Pair, Thumbnails, conflicts, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.judging.suspect_labels import Suggestion, find_fillable, find_suspects
 from aimonk_hf.model.devices import default_workers
@@ -80,7 +80,7 @@ def add_suspects(audited: Audit, scores: NDArray[np.floating[Any]], source: str)
     }
 
 
-def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str, Any], dict[int, str], list[NDArray[np.float32] | None]]:
+def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str, Any], dict[int, str], list[Thumbnails | None]]:
     with ThreadPoolExecutor(default_workers(1)) as pool:
         looked = list(
             tqdm(
@@ -106,7 +106,7 @@ def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str,
     return found, problems, [small for _, _, small in looked]
 
 
-def _look_at(path: Path) -> tuple[str | None, dict[str, str], NDArray[np.float32] | None]:
+def _look_at(path: Path) -> tuple[str | None, dict[str, str], Thumbnails | None]:
     """Return why a picture cannot be used, what is unusual about it, and its thumbnail."""
     reason = check_image(path)
     if reason is not None:

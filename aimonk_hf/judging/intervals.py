@@ -12,7 +12,8 @@ METRICS = ("auroc", "average_precision", "f1")
 LEVEL = 0.95
 # Below this many positives or negatives the resamples tell more about chance than about the model; there is no interval then.
 MIN_OF_EACH = 5
-_BLOCK = 128  # resamples at a time: with 10,000 images a block of weights (5 MB) stays in the processor's cache
+_BLOCK_BYTES = 5 << 20  # of weights: so many stay in the processor's cache
+_MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 128, 16  # resamples at a time
 
 
 def bootstrap_intervals(
@@ -52,9 +53,10 @@ def resample_metrics(
     rng = np.random.default_rng(seed)
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     columns = [_Ranking(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
+    size = int(np.clip(_BLOCK_BYTES // (4 * max(len(labels), 1)), _FEWEST_IN_BLOCK, _MOST_IN_BLOCK))
     blocks = []
-    for start in range(0, n_resamples, _BLOCK):
-        weights = _draw_weights(group_of, min(_BLOCK, n_resamples - start), rng)
+    for start in range(0, n_resamples, size):
+        weights = _draw_weights(group_of, min(size, n_resamples - start), rng)
         ranked = [column.metrics(weights) for column in columns]
         blocks.append(
             (

@@ -53,7 +53,7 @@ def backbone_features(architecture: str, paths: list[Path], pretrained: bool = T
         return values
 
     rows: list[NDArray[np.float32] | None] = []
-    stream = stream_logits(paths, transform.pixels, features_of, batch_size)
+    stream = stream_logits(paths, transform.pixels, features_of, batch_size, on_cpu=True)
     for _, features in tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None):
         rows.append(None if isinstance(features, ImageError) else features.numpy())
     width = next((len(row) for row in rows if row is not None), 0)

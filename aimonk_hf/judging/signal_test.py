@@ -82,7 +82,7 @@ def _ranks(labels: Floats, scores: Floats) -> tuple[Floats, list[NDArray[np.int6
     """Return mid-ranks among the observed rows [N, K] (NaN elsewhere), the rows of the rarer class, and whether that is the negatives."""
     from scipy.stats import rankdata
 
-    ranks = np.full(labels.shape, np.nan)
+    ranks = np.full(labels.shape, np.nan, order="F")  # an attribute's ranks side by side, where permutations pick from them
     minority: list[NDArray[np.int64]] = []
     mirrored = np.zeros(labels.shape[1], dtype=bool)
     for k in range(labels.shape[1]):

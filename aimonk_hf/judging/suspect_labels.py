@@ -129,25 +129,31 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     Rows of other images, other columns and empty cells are passed over: an image without scores has NaN. Raises `AimonkError` for a missing
     column and for values outside [0, 1].
     """
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise AimonkError(f"cannot read the scores {path}: {error.strerror or error}") from error
-    if not rows or (missing := [name for name in ("image", *attributes) if name not in rows[0]]):
-        raise AimonkError(f"{path} has no {'row' if not rows else 'column ' + missing[0]}: it must hold image and a score per attribute")
     row_of = {image: row for row, image in enumerate(images)}
     scores = np.full((len(images), len(attributes)), np.nan)
-    for number, one in enumerate(rows, start=2):
-        if one["image"] not in row_of:
-            continue
-        try:
-            scores[row_of[one["image"]]] = [float(one[name]) if one[name] else np.nan for name in attributes]
-        except (TypeError, ValueError):
-            raise AimonkError(f"{path}:{number}: a score is not a number") from None
+    some = False
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for number, one in enumerate(csv.DictReader(file), start=2):  # row by row: dicts of all rows would take gigabytes
+                if not some and (missing := [name for name in ("image", *attributes) if name not in one]):
+                    raise AimonkError(f"{path} has no column {missing[0]}: it must hold image and a score per attribute")
+                some = True
+                if one["image"] in row_of:
+                    scores[row_of[one["image"]]] = [_score_in(one[name], path, number) for name in attributes]
+    except OSError as error:
+        raise AimonkError(f"cannot read the scores {path}: {error.strerror or error}") from error
+    if not some:
+        raise AimonkError(f"{path} has no row: it must hold image and a score per attribute")
     if ((scores < 0) | (scores > 1)).any():
         raise AimonkError(f"{path}: scores must lie between 0 and 1")
     return scores
+
+
+def _score_in(cell: str | None, path: Path, number: int) -> float:
+    try:
+        return float(cell) if cell else np.nan
+    except (TypeError, ValueError):
+        raise AimonkError(f"{path}:{number}: a score is not a number") from None
 
 
 def cell_text(value: float) -> str:

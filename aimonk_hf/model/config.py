@@ -23,6 +23,7 @@ _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
 _LARGEST_SIDE = 8192  # pixels that a picture may be scaled to; a hundred megapixels would fill the memory
+_LARGEST_ARGUMENT = 100_000
 
 
 @dataclass
@@ -55,6 +56,7 @@ class AimonkConfig:
             raise AimonkError("model_args must not hold num_classes: it is the number of attributes")
         if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
+        _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +126,15 @@ def _check_attributes(attributes: Any) -> list[str]:
     if repeated := [name for name, count in Counter(attributes).items() if count > 1]:
         raise AimonkError(f"the attribute name {_short(repeated[0])} stands twice")
     return list(attributes)
+
+
+def _check_sizes(value: Any) -> None:
+    """Refuse whole numbers in the arguments, at any depth, that no network has as a depth or a width: lists of that length would be made."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_sizes(item)
+    elif isinstance(value, int) and abs(value) > _LARGEST_ARGUMENT:
+        raise AimonkError(f"model_args holds {_short(value)}: no network has numbers above {_LARGEST_ARGUMENT}")
 
 
 def _check_preprocessing(cfg: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.model.backbones import build_network, find_backbone, trim_pretrained_cfg
 from aimonk_hf.model.card import render_card
 from aimonk_hf.model.config import AimonkConfig
+from aimonk_hf.model.devices import keep_freed_memory
 from aimonk_hf.model.hub import download
 from aimonk_hf.model.inference import stream_logits
 from aimonk_hf.model.losses import masked_bce_with_logits
@@ -25,6 +26,7 @@ from aimonk_hf.model.persistence import (
     METRICS_FILE,
     MODEL_FILES,
     WEIGHTS_FILE,
+    built_for,
     check_state,
     load_weights,
     save_weights,
@@ -33,6 +35,8 @@ from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.model.processing import EvalTransform
 from aimonk_hf.model.thresholds import resolve_thresholds
 from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
+
+PRECISIONS = ("float32", "bf16")
 
 
 class AimonkOutput(NamedTuple):
@@ -105,12 +109,16 @@ class AimonkModel(nn.Module):
         return AimonkOutput(logits, None if labels is None else masked_bce_with_logits(logits, labels))
 
     @torch.inference_mode()
-    def logits_of_pixels(self, pixels: Tensor, tta: bool = False) -> Tensor:
+    def logits_of_pixels(self, pixels: Tensor, tta: bool = False, precision: str = "float32") -> Tensor:
         """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` averages them with those of the mirrored pixels."""
-        values = self.transform.normalize(pixels.to(self.device, non_blocking=True))
-        logits = self.timm_model(values).float()
-        if tta:
-            logits = (logits + self.timm_model(values.flip(-1)).float()) / 2
+        device = self.device
+        values = self.transform.normalize(pixels.to(device, non_blocking=True))
+        if device.type == "cpu":
+            values = values.contiguous(memory_format=torch.channels_last)  # oneDNN's own order: 13 instead of 16 ms of one core a picture
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = self.timm_model(values).float()
+            if tta:
+                logits = (logits + self.timm_model(values.flip(-1)).float()) / 2
         return logits.cpu()
 
     def stream(
@@ -120,19 +128,38 @@ class AimonkModel(nn.Module):
         batch_size: int = 32,
         tta: bool = False,
         workers: int | None = None,
+        precision: str = "float32",
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
-        """Yield each image with its prediction, or with the error that names why there is none; any number of images, bounded memory."""
+        """Yield each image with its prediction, or with the error that names why there is none; any number of images, bounded memory.
+
+        `precision` "bf16" is faster where the machine computes in it, and changes scores in the third decimal.
+        """
+        if precision not in PRECISIONS:
+            raise AimonkError(f"precision must be {' or '.join(PRECISIONS)}, found {precision!r}")
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
-        return self._stream(images, resolved, batch_size, tta, workers)
+        return self._stream(images, resolved, batch_size, tta, workers, precision)
 
     def _stream(
-        self, images: Iterable[ImageSource], thresholds: dict[str, float], batch_size: int, tta: bool, workers: int | None
+        self,
+        images: Iterable[ImageSource],
+        thresholds: dict[str, float],
+        batch_size: int,
+        tta: bool,
+        workers: int | None,
+        precision: str,
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
-        was_training = self.training
+        was_training, on_cpu = self.training, self.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         self.eval()
         try:
             for source, logits in stream_logits(
-                images, self.transform.pixels, lambda pixels: self.logits_of_pixels(pixels, tta), batch_size, workers
+                images,
+                self.transform.pixels,
+                lambda pixels: self.logits_of_pixels(pixels, tta, precision),
+                batch_size,
+                workers,
+                on_cpu=on_cpu,
             ):
                 if isinstance(logits, ImageError):
                     yield source, logits
@@ -149,6 +176,7 @@ class AimonkModel(nn.Module):
         batch_size: int = 32,
         on_error: str = "raise",
         tta: bool = False,
+        precision: str = "float32",
     ) -> Any:
         """Return the `Prediction` of one image (path, PIL image, array [H, W, 3] uint8, or bytes), or a list of them for a list.
 
@@ -159,7 +187,7 @@ class AimonkModel(nn.Module):
             raise AimonkError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
         many = isinstance(images, list | tuple)
         predictions: list[Prediction | None] = []
-        for source, prediction in self.stream(images if many else [images], thresholds, batch_size, tta):
+        for source, prediction in self.stream(images if many else [images], thresholds, batch_size, tta, precision=precision):
             if not isinstance(prediction, ImageError):
                 prediction.source = source  # the caller's own picture; a stream keeps none, so that its memory stays bounded
                 predictions.append(prediction)
@@ -226,7 +254,8 @@ class AimonkModel(nn.Module):
             raise AimonkError(f"{folder / CONFIG_FILE}: {error}") from error
         state = load_weights(folder / WEIGHTS_FILE, values)
         config.extra.pop(FINGERPRINT, None)  # each save writes its own, in the same place, so that an unchanged model makes equal files
-        model = cls(config)
+        with built_for(state, folder / WEIGHTS_FILE):
+            model = cls(config)
         check_state(model.timm_model, state, folder / WEIGHTS_FILE)
         model.timm_model.load_state_dict(state)
         if (folder / METRICS_FILE).is_file():

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from aimonk_hf.errors import AimonkError, near_names
 
@@ -53,6 +58,44 @@ def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
             raise AimonkError(f"{path}: {name} has shape {list(state[name].shape)}, the architecture wants {list(tensor.shape)}")
         if state[name].is_floating_point() != tensor.is_floating_point():
             raise AimonkError(f"{path}: {name} holds {state[name].dtype}, the architecture wants {tensor.dtype}")
+
+
+@contextmanager
+def built_for(state: dict[str, Tensor], path: Path) -> Iterator[None]:
+    """Let a network be built here whose parameters the tensors of `path` replace afterwards: they are not drawn at random.
+
+    An architecture that holds far more than these tensors raises `AimonkError` before its memory is touched.
+    """
+    room = 2 * sum(tensor.numel() for tensor in state.values()) + 1_000_000  # some networks build parts that they then leave out
+    thread = threading.get_ident()  # torch's hook is everybody's
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal room
+        if parameter is not None and threading.get_ident() == thread:
+            room -= parameter.numel()
+            if room < 0:
+                raise AimonkError(f"{path} holds far fewer numbers than the architecture in {CONFIG_FILE} beside it wants")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        with _NothingDrawn():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """While entered, in-place operations on parameters, which is what initialising them is made of, do nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in _INITIALISING:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_INITIALISING = frozenset(("normal_", "uniform_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_"))
 
 
 def _sort_metadata(path: Path) -> None:

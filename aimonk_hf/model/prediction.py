@@ -27,7 +27,7 @@ class Prediction:
     def __str__(self) -> str:
         from aimonk_hf.data.images import shown_name
 
-        present = self.attributes
+        present = dict.fromkeys(self.attributes)
         width = max(len("attribute"), *map(len, self.scores))
         lines = [shown_name(self.image)] if self.image else []
         lines.append(f"  {'attribute':{width}}  {'':7}  score  threshold")

@@ -20,14 +20,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `folder/step-N` whole and remove all but the last two, and what a killed writer left."""
     tensors: dict[str, Tensor] = {}
     plain = _pack(state, tensors)
-    with staged_folder(folder / f"step-{step:08d}") as stage:
-        try:
+    try:
+        with staged_folder(folder / f"step-{step:08d}") as stage:
             save_file(tensors, stage / _TENSORS)
-        except SafetensorError as error:  # its writer's own word for a full disk and the like
-            kept = last_checkpoint(folder)
-            last = f"the last good one is {kept.name}" if kept else "there is none before it"
-            raise AimonkError(f"cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
-        write_json(stage / _STATE, plain)
+            write_json(stage / _STATE, plain)
+    except (AimonkError, SafetensorError) as error:  # the latter is safetensors' own word for a full disk and the like
+        kept = last_checkpoint(folder)
+        last = f"the last good one is {kept.name}" if kept else "there is none before it"
+        raise AimonkError(f"cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
     for old in [*_checkpoints(folder)[:-_KEPT], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(old, ignore_errors=True)
 

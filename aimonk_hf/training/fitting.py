@@ -4,8 +4,10 @@ import time
 from contextlib import closing
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.errors import LossNotFinite
+from aimonk_hf.errors import AimonkError, LossNotFinite
 from aimonk_hf.judging.console import duration, figure
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
@@ -74,6 +76,8 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
 
 def _resume(trainer: Trainer, run: RunFolder) -> None:
     state = load_checkpoint(run.checkpoints)
+    if len(set(gather_object([state and state["step"]]))) > 1:
+        raise AimonkError(f"the processes found different checkpoints in {run.checkpoints}: all machines must share the output folder")
     if state is None:
         trainer.accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
         return

@@ -67,10 +67,13 @@ class RunFolder:
         """Create the folder; what --overwrite replaces is removed."""
         make_folder(self.path)
         if not self.config.resume:
-            for folder in (self.checkpoints, self.folds):
-                shutil.rmtree(folder, ignore_errors=True)
-            for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
-                (self.path / name).unlink(missing_ok=True)
+            try:
+                for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
+                    (self.path / name).unlink(missing_ok=True)
+                for folder in filter(Path.is_dir, (self.checkpoints, self.folds)):
+                    shutil.rmtree(folder)
+            except OSError as error:
+                raise AimonkError(f"cannot remove {error.filename}: {error.strerror}") from error
         make_folder(self.checkpoints)
 
     def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:

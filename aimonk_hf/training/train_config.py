@@ -112,7 +112,7 @@ class TrainConfig:
 
     num_workers: int | None = _setting("processes that read images; by default as many as the processor has cores, at most 8", None)
     image_cache: bool = _setting("keep decoded, resized images on disk, so that later epochs and runs decode nothing", True)
-    mixed_precision: str = _setting("auto is bf16 where the processor or GPU computes in it", "auto", PRECISIONS)
+    mixed_precision: str = _setting("auto is bf16 where GPU or processor are faster in it", "auto", PRECISIONS)
     channels_last: bool = _setting("memory format of the images; faster for convolutions", True)
     log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...", None)
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")

@@ -22,6 +22,7 @@ from aimonk_hf.model.losses import positive_weights, smooth_labels
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights, train_loader
+from aimonk_hf.training.depthwise import DepthwiseGradients
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
 from aimonk_hf.training.epoch_sums import EpochSums
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
@@ -224,7 +225,8 @@ class Trainer:
             if mix is not None:
                 inputs = mix.pixels(inputs)
             inputs = inputs.contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.network(inputs)
+        with DepthwiseGradients():
+            logits: Tensor = self.network(inputs)
         return logits
 
     def _note_lost(self, passes: list[Batch]) -> None:

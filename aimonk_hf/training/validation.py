@@ -38,7 +38,9 @@ def gather_logits(
             return network(values).float()
 
     paths = dataset.paths
-    stream = stream_logits((paths[row] for row in own), transform.pixels, score, batch_size, cache=cache)
+    stream = stream_logits(
+        (paths[row] for row in own), transform.pixels, score, batch_size, cache=cache, on_cpu=accelerator.device.type == "cpu"
+    )
     for row, (_, logits) in zip(own, stream, strict=True):
         table[row] = torch.nan if isinstance(logits, ImageError) else logits
     gathered: Tensor = accelerator.reduce(table, "sum")

@@ -1,0 +1,488 @@
+"""Prediction beside its limits and beside transformers: a folder of pictures, one picture, and a fresh process up to its first answer.
+
+    python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts folder,latency,start]
+        [--batch-size 32] [--layout nchw] [--workers N] [--variants] [--json FILE]
+
+Without --model a mobilenetv2_100 with random weights is read: speed does not depend on the weights, but the score changes in bf16 do, so name
+a trained model for those. Without --images drawn photographs are read (600 x 800 pixels, about 100 kB). Every contestant of the folder part
+has a process of its own and takes its turn in every round, while the others wait; so do the fresh processes. Medians over rounds are shown,
+and the ratio is taken within each round. --batch-size and --layout are those of the bare forward passes and of the bf16 stream, not of
+`model.stream` (which chooses its layout itself) and the pipeline (always 32); --variants lets other settings of the stream take part.
+All exact readers must agree within 1e-4 in every score.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from decode_cache import draw_pictures
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-4
+PARTS = ("folder", "latency", "start")
+OURS, PIPELINE, BARE = "aimonk_hf, model.stream", "transformers pipeline", "bare forward"
+Scores = np.ndarray[Any, np.dtype[np.float64]]
+Score = Callable[[], Scores]  # scores all pictures once: [N, K]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way of scoring a folder: "library", "stream", "threads", "bare" or "pipeline", with what the last four leave open."""
+
+    name: str
+    way: str
+    batch_size: int = 32
+    layout: str = "nchw"
+    precision: str = "float32"
+    keep_memory: bool = False
+    workers: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether its scores must be those of the others."""
+        return self.precision == "float32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="model folder; without it random weights")
+    parser.add_argument("--architecture", default="mobilenetv2_100", help="timm name of the random network")
+    parser.add_argument("--images", type=Path, help="folder of pictures; without it drawn ones")
+    parser.add_argument("--count", type=int, default=256, help="pictures that are read at most")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--layout", choices=("nchw", "channels_last"), default="nchw")
+    parser.add_argument("--workers", type=int, help="threads that decode; by default the library's choice")
+    parser.add_argument("--variants", action="store_true", help="let other settings of the stream take part")
+    parser.add_argument("--repeats", type=int, default=20, help="predictions of one picture in each round")
+    parser.add_argument(
+        "--start-method", choices=("spawn", "fork"), default="spawn", help="fork starts sooner, for a trial; times share memory"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}: name some of {','.join(PARTS)}")
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
+    found: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(options).items()}}
+    with tempfile.TemporaryDirectory() as temporary:
+        model = options.model or write_model(Path(temporary) / "model", options.architecture)
+        paths = find_pictures(options.images, options.count) or draw(Path(temporary) / "pictures", options.count)
+        measures = {"folder": measure_folder, "latency": measure_latency, "start": measure_start}
+        for part in parts:
+            found[part] = measures[part](model, paths, options)
+            print()
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def write_model(folder: Path, architecture: str) -> Path:
+    import torch
+
+    from aimonk_hf import AimonkModel
+
+    torch.manual_seed(0)
+    model = AimonkModel.from_timm(architecture, ["sleeves", "stripes", "collar", "belt"], pretrained=False)
+    torch.nn.init.normal_(model.timm_model.get_classifier().weight, std=0.02)  # scores between 0 and 1, not at them
+    model.save_pretrained(folder)
+    return folder
+
+
+def find_pictures(folder: Path | None, count: int) -> list[Path]:
+    from aimonk_hf.model.predict_files import list_images
+
+    return list_images([folder])[:count] if folder else []
+
+
+def draw(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    return draw_pictures(folder, count)
+
+
+# A folder of pictures
+
+
+def measure_folder(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    contestants = choose_contestants(options)
+    context = multiprocessing.get_context(options.start_method)
+    ends, processes = {}, {}
+    rates: dict[str, list[float]] = {}
+    scores: dict[str, Scores] = {}
+    for one in contestants:
+        ends[one.name], theirs = context.Pipe()
+        processes[one.name] = context.Process(target=serve, args=(one, theirs, model, paths), daemon=True)
+        processes[one.name].start()
+        theirs.close()  # so that its death ends our waiting
+        _, scores[one.name] = ask(ends[one.name], one.name)  # also warms it up
+        rates[one.name] = []
+    for _ in range(options.rounds):
+        for name, end in ends.items():
+            rate, _ = ask(end, name)
+            rates[name].append(rate)
+    for name, end in ends.items():
+        end.send(False)
+        processes[name].join()
+    rows = [describe(one, rates, scores) for one in contestants]
+    print_folder(rows, len(paths), options.rounds)
+    if wrong := [row["name"] for row in rows if row["exact"] and row["largest_change"] > TOLERANCE]:
+        raise SystemExit(f"these scores differ by more than {TOLERANCE} from those of {OURS}: {', '.join(wrong)}")
+    return {"n_images": len(paths), "contestants": rows}
+
+
+def choose_contestants(options: argparse.Namespace) -> list[Contestant]:
+    size, layout, workers = options.batch_size, options.layout, options.workers
+    chosen = [
+        Contestant(OURS, "library", size, workers=workers),
+        Contestant(BARE, "bare", size, layout),
+        Contestant(PIPELINE, "pipeline"),
+        Contestant("aimonk_hf, bf16 stream", "stream", size, "channels_last", "bf16", workers=workers),
+        Contestant("bare forward, bf16", "bare", size, "channels_last", "bf16"),
+    ]
+    if options.variants:
+        for keep in (False, True):
+            note = ", memory kept" * keep
+            chosen += [
+                Contestant(f"stream, {one} of {size}{note}", "stream", size, one, keep_memory=keep, workers=workers)
+                for one in ("nchw", "channels_last")
+            ]
+            chosen += [
+                Contestant(f"threads, {one} of {n}{note}", "threads", n, one, keep_memory=keep, workers=workers)
+                for one, n in (("nchw", 8), ("channels_last", 4), ("channels_last", 8), ("channels_last", 16))
+            ]
+        chosen += [
+            Contestant("bare forward, channels_last of 8, memory kept", "bare", 8, "channels_last", keep_memory=True),
+            Contestant("threads, bf16, channels_last of 8, memory kept", "threads", 8, "channels_last", "bf16", True, workers),
+        ]
+    return chosen
+
+
+def ask(end: Connection, name: str) -> tuple[float, Scores]:
+    end.send(True)
+    try:
+        answer: tuple[float, Scores] = end.recv()
+    except EOFError:
+        raise SystemExit(f"the contestant {name!r} has ended: its own message says why") from None
+    return answer
+
+
+def serve(one: Contestant, pipe: Connection, model: Path, paths: list[Path]) -> None:
+    """In a process of its own: score all pictures as often as asked, and send pictures a second and the scores [N, K]."""
+    score = WAYS[one.way](one, model, paths)
+    while pipe.recv():
+        start = time.perf_counter()
+        scores = score()
+        pipe.send((len(paths) / (time.perf_counter() - start), scores))
+
+
+def library(one: Contestant, folder: Path, paths: list[Path]) -> Score:
+    """`model.stream` as a user calls it."""
+    from aimonk_hf import AimonkModel
+    from aimonk_hf.errors import ImageError
+
+    model = AimonkModel.from_pretrained(folder)
+
+    def score() -> Scores:
+        rows = []
+        for path, prediction in model.stream(paths, batch_size=one.batch_size, workers=one.workers):
+            if isinstance(prediction, ImageError):
+                raise SystemExit(f"{path!s}: {prediction}")
+            rows.append(list(prediction.scores.values()))
+        return np.array(rows)
+
+    return score
+
+
+def stream(one: Contestant, folder: Path, paths: list[Path]) -> Score:
+    """The library's stream with another layout or number format."""
+    import torch
+
+    from aimonk_hf.errors import ImageError
+    from aimonk_hf.model.inference import stream_logits
+
+    prepare, network = load(one, folder)
+
+    def score() -> Scores:
+        rows = []
+        for path, logits in stream_logits(paths, prepare, network, one.batch_size, one.workers):
+            if isinstance(logits, ImageError):
+                raise SystemExit(f"{path}: {logits}")
+            rows.append(logits)
+        return torch.stack(rows).double().sigmoid().numpy()
+
+    return score
+
+
+def threads(one: Contestant, folder: Path, paths: list[Path]) -> Score:
+    """Small batches, each decoded and computed by one thread; torch shares no operation among cores."""
+    import torch
+
+    from aimonk_hf.data.images import read_image
+
+    prepare, network = load(one, folder)
+    workers = one.workers or min(8, os.cpu_count() or 1)
+    batches = [paths[first : first + one.batch_size] for first in range(0, len(paths), one.batch_size)]
+
+    def score_batch(batch: list[Path]) -> "torch.Tensor":
+        return network(torch.stack([prepare(read_image(path)) for path in batch]))
+
+    def score() -> Scores:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(score_batch, batches))).double().sigmoid().numpy()
+
+    return score
+
+
+def bare(one: Contestant, folder: Path, paths: list[Path]) -> Score:
+    """The network alone, its batches of pixels in memory: what no end-to-end prediction with the same settings can pass."""
+    import torch
+
+    from aimonk_hf.data.images import read_image
+
+    prepare, network = load(one, folder)
+    pixels = torch.stack([prepare(read_image(path)) for path in paths])
+    batches = pixels.split(one.batch_size)
+    return lambda: torch.cat([network(batch) for batch in batches]).double().sigmoid().numpy()
+
+
+def pipeline(one: Contestant, folder: Path, paths: list[Path]) -> Score:
+    """transformers' pipeline over the same files, in batches of 32."""
+    from transformers import pipeline as build
+
+    from aimonk_hf.storage import read_json
+
+    names = read_json(folder / "config.json")["label_names"]
+    classify = build("image-classification", str(folder), top_k=1000, batch_size=one.batch_size)
+    files = list(map(str, paths))
+
+    def score() -> Scores:
+        answers = [{row["label"]: row["score"] for row in answer} for answer in classify(files)]
+        return np.array([[answer[name] for name in names] for answer in answers])
+
+    return score
+
+
+WAYS: dict[str, Callable[[Contestant, Path, list[Path]], Score]] = {
+    "library": library,
+    "stream": stream,
+    "threads": threads,
+    "bare": bare,
+    "pipeline": pipeline,
+}
+
+
+def load(one: Contestant, folder: Path) -> tuple[Callable[..., "torch.Tensor"], Callable[["torch.Tensor"], "torch.Tensor"]]:
+    """Return what turns a picture into pixels, and pixels uint8 [N, 3, H, W] into logits [N, K] by the contestant's settings."""
+    import torch
+
+    from aimonk_hf import AimonkModel
+    from aimonk_hf.model.devices import keep_freed_memory
+
+    if one.keep_memory:
+        keep_freed_memory()
+    model = AimonkModel.from_pretrained(folder)
+    layout = torch.channels_last if one.layout == "channels_last" else torch.contiguous_format
+    model.timm_model.to(memory_format=layout)
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=one.precision == "bf16"):
+            values = model.transform.normalize(pixels).contiguous(memory_format=layout)
+            logits: torch.Tensor = model.timm_model(values).float()
+            return logits
+
+    return model.transform.pixels, network
+
+
+def describe(one: Contestant, rates: dict[str, list[float]], scores: dict[str, Scores]) -> dict[str, Any]:
+    change = np.abs(scores[one.name] - scores[OURS])
+    own = rates[one.name]
+
+    def ratio(other: str) -> float:
+        return statistics.median(mine / theirs for mine, theirs in zip(own, rates[other], strict=True))
+
+    return {
+        "name": one.name,
+        "exact": one.exact,
+        "images_per_second": statistics.median(own),
+        "ratio_to_bare": ratio(BARE),
+        "ratio_to_pipeline": ratio(PIPELINE),
+        "largest_change": float(change.max()),
+        "mean_change": float(change.mean()),
+        "rounds": own,
+    }
+
+
+def print_folder(rows: list[dict[str, Any]], n_images: int, rounds: int) -> None:
+    from aimonk_hf.judging.console import table
+
+    header = ["", "images/s", "range", "to the bare forward", "to the pipeline", "largest score change", "mean"]
+    cells = [
+        [
+            row["name"],
+            f"{row['images_per_second']:.1f}",
+            f"{min(row['rounds']):.1f}-{max(row['rounds']):.1f}",
+            f"{row['ratio_to_bare']:.2f}x",
+            f"{row['ratio_to_pipeline']:.2f}x",
+            f"{row['largest_change']:.1e}",
+            f"{row['mean_change']:.1e}",
+        ]
+        for row in rows
+    ]
+    print(f"a folder of {n_images} pictures, {rounds} rounds (wanted: {OURS} 0.90x of the bare forward, 3.00x of the pipeline)")
+    print(table(header, cells))
+
+
+# One picture
+
+
+def measure_latency(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    """`model.predict(path)` and the same by hand take turns in this process."""
+    from aimonk_hf import AimonkModel
+
+    ours = AimonkModel.from_pretrained(model)
+    by_hand = timm_by_hand(model)
+    own_scores, other_scores = list(ours.predict(paths[0]).scores.values()), by_hand(paths[0])
+    change = float(np.abs(np.array(own_scores) - other_scores).max())
+    if change > TOLERANCE:
+        raise SystemExit(f"model.predict and timm by hand differ by {change:.1e} in a score")
+    times: dict[str, list[list[float]]] = {"model.predict": [], "by hand": []}
+    for _ in range(options.rounds):
+        for own in times.values():
+            own.append([])
+        for number in range(options.repeats):
+            path = paths[number % len(paths)]
+            times["model.predict"][-1].append(seconds(partial(ours.predict, path)))
+            times["by hand"][-1].append(seconds(partial(by_hand, path)))
+    medians = {name: [statistics.median(each) for each in rounds] for name, rounds in times.items()}
+    late = {name: float(np.quantile(np.concatenate(rounds), 0.95)) for name, rounds in times.items()}
+    ratio = statistics.median(own / other for own, other in zip(medians["model.predict"], medians["by hand"], strict=True))
+    rows: list[dict[str, Any]] = [
+        {"name": name, "median_ms": 1000 * statistics.median(medians[name]), "p95_ms": 1000 * late[name], "rounds": medians[name]}
+        for name in times
+    ]
+    from aimonk_hf.judging.console import table
+
+    print(f"one picture, {options.rounds} rounds of {options.repeats} (wanted: 1.15x)")
+    print(table(["", "median", "p95"], [[row["name"], f"{row['median_ms']:.1f} ms", f"{row['p95_ms']:.1f} ms"] for row in rows]))
+    print(f"model.predict takes {ratio:.2f}x as long as by hand; largest score change {change:.1e}")
+    return {"contestants": rows, "ratio": ratio, "largest_change": change}
+
+
+def timm_by_hand(folder: Path) -> Callable[[Path], Scores]:
+    """The lines that a user of timm writes: its transform and its network, one picture at a time."""
+    import timm
+    import torch
+    from PIL import Image
+
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+
+    def score(path: Path) -> Scores:
+        with torch.inference_mode(), Image.open(path) as picture:
+            values: Scores = network(transform(picture.convert("RGB"))[None])[0].double().sigmoid().numpy()
+        return values
+
+    return score
+
+
+def seconds(act: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+# A fresh process
+
+PIPELINE_SCRIPT = """
+import sys
+from transformers import pipeline
+print(pipeline("image-classification", sys.argv[2], top_k=1000)(sys.argv[1]))
+"""
+TIMM_SCRIPT = """
+import sys
+import timm, torch
+from PIL import Image
+network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+with torch.inference_mode():
+    print(network(transform(Image.open(sys.argv[1]).convert("RGB"))[None]).sigmoid())
+"""
+
+
+def start_commands(model: str, picture: str) -> dict[str, list[str]]:
+    return {
+        "aimonk-hf predict": ["-m", "aimonk_hf", "predict", picture, "--model", model],
+        PIPELINE: ["-c", PIPELINE_SCRIPT, picture, model],
+        "timm by hand": ["-c", TIMM_SCRIPT, picture, model],
+        "import aimonk_hf": ["-c", "import aimonk_hf"],
+        "python -c pass": ["-c", "pass"],
+    }
+
+
+def measure_start(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Time whole processes, from their start to their end; an answer is printed on the way."""
+    python = sys.executable
+    commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(paths[0])).items()}
+    for command in commands.values():
+        run(command)  # brings the files into memory
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(options.rounds):
+        for name, command in commands.items():
+            times[name].append(seconds(partial(run, command)))
+    ratio = statistics.median(own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True))
+    added = statistics.median(own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True))
+    imported = import_seconds(python, options.rounds)
+    from aimonk_hf.judging.console import table
+
+    print(f"a fresh process, {options.rounds} rounds (wanted: 0.75x of the pipeline, 0.050 s for the import)")
+    print(
+        table(["", "seconds", "range"], [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()])
+    )
+    print(f"aimonk-hf predict takes {ratio:.2f}x as long as the pipeline")
+    print(f"import aimonk_hf adds {added:.3f} s to an empty process; python -X importtime says {imported:.3f} s")
+    return {"seconds": times, "ratio_to_pipeline": ratio, "import_seconds": added, "importtime_seconds": imported}
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
+    return done.stderr
+
+
+def import_seconds(python: str, rounds: int) -> float:
+    """Return the median of what `python -X importtime` says of `import aimonk_hf`, with all that it imports."""
+    return statistics.median(
+        cumulative / 1e6
+        for _ in range(rounds)
+        for name, cumulative in import_times(run([python, "-X", "importtime", "-c", "import aimonk_hf"]))
+        if name == "aimonk_hf"
+    )
+
+
+def import_times(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each module with its microseconds, those of its own imports included."""
+    for line in text.splitlines():
+        cells = line.removeprefix("import time:").split("|")
+        if len(cells) == 3 and cells[1].strip().isdigit():
+            yield cells[2].strip(), int(cells[1])
+
+
+if __name__ == "__main__":
+    main()

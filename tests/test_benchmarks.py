@@ -1,0 +1,169 @@
+"""The benchmarks of prediction and of scale at their smallest: they run, print their table and write their JSON. No time is asserted."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from aimonk_hf.model.modeling import AimonkModel
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
+    monkeypatch.setattr(sys, "argv", [benchmark.__file__, *map(str, flags)])
+    benchmark.main()
+
+
+@pytest.fixture
+def model(tiny_model: AimonkModel, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_prediction_of_a_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import pipeline  # noqa: F401 - before the contestants are forked, so that they need not read it
+
+    speed = load("prediction_speed", monkeypatch)
+    some = speed.choose_contestants(argparse.Namespace(batch_size=2, layout="nchw", workers=2, variants=False))
+    some.append(speed.Contestant("threads", "threads", 1, "channels_last", keep_memory=True))
+    monkeypatch.setattr(speed, "choose_contestants", lambda options: some)
+    flags = ["--model", model, "--parts", "folder", "--count", 3, "--rounds", 1, "--start-method", "fork"]
+    run(speed, monkeypatch, *flags, "--json", tmp_path / "found.json")
+    printed = capfd.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())["folder"]
+    assert found["n_images"] == 3
+    rows = {row["name"]: row for row in found["contestants"]}
+    assert {speed.OURS, speed.BARE, speed.PIPELINE, "threads"} < set(rows)
+    assert all(name in printed for name in rows)
+    assert all(row["images_per_second"] > 0 and len(row["rounds"]) == 1 for row in rows.values())
+    assert all(row["largest_change"] <= speed.TOLERANCE for row in rows.values() if row["exact"])
+    assert 0 < rows["aimonk_hf, bf16 stream"]["largest_change"] < 0.05  # other scores, but not wrong ones
+    assert rows[speed.BARE]["ratio_to_bare"] == 1
+
+
+def test_scores_that_differ_end_the_benchmark(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("prediction_speed", monkeypatch)
+    right = speed.WAYS["bare"]
+
+    def wrong(*arguments: object) -> object:
+        score = right(*arguments)
+        return lambda: score() + 2 * speed.TOLERANCE
+
+    monkeypatch.setitem(speed.WAYS, "bare", wrong)
+    contestants = [
+        speed.Contestant(speed.OURS, "library"),
+        speed.Contestant(speed.BARE, "bare"),
+        speed.Contestant(speed.PIPELINE, "stream"),
+    ]
+    monkeypatch.setattr(speed, "choose_contestants", lambda options: contestants)
+    with pytest.raises(SystemExit, match=speed.BARE):
+        run(speed, monkeypatch, "--model", model, "--parts", "folder", "--count", 2, "--rounds", 1, "--start-method", "fork")
+
+
+def test_latency_and_start(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    speed = load("prediction_speed", monkeypatch)
+    commands = speed.start_commands
+    quick = lambda *given: {name: ["-c", "import aimonk_hf"] for name in commands(*given)}  # noqa: E731
+    monkeypatch.setattr(speed, "start_commands", quick)  # the real ones take half a minute: the next test reads them
+    flags = ["--model", model, "--parts", "latency,start", "--count", 2, "--rounds", 2, "--repeats", 2]
+    run(speed, monkeypatch, *flags, "--json", tmp_path / "found.json")
+    printed = capfd.readouterr().out
+    assert "model.predict takes" in printed
+    assert "import aimonk_hf adds" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["latency"]["ratio"] > 0
+    assert found["latency"]["largest_change"] <= speed.TOLERANCE
+    assert all(len(times) == 2 for times in found["start"]["seconds"].values())
+    assert found["start"]["importtime_seconds"] > 0
+
+
+def test_scripts_of_fresh_processes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    speed = load("prediction_speed", monkeypatch)
+    (picture,) = speed.draw(tmp_path / "pictures", 1)
+    wanted = AimonkModel.from_pretrained(model).predict(picture).scores
+    commands = speed.start_commands(str(model), str(picture))
+    for name in (speed.PIPELINE, "timm by hand"):
+        flag, script, *rest = commands[name]
+        assert flag == "-c"
+        monkeypatch.setattr(sys, "argv", ["-c", *rest])
+        exec(script, {})
+        printed = capfd.readouterr().out
+        assert all(f"{score:.3f}"[:-1] in printed for score in wanted.values()), name
+
+
+def test_names_of_contestants_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("prediction_speed", monkeypatch)
+    names = [one.name for one in speed.choose_contestants(argparse.Namespace(batch_size=32, layout="nchw", workers=None, variants=True))]
+    assert len(set(names)) == len(names) > 10
+
+
+def test_import_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load("prediction_speed", monkeypatch)
+    text = "import time: self [us] | cumulative | imported package\nimport time:       120 |        450 |   aimonk_hf\nother\n"
+    assert list(speed.import_times(text)) == [("aimonk_hf", 450)]
+
+
+def test_scale_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    scale = load("scale", monkeypatch)
+    flags = ["--sizes", "10,20", "--attributes", 3, "--parts", "labels.csv", "--json", tmp_path / "found.json"]
+    run(scale, monkeypatch, *flags)
+    assert "labels.csv" in capfd.readouterr().out
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["part"], row["images"]) for row in rows] == [("labels.csv", 10), ("labels.csv", 20)]
+    assert rows[0]["growth"] == 1
+    assert all(row["seconds"] > 0 and row["megabytes"] >= 0 for row in rows)
+
+
+def test_every_part_of_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = load("scale", monkeypatch)
+    monkeypatch.setattr(scale, "MOST_REPEATS", 1)
+    monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache"))
+    scale.write_data(tmp_path, 60, 3)
+    rows = [{"part": name, "images": 60} | scale.time_part(part, tmp_path, 60, 3) for name, part in scale.PARTS.items()]
+    scale.add_growth(rows)
+    assert all(name in scale.report(rows) for name in scale.PARTS)
+
+
+def test_growth_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = load("scale", monkeypatch)
+    rows = [
+        {"part": part, "images": images, "seconds": seconds, "megabytes": 1.0}
+        for part, images, seconds in (
+            ("even", 10, 1.0),
+            ("even", 100, 10.0),
+            ("square", 10, 1.0),
+            ("square", 100, 100.0),
+            ("square", 1000, None),
+        )
+    ]
+    scale.add_growth(rows)
+    assert [row["grows"] for row in rows] == [False, False, False, True, True]
+    assert rows[3]["growth"] == pytest.approx(10)
+    table = scale.report(rows)
+    assert table.count("grows") == 1
+    assert "given up" in table
+
+
+def test_data_of_scale_has_copies_and_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.dataset import duplicate_groups
+
+    scale = load("scale", monkeypatch)
+    scale.write_data(tmp_path, 100, 4)
+    dataset = AttributeDataset.from_folder(tmp_path)
+    np.testing.assert_array_equal(dataset.labels.values, scale.draw_labels(100, 4))
+    assert np.isnan(dataset.labels.values).any()
+    assert len(np.unique(duplicate_groups(dataset.paths))) == 98

@@ -1,0 +1,44 @@
+"""Number formats by what the processor is, and failures of the machine in one line."""
+
+import pytest
+import torch
+
+from aimonk_hf import TrainConfig, train
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.model.devices import default_workers, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("processor", "precision"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "no"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "no"),
+        ({"architecture": "aarch64", "bf16": True}, "bf16"),
+        ({}, "no"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_gains_by_it(processor: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert resolve_precision("auto", CPU) == precision
+    assert resolve_precision("bf16", CPU) == "bf16"
+
+
+def test_readers_are_shared_among_the_processes_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert (default_workers(1), default_workers(8), default_workers(64)) == (8, 2, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of 8 on two machines
+    assert default_workers(8) == 4
+
+
+def test_a_batch_of_one_without_room_for_batch_norm_is_explained(sample, tmp_path) -> None:
+    config = TrainConfig(
+        str(sample),
+        str(tmp_path / "out"),
+        **{"recipe": "demo", "architecture": "efficientvit_m0", "batch_size": 1, "image_size": 32, "num_workers": 0},
+    )
+    with pytest.raises(AimonkError, match="batch norm needs more than one value per channel: use a --batch-size above 1"):
+        train(config)
