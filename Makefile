@@ -31,10 +31,16 @@ check: .venv/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tables of ratios. CLOTHING=FOLDER BACKBONE=local-dir:FOLDER also runs the race to the plain loop's mAP (about an hour on two cores).
 bench: .venv/dev-installed
+	$(BIN)/pip install --quiet -e '.[bench]'
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/prediction_speed.py
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/decode_cache.py
 	$(BIN)/python benchmarks/app_load.py
+	$(if $(CLOTHING),$(BIN)/python benchmarks/race.py --data-dir $(CLOTHING) --architecture $(BACKBONE))
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

@@ -1,14 +1,12 @@
-"""Prediction beside its limits and beside transformers: a folder of pictures, one picture, and a fresh process up to its first answer.
+"""Prediction beside its limits and beside transformers: a folder of pictures, and one picture.
 
-    python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts folder,latency,start]
-        [--batch-size 32] [--layout nchw] [--workers N] [--variants] [--json FILE]
+    python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts folder,latency] [--json FILE]
 
 Without --model a mobilenetv2_100 with random weights is read: speed does not depend on the weights, but the score changes in bf16 do, so name
 a trained model for those. Without --images drawn photographs are read (600 x 800 pixels, about 100 kB). Every contestant of the folder part
-has a process of its own and takes its turn in every round, while the others wait; so do the fresh processes. Medians over rounds are shown,
-and the ratio is taken within each round. --batch-size and --layout are those of the bare forward passes and of the bf16 stream, not of
-`model.stream` (which chooses its layout itself) and the pipeline (always 32); --variants lets other settings of the stream take part.
-All exact readers must agree within 1e-4 in every score.
+has a process of its own and takes its turn in every round, while the others wait. Medians over rounds are shown, and ratios are taken within
+each round. "bare forward" has its pixels in memory and computes batches of 32 as a script does; "as ours computes" in batches of 8, channels_last,
+with freed memory kept, on all cores at once. All exact readers must agree within 1e-4 in every score.
 """
 
 import argparse
@@ -16,12 +14,9 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 1e-4
-PARTS = ("folder", "latency", "start")
+PARTS = ("folder", "latency")
 OURS, PIPELINE, BARE = "aimonk_hf, model.stream", "transformers pipeline", "bare forward"
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 Score = Callable[[], Scores]  # scores all pictures once: [N, K]
@@ -43,7 +38,7 @@ Score = Callable[[], Scores]  # scores all pictures once: [N, K]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way of scoring a folder: "library", "stream", "threads", "bare" or "pipeline", with what the last four leave open."""
+    """A way of scoring a folder: "library", "bare" or "pipeline", with what these leave open."""
 
     name: str
     way: str
@@ -67,10 +62,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="pictures that are read at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--layout", choices=("nchw", "channels_last"), default="nchw")
     parser.add_argument("--workers", type=int, help="threads that decode; by default the library's choice")
-    parser.add_argument("--variants", action="store_true", help="let other settings of the stream take part")
     parser.add_argument("--repeats", type=int, default=20, help="predictions of one picture in each round")
     parser.add_argument(
         "--start-method", choices=("spawn", "fork"), default="spawn", help="fork starts sooner, for a trial; times share memory"
@@ -85,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = options.model or write_model(Path(temporary) / "model", options.architecture)
         paths = find_pictures(options.images, options.count) or draw(Path(temporary) / "pictures", options.count)
-        measures = {"folder": measure_folder, "latency": measure_latency, "start": measure_start}
+        measures = {"folder": measure_folder, "latency": measure_latency}
         for part in parts:
             found[part] = measures[part](model, paths, options)
             print()
@@ -147,30 +139,15 @@ def measure_folder(model: Path, paths: list[Path], options: argparse.Namespace) 
 
 
 def choose_contestants(options: argparse.Namespace) -> list[Contestant]:
-    size, layout, workers = options.batch_size, options.layout, options.workers
-    chosen = [
-        Contestant(OURS, "library", size, workers=workers),
-        Contestant(BARE, "bare", size, layout),
+    workers = options.workers
+    return [
+        Contestant(OURS, "library", workers=workers),
+        Contestant("aimonk_hf, bf16", "library", precision="bf16", workers=workers),
+        Contestant(BARE, "bare"),
+        Contestant("bare forward as ours computes", "bare", 8, "channels_last", keep_memory=True),
+        Contestant("bare forward as ours, bf16", "bare", 8, "channels_last", "bf16", keep_memory=True),
         Contestant(PIPELINE, "pipeline"),
-        Contestant("aimonk_hf, bf16 stream", "stream", size, "channels_last", "bf16", workers=workers),
-        Contestant("bare forward, bf16", "bare", size, "channels_last", "bf16"),
     ]
-    if options.variants:
-        for keep in (False, True):
-            note = ", memory kept" * keep
-            chosen += [
-                Contestant(f"stream, {one} of {size}{note}", "stream", size, one, keep_memory=keep, workers=workers)
-                for one in ("nchw", "channels_last")
-            ]
-            chosen += [
-                Contestant(f"threads, {one} of {n}{note}", "threads", n, one, keep_memory=keep, workers=workers)
-                for one, n in (("nchw", 8), ("channels_last", 4), ("channels_last", 8), ("channels_last", 16))
-            ]
-        chosen += [
-            Contestant("bare forward, channels_last of 8, memory kept", "bare", 8, "channels_last", keep_memory=True),
-            Contestant("threads, bf16, channels_last of 8, memory kept", "threads", 8, "channels_last", "bf16", True, workers),
-        ]
-    return chosen
 
 
 def ask(end: Connection, name: str) -> tuple[float, Scores]:
@@ -200,51 +177,11 @@ def library(one: Contestant, folder: Path, paths: list[Path]) -> Score:
 
     def score() -> Scores:
         rows = []
-        for path, prediction in model.stream(paths, batch_size=one.batch_size, workers=one.workers):
+        for path, prediction in model.stream(paths, batch_size=one.batch_size, workers=one.workers, precision=one.precision):
             if isinstance(prediction, ImageError):
                 raise SystemExit(f"{path!s}: {prediction}")
             rows.append(list(prediction.scores.values()))
         return np.array(rows)
-
-    return score
-
-
-def stream(one: Contestant, folder: Path, paths: list[Path]) -> Score:
-    """The library's stream with another layout or number format."""
-    import torch
-
-    from aimonk_hf.errors import ImageError
-    from aimonk_hf.model.inference import stream_logits
-
-    prepare, network = load(one, folder)
-
-    def score() -> Scores:
-        rows = []
-        for path, logits in stream_logits(paths, prepare, network, one.batch_size, one.workers):
-            if isinstance(logits, ImageError):
-                raise SystemExit(f"{path}: {logits}")
-            rows.append(logits)
-        return torch.stack(rows).double().sigmoid().numpy()
-
-    return score
-
-
-def threads(one: Contestant, folder: Path, paths: list[Path]) -> Score:
-    """Small batches, each decoded and computed by one thread; torch shares no operation among cores."""
-    import torch
-
-    from aimonk_hf.data.images import read_image
-
-    prepare, network = load(one, folder)
-    workers = one.workers or min(8, os.cpu_count() or 1)
-    batches = [paths[first : first + one.batch_size] for first in range(0, len(paths), one.batch_size)]
-
-    def score_batch(batch: list[Path]) -> "torch.Tensor":
-        return network(torch.stack([prepare(read_image(path)) for path in batch]))
-
-    def score() -> Scores:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(score_batch, batches))).double().sigmoid().numpy()
 
     return score
 
@@ -280,8 +217,6 @@ def pipeline(one: Contestant, folder: Path, paths: list[Path]) -> Score:
 
 WAYS: dict[str, Callable[[Contestant, Path, list[Path]], Score]] = {
     "library": library,
-    "stream": stream,
-    "threads": threads,
     "bare": bare,
     "pipeline": pipeline,
 }
@@ -405,83 +340,6 @@ def seconds(act: Callable[[], Any]) -> float:
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
-
-
-# A fresh process
-
-PIPELINE_SCRIPT = """
-import sys
-from transformers import pipeline
-print(pipeline("image-classification", sys.argv[2], top_k=1000)(sys.argv[1]))
-"""
-TIMM_SCRIPT = """
-import sys
-import timm, torch
-from PIL import Image
-network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-with torch.inference_mode():
-    print(network(transform(Image.open(sys.argv[1]).convert("RGB"))[None]).sigmoid())
-"""
-
-
-def start_commands(model: str, picture: str) -> dict[str, list[str]]:
-    return {
-        "aimonk-hf predict": ["-m", "aimonk_hf", "predict", picture, "--model", model],
-        PIPELINE: ["-c", PIPELINE_SCRIPT, picture, model],
-        "timm by hand": ["-c", TIMM_SCRIPT, picture, model],
-        "import aimonk_hf": ["-c", "import aimonk_hf"],
-        "python -c pass": ["-c", "pass"],
-    }
-
-
-def measure_start(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
-    """Time whole processes, from their start to their end; an answer is printed on the way."""
-    python = sys.executable
-    commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(paths[0])).items()}
-    for command in commands.values():
-        run(command)  # brings the files into memory
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(options.rounds):
-        for name, command in commands.items():
-            times[name].append(seconds(partial(run, command)))
-    ratio = statistics.median(own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True))
-    added = statistics.median(own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True))
-    imported = import_seconds(python, options.rounds)
-    from aimonk_hf.judging.console import table
-
-    print(f"a fresh process, {options.rounds} rounds (wanted: 0.75x of the pipeline, 0.050 s for the import)")
-    print(
-        table(["", "seconds", "range"], [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()])
-    )
-    print(f"aimonk-hf predict takes {ratio:.2f}x as long as the pipeline")
-    print(f"import aimonk_hf adds {added:.3f} s to an empty process; python -X importtime says {imported:.3f} s")
-    return {"seconds": times, "ratio_to_pipeline": ratio, "import_seconds": added, "importtime_seconds": imported}
-
-
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
-    return done.stderr
-
-
-def import_seconds(python: str, rounds: int) -> float:
-    """Return the median of what `python -X importtime` says of `import aimonk_hf`, with all that it imports."""
-    return statistics.median(
-        cumulative / 1e6
-        for _ in range(rounds)
-        for name, cumulative in import_times(run([python, "-X", "importtime", "-c", "import aimonk_hf"]))
-        if name == "aimonk_hf"
-    )
-
-
-def import_times(text: str) -> Iterator[tuple[str, int]]:
-    """Yield each module with its microseconds, those of its own imports included."""
-    for line in text.splitlines():
-        cells = line.removeprefix("import time:").split("|")
-        if len(cells) == 3 and cells[1].strip().isdigit():
-            yield cells[2].strip(), int(cells[1])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from aimonk_hf.data.images import ImageSource, read_image
 from aimonk_hf.data.pixel_cache import PixelCache
 from aimonk_hf.errors import ImageError
+from aimonk_hf.model.devices import default_workers
 
 # The activations of so few pictures stay small: 13 instead of 18 ms of one core a picture (mobilenetv2_100, float32, 224 pixels).
 _SMALL_BATCH = 8
@@ -38,7 +39,8 @@ def stream_logits(
 
     Where the network computes `on_cpu`, each of the `workers` threads decodes small batches and computes them alone, because cores that share
     every operation wait for each other, all the more while others decode; `network` must bear several threads then. Otherwise threads
-    decode ahead of one network. Either way a few batches are held at a time, however long `sources` is.
+    decode ahead of one network. Either way a few batches are held at a time, however long `sources` is. There are as many workers as cores,
+    at most 8, unless told otherwise; on the CPU also not more than torch may use threads.
     """
 
     def load(source: Source) -> Tensor | ImageError:
@@ -50,11 +52,11 @@ def stream_logits(
         except ImageError as error:
             return error
 
-    workers = workers or min(8, os.cpu_count() or 1)
     if on_cpu:
+        workers = workers or min(default_workers(1), torch.get_num_threads())
         yield from _stream_alone(sources, load, network, min(batch_size, _SMALL_BATCH), workers)
     else:
-        yield from _stream_ahead(sources, load, network, batch_size, workers)
+        yield from _stream_ahead(sources, load, network, batch_size, workers or default_workers(1))
 
 
 def _stream_ahead(
@@ -121,11 +123,19 @@ def _batches(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def _share_cores(threads: int, usual: int) -> None:
-    """Let this thread compute with so many cores; threads that others start later begin with the usual number, as before."""
-    torch.set_num_threads(threads)
-    another = Thread(target=torch.set_num_threads, args=(usual,))  # torch keeps a number per thread, and the last one set for new threads
-    another.start()
-    another.join()
+    """Let this thread compute with so many cores; threads that others start later begin with the usual number, as before.
+
+    torch keeps a number per thread, which a new thread takes, when it is first asked for, from the last one that was set anywhere.
+    """
+    with _sharing:
+        torch.set_num_threads(threads)
+        torch.get_num_threads()
+        another = Thread(target=torch.set_num_threads, args=(usual,))
+        another.start()
+        another.join()
+
+
+_sharing = Lock()
 
 
 def _score(

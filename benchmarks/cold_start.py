@@ -1,0 +1,115 @@
+"""A fresh process up to its first answer: the command, transformers' pipeline, and timm by hand; and what `import aimonk_hf` costs.
+
+    python benchmarks/cold_start.py [--model FOLDER] [--image FILE] [--rounds 5] [--json FILE]
+
+The processes take turns; medians over rounds are shown, and ratios are taken within each round.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prediction_speed import PIPELINE, draw, seconds, write_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="model folder; without it a mobilenetv2_100 with random weights")
+    parser.add_argument("--image", type=Path, help="without it a drawn one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
+    with tempfile.TemporaryDirectory() as temporary:
+        model = options.model or write_model(Path(temporary) / "model", "mobilenetv2_100")
+        picture = options.image or draw(Path(temporary) / "pictures", 1)[0]
+        found = measure(model, picture, options.rounds)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+PIPELINE_SCRIPT = """
+import sys
+from transformers import pipeline
+print(pipeline("image-classification", sys.argv[2], top_k=1000)(sys.argv[1]))
+"""
+TIMM_SCRIPT = """
+import sys
+import timm, torch
+from PIL import Image
+network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+with torch.inference_mode():
+    print(network(transform(Image.open(sys.argv[1]).convert("RGB"))[None]).sigmoid())
+"""
+
+
+def start_commands(model: str, picture: str) -> dict[str, list[str]]:
+    return {
+        "aimonk-hf predict": ["-m", "aimonk_hf", "predict", picture, "--model", model],
+        PIPELINE: ["-c", PIPELINE_SCRIPT, picture, model],
+        "timm by hand": ["-c", TIMM_SCRIPT, picture, model],
+        "import aimonk_hf": ["-c", "import aimonk_hf"],
+        "python -c pass": ["-c", "pass"],
+    }
+
+
+def measure(model: Path, picture: Path, rounds: int) -> dict[str, Any]:
+    """Time whole processes, from their start to their end; an answer is printed on the way."""
+    python = sys.executable
+    commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(picture)).items()}
+    for command in commands.values():
+        run(command)  # brings the files into memory
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            times[name].append(seconds(partial(run, command)))
+    ratio = statistics.median(own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True))
+    added = statistics.median(own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True))
+    imported = import_seconds(python, rounds)
+    from aimonk_hf.judging.console import table
+
+    print(f"a fresh process, {rounds} rounds (wanted: 0.75x of the pipeline, 0.050 s for the import)")
+    print(
+        table(["", "seconds", "range"], [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()])
+    )
+    print(f"aimonk-hf predict takes {ratio:.2f}x as long as the pipeline")
+    print(f"import aimonk_hf adds {added:.3f} s to an empty process; python -X importtime says {imported:.3f} s")
+    return {"seconds": times, "ratio_to_pipeline": ratio, "import_seconds": added, "importtime_seconds": imported}
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
+    return done.stderr
+
+
+def import_seconds(python: str, rounds: int) -> float:
+    """Return the median of what `python -X importtime` says of `import aimonk_hf`, with all that it imports."""
+    return statistics.median(
+        cumulative / 1e6
+        for _ in range(rounds)
+        for name, cumulative in import_times(run([python, "-X", "importtime", "-c", "import aimonk_hf"]))
+        if name == "aimonk_hf"
+    )
+
+
+def import_times(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each module with its microseconds, those of its own imports included."""
+    for line in text.splitlines():
+        cells = line.removeprefix("import time:").split("|")
+        if len(cells) == 3 and cells[1].strip().isdigit():
+            yield cells[2].strip(), int(cells[1])
+
+
+if __name__ == "__main__":
+    main()
