@@ -110,7 +110,8 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
     known = set(attributes)
     if unknown := [name if str(name).isprintable() else _short(name) for name in thresholds if name not in known]:
         raise AimonkError(
-            f"thresholds for unknown attributes: {', '.join(str(name)[:60] for name in unknown[:8])}; the model has {', '.join(attributes[:50])}"
+            f"thresholds for unknown attributes: {', '.join(str(name)[:60] for name in unknown[:8])}; "
+            f"the model has {', '.join(name if name.isprintable() else _short(name) for name in attributes[:50])}"
         )
     for name, value in thresholds.items():
         if not _is_number(value) or not 0 <= value <= 1:

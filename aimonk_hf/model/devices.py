@@ -37,17 +37,18 @@ def _is_faster_in_bf16(processor: Mapping[str, Any]) -> bool:
     return bool(processor.get("avx512_bf16")) and "intel" not in str(processor.get("cpu_name", "")).lower()
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of giving them back to the system: a step on the CPU frees and takes the same gigabyte.
+def keep_freed_memory(largest: int = 1 << 30, kept: int = (1 << 31) - 1) -> None:
+    """Let glibc keep freed blocks instead of giving them back to the system: a step on the CPU frees and takes the same gigabyte.
 
-    Without this the kernel zeroes every page anew: 12 instead of 20 images a second (mobilenetv2_100, float32, two cores).
+    Without this the kernel zeroes every page anew: 12 instead of 20 images a second (mobilenetv2_100, float32, two cores). Blocks of more than
+    `largest` bytes are given back nevertheless, and so is the end of the heap where it is free for more than `kept` bytes.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_M_MMAP_THRESHOLD, largest)
+        mallopt(_M_TRIM_THRESHOLD, kept)
 
 
 def default_workers(n_processes: int) -> int:

@@ -150,7 +150,9 @@ class AimonkModel(nn.Module):
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         was_training, on_cpu = self.training, self.device.type == "cpu"
         if on_cpu:
-            keep_freed_memory()
+            keep_freed_memory(
+                64 << 20, 512 << 20
+            )  # activations of small batches; large pictures between them would leave holes in the heap
         self.eval()
         try:
             for source, logits in stream_logits(
