@@ -12,19 +12,15 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import queue
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-Steps = Iterator[int]  # yields the number of images after every step, for ever
 
 
 def main() -> None:
@@ -38,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data_dir or draw(Path(temporary) / "data", 8 * options.batch_size)
-        rows = measure(data, options)
+        rows = measure(data, Path(temporary), options)
     print_table(rows, options)
     if options.json:
         options.json.write_text(
@@ -59,24 +55,17 @@ def draw(folder: Path, n_images: int) -> Path:
     return folder
 
 
-def measure(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
+def measure(data: Path, scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     names = list(CONTESTANTS)
-    processes, ends = {}, {}
-    for name in names:
-        ends[name], theirs = context.Pipe()
-        processes[name] = context.Process(target=serve, args=(name, theirs, data, options.architecture, options.batch_size))
-        processes[name].start()
+    contestants = {name: Contestant(name, data, scratch / str(number), options) for number, name in enumerate(names)}
     rates: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
     for _ in range(options.rounds):
-        for name in names:
-            ends[name].send(options.steps)
-            rate, memory[name] = ends[name].recv()
+        for name, contestant in contestants.items():
+            rate, memory[name] = contestant.take_turn(options.steps)
             rates[name].append(rate)
-    for name in names:
-        ends[name].send(0)
-        processes[name].join()
+    for contestant in contestants.values():
+        contestant.end()
     plain = rates["plain loop"]
     return [
         {
@@ -90,47 +79,76 @@ def measure(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def serve(name: str, pipe: Connection, data: Path, architecture: str, batch_size: int) -> None:
-    """In a process of its own: build the contestant, then time as many steps as are asked for, until 0 are."""
+class Contestant:
+    """A process, with its readers, that is stopped but for its turns: readers would go on reading ahead in the time of the next."""
+
+    def __init__(self, name: str, data: Path, scratch: Path, options: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        scratch.mkdir()
+        process = context.Process(target=serve, args=(name, theirs, data, options.architecture, options.batch_size, scratch))
+        process.start()
+        self._process = psutil.Process(process.pid)
+        self._pipe.recv()  # built
+        self._pause()
+
+    def _family(self) -> list[psutil.Process]:
+        return [*self._process.children(recursive=True), self._process]
+
+    def _pause(self) -> None:
+        for process in self._family():
+            process.suspend()
+
+    def take_turn(self, n_steps: int) -> tuple[float, float]:
+        """Return images per second over so many steps, and megabytes."""
+        for process in self._family():
+            process.resume()
+        self._pipe.send(n_steps)
+        found: tuple[float, float] = self._pipe.recv()
+        self._pause()
+        return found
+
+    def end(self) -> None:
+        """Kill the process and its readers."""
+        for process in self._family():
+            process.kill()
+
+
+def serve(name: str, pipe: Connection, data: Path, architecture: str, batch_size: int, scratch: Path) -> None:
+    """In a process of its own: train until killed, as a script does, in the main thread."""
     multiprocessing.set_start_method("fork", force=True)  # readers are forked, as from a script that a user starts
     os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    with tempfile.TemporaryDirectory() as scratch:
-        steps = CONTESTANTS[name](data, architecture, batch_size, Path(scratch))
-        while n_steps := pipe.recv():
-            next(steps), next(steps)
-            start = time.perf_counter()
-            images = sum(next(steps) for _ in range(n_steps))
-            pipe.send((images / (time.perf_counter() - start), peak_memory()))
-    os._exit(0)  # a contestant's own loop may still wait for its turn
+    CONTESTANTS[name](data, architecture, batch_size, scratch, Turns(pipe))
+
+
+class Turns:
+    """Called after every step: times as many steps as are asked for, after two that are not timed, and holds the loop between turns."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._untimed = self._left = 0
+        self._images = 0
+        self._start = 0.0
+
+    def __call__(self, n_images: int) -> None:
+        """Count a step of so many images; return when the next one may begin."""
+        if self._untimed:
+            self._untimed -= 1
+            self._start = time.perf_counter()
+            return
+        self._images += n_images
+        self._left -= 1
+        if self._left > 0:
+            return
+        self._pipe.send((self._images / (time.perf_counter() - self._start), peak_memory()))
+        self._left = self._pipe.recv()
+        self._untimed, self._images = 2, 0
 
 
 def peak_memory() -> float:
     """Return the megabytes that this process and its reader processes hold now; pages that they share count in each."""
     own = psutil.Process()
     return sum(process.memory_info().rss for process in (own, *own.children(recursive=True))) / 2**20
-
-
-class Turns:
-    """Lets a loop in another thread take one step at a time."""
-
-    def __init__(self) -> None:
-        self._turns: queue.Queue[None] = queue.Queue()
-        self._done: queue.Queue[int] = queue.Queue()
-
-    def wait(self) -> None:
-        """Called by the loop before a step."""
-        self._turns.get()
-
-    def done(self, n_images: int) -> None:
-        """Called by the loop after a step."""
-        self._done.put(n_images)
-
-    def steps(self, loop: Callable[[], object]) -> Steps:
-        """Start the loop; each value that is asked for lets it take a step."""
-        threading.Thread(target=loop, daemon=True).start()
-        while True:
-            self._turns.put(None)
-            yield self._done.get()
 
 
 def read_table(data: Path) -> tuple[list[Path], Any]:
@@ -140,15 +158,15 @@ def read_table(data: Path) -> tuple[list[Path], Any]:
     return dataset.paths, dataset.labels.values
 
 
-def plain_loop(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+def plain_loop(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
     """What a published solution does."""
     from plain import plain_training
 
     for _, n_images in plain_training(*read_table(data), architecture, batch_size):
-        yield n_images
+        after_step(n_images)
 
 
-def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
     """transformers' Trainer on TimmWrapper, with its own image processor and default settings; only the loss is masked."""
     import torch
     from PIL import Image
@@ -178,14 +196,9 @@ def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch
             wanted = inputs.pop("labels")
             return masked_loss(model(**inputs).logits, wanted)
 
-    turns = Turns()
-
-    class WaitForTurn(TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
-            turns.wait()
-
+    class TakeTurns(TrainerCallback):
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            turns.done(batch_size)
+            after_step(batch_size)
 
     settings = TrainingArguments(
         output_dir=str(scratch / "out"),
@@ -201,11 +214,11 @@ def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Masked(model=model, args=settings, train_dataset=Pictures(), callbacks=[WaitForTurn()])
-    return turns.steps(trainer.train)
+    trainer = Masked(model=model, args=settings, train_dataset=Pictures(), callbacks=[TakeTurns()])
+    trainer.train()
 
 
-def fastai_learner(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+def fastai_learner(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
     """fastai's Learner with its own loaders and transforms in batches; only the loss is masked."""
     import timm
     import torch
@@ -222,31 +235,24 @@ def fastai_learner(data: Path, architecture: str, batch_size: int, scratch: Path
         after_item=[fastai.Resize(224, fastai.ResizeMethod.Squish), fastai.ToTensor()],
         after_batch=[fastai.IntToFloatTensor(), fastai.Flip(), fastai.Normalize.from_stats(*fastai.imagenet_stats)],
     )
-    turns = Turns()
 
-    class WaitForTurn(fastai.Callback):
-        def before_batch(self) -> None:
-            turns.wait()
-
+    class TakeTurns(fastai.Callback):
         def after_step(self) -> None:
-            turns.done(batch_size)
+            after_step(batch_size)
 
         def before_validate(self) -> None:
             raise fastai.CancelValidException
 
     network = timm.create_model(architecture, num_classes=labels.shape[1])
     learner = fastai.Learner(
-        loaders, network, lambda logits, wanted: masked_loss(logits, wanted), fastai.Adam, lr=1e-4, cbs=[WaitForTurn()], path=scratch
+        loaders, network, lambda logits, wanted: masked_loss(logits, wanted), fastai.Adam, lr=1e-4, cbs=[TakeTurns()], path=scratch
     )
 
-    def train() -> None:
-        with learner.no_bar(), learner.no_logging():
-            learner.fit(10**6)
-
-    return turns.steps(train)
+    with learner.no_bar(), learner.no_logging():
+        learner.fit(10**6)
 
 
-def ours(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+def ours(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
     import torch
     from accelerate import Accelerator
@@ -262,21 +268,11 @@ def ours(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps
     accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
     keep_freed_memory()
     trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), dataset)
-    turns = Turns()
-
-    def after_step(loss: float | None, lr: float) -> None:
-        turns.done(len(dataset) // trainer.batches.n_steps)
-        turns.wait()
-
-    def run() -> None:
-        turns.wait()
-        while True:
-            trainer.end_epoch(trainer.train_epoch(after_step))
-
-    return turns.steps(run)
+    while True:
+        trainer.end_epoch(trainer.train_epoch(lambda loss, lr: after_step(len(dataset) // trainer.batches.n_steps)))
 
 
-def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path) -> Steps:
+def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
     """Forward, backward and AdamW on one batch in memory, in the precision and memory format that `ours` uses."""
     import timm
     import torch
@@ -297,10 +293,10 @@ def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path) -> 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield batch_size
+        after_step(batch_size)
 
 
-CONTESTANTS: dict[str, Callable[[Path, str, int, Path], Steps]] = {
+CONTESTANTS: dict[str, Callable[[Path, str, int, Path, Turns], None]] = {
     "plain loop": plain_loop,
     "transformers Trainer": transformers_trainer,
     **({"fastai": fastai_learner} if importlib.util.find_spec("fastai") else {}),
