@@ -7,6 +7,7 @@ import shutil
 import time
 from asyncio import timeout
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,21 @@ class Gate:
             async with timeout(UPLOAD_SECONDS):
                 await self.app(scope, counted, send)
         except (ClientDisconnect, TimeoutError):
-            if size > self.max_upload and await _read(receive, 0) is not None:
-                await _refuse(send, 413, f"too large: at most {self.max_upload / 1e6:.0f} MB at once; send the files in parts")
+            if size > self.max_upload:
+                await self._refuse_upload(receive, send)
         except TypeError:  # gradio's, for a field `files` that holds text
             await _refuse(send, 400, "send the files in the form's field `files`")
         finally:
             self._uploads.remove(began)
             # a second, because the file system's clock may be behind
             self._sweep(min(self._uploads) - 1 if self._uploads else math.inf)
+
+    async def _refuse_upload(self, receive: Receive, send: Send) -> None:
+        """Answer when the caller has sent the rest, if that comes in time: most do not listen before."""
+        with suppress(TimeoutError):
+            async with timeout(UPLOAD_SECONDS):
+                if await _read(receive, 0) is not None:
+                    await _refuse(send, 413, f"too large: at most {self.max_upload / 1e6:.0f} MB at once; send the files in parts")
 
     def _sweep(self, before: float) -> None:
         """Remove files not written to since `before`; whole uploads lie one folder deeper."""
