@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH_SIZE = 32
+SHARES = {"val_split": 0.3, "report_split": 0.7}  # search.py chooses settings on the other images
 Row = dict[str, Any]
 
 
@@ -46,7 +47,8 @@ def main() -> None:
 
 def own_run(options: argparse.Namespace, epochs: int, out: Path) -> Row:
     flags = ["--data-dir", str(options.data_dir), "--architecture", options.architecture, "--output-dir", str(out)]
-    flags += ["--val-split", "0.3", "--report-split", "0.7", "--batch-size", str(BATCH_SIZE), "--epochs", str(epochs)]
+    flags += ["--batch-size", str(BATCH_SIZE), "--epochs", str(epochs)]
+    flags += [part for name, share in SHARES.items() for part in (f"--{name.replace('_', '-')}", str(share))]
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "aimonk_hf", "train", *flags, *options.flags.split()],
@@ -69,9 +71,13 @@ def plain_run(options: argparse.Namespace, split: Path) -> list[Row]:
         target=train_plain, args=(there, options.data_dir, options.architecture, options.plain_epochs, split)
     )
     process.start()
+    there.close()  # so that its end is seen here
     rows = []
     for _ in range(options.plain_epochs):
-        rows.append(here.recv())
+        try:
+            rows.append(here.recv())
+        except EOFError:
+            raise SystemExit("the plain loop has failed: its message is above") from None
         print(f"plain loop, epoch {rows[-1]['epochs']}: {rows[-1]['seconds']:.0f} s, mAP {rows[-1]['mAP']:.3f}", flush=True)
     process.kill()
     return rows
@@ -89,6 +95,8 @@ def train_plain(pipe: Connection, data: Path, architecture: str, epochs: int, sp
         part_of = {row["image"]: row["part"] for row in csv.DictReader(file)}
     parts = [part_of.get(image) for image in dataset.labels.images]
     train_set, report_set = (dataset.select([row for row, part in enumerate(parts) if part == name]) for name in ("train", "report"))
+    if not len(report_set):
+        raise SystemExit(f"{len(dataset)} images are too few for a part that chooses nothing")
     steps, seconds, start = len(train_set) // BATCH_SIZE, 0.0, time.perf_counter()
     for step, (network, _) in enumerate(
         plain_training(train_set.paths, train_set.labels.values, architecture, BATCH_SIZE, pretrained=True), 1

@@ -273,11 +273,12 @@ def ours(data: Path, architecture: str, batch_size: int, scratch: Path, after_st
 
 
 def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
-    """Forward, backward and AdamW on one batch in memory, in the precision and memory format that `ours` uses."""
+    """Forward, backward and AdamW on one batch in memory, in the precision, with the gradients and in the memory format that `ours` uses."""
     import timm
     import torch
 
     from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.training.depthwise import DepthwiseGradients
 
     keep_freed_memory()
     _, labels = read_table(data)
@@ -287,7 +288,7 @@ def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path, aft
     pixels = torch.randn(batch_size, 3, 224, 224).to(memory_format=torch.channels_last)
     wanted = torch.randint(0, 2, (batch_size, labels.shape[1])).float()
     while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), DepthwiseGradients():
             logits = model(pixels)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
         loss.backward()

@@ -30,6 +30,17 @@ def test_every_augmentation_gives_bytes_of_the_models_size_and_follows_the_seed(
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_smaller_pictures_come_from_the_same_preparation(name: str, picture: Image.Image) -> None:
+    full, small = train_augmentation(name, TRANSFORM), train_augmentation(name, TRANSFORM, (32, 40))
+    assert small.fingerprint == full.fingerprint
+    assert small.prepare(picture).tobytes() == full.prepare(picture).tobytes()
+    assert small(picture).shape == (3, 32, 40)
+    if name == "none":
+        shrunk = Image.fromarray(TRANSFORM.pixels(picture).permute(1, 2, 0).numpy()).resize((40, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(small(picture).permute(1, 2, 0), np.asarray(shrunk))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_preparation_is_the_same_every_time_and_can_be_kept(name: str, picture: Image.Image) -> None:
     augment = train_augmentation(name, TRANSFORM)
     prepared = augment.prepare(picture)

@@ -1,4 +1,4 @@
-"""The benchmarks of prediction and of scale at their smallest: they run, print their table and write their JSON. No time is asserted."""
+"""The benchmarks at their smallest: they run, print their table and write their JSON. No time is asserted."""
 
 import argparse
 import importlib
@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from aimonk_hf import TrainConfig, train
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.model.modeling import AimonkModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -23,6 +25,70 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
     monkeypatch.setattr(sys, "argv", [benchmark.__file__, *map(str, flags)])
     benchmark.main()
+
+
+def test_the_race_to_the_plain_loops_figure(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    race = load("race", monkeypatch)
+    write_sample_data(tmp_path / "data", n_images=110, seed=0)
+    flags = [
+        "--data-dir",
+        tmp_path / "data",
+        "--architecture",
+        f"local-dir:{model}",
+        "--plain-epochs",
+        1,
+        "--epochs",
+        1,
+        "--flags",
+        "--image-size 32",
+    ]
+    run(race, monkeypatch, *flags, "--json", tmp_path / "found.json", "--plot", tmp_path / "found.png")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [len(found["plain"]), len(found["runs"])] == [1, 1]
+    assert all(0 < row["mAP"] <= 1 and row["seconds"] > 0 for row in [*found["plain"], *found["runs"]])
+    assert found["runs"][0]["seconds"] > found["runs"][0]["training_seconds"] > 0
+    printed = capfd.readouterr().out
+    assert "above it" in printed
+    assert f"{found['plain'][0]['mAP']:.3f}" in printed
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+
+
+def test_the_search_for_settings(
+    model: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    search = load("search", monkeypatch)
+    settings = ["--epochs 1 --image-size 32 --num-workers 0", "--epochs 1 --image-size 32 --num-workers 0 --lr 1e-5"]
+    flags = ["--data-dir", sample, "--architecture", f"local-dir:{model}", "--json", tmp_path / "found.json", "--seeds", 0, 1]
+    run(search, monkeypatch, *flags, "--try", settings[0])
+    first = json.loads((tmp_path / "found.json").read_text())
+    run(search, monkeypatch, *flags, *(flag for text in settings for flag in ("--try", text)))
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert rows[:2] == first  # kept, not run again
+    assert [(row["settings"], row["seed"]) for row in rows[2:]] == [(settings[1], 0), (settings[1], 1)]
+    assert all(0 < row["mAP"] <= 1 and 0 < row["AUROC"] <= 1 for row in rows)
+    assert settings[1] in capfd.readouterr().out
+
+
+def test_the_search_never_reads_what_the_race_reports_from(
+    sample: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import csv
+
+    race, search = load("race", monkeypatch), load("search", monkeypatch)
+    monkeypatch.setattr("aimonk_hf.training.run._SMALLEST_REPORT", 1)
+    dataset, groups = search.training_part(sample)
+    assert len(groups) == len(dataset) < 60
+    config = TrainConfig(
+        *(str(sample), str(tmp_path / "out")),
+        **{"architecture": f"local-dir:{model}", "epochs": 1, "image_size": 32, "num_workers": 0, **race.SHARES},
+    )
+    train(config)
+    with open(tmp_path / "out" / "split.csv", newline="") as file:
+        reported = {row["image"] for row in csv.DictReader(file) if row["part"] == "report"}
+    assert reported
+    assert not reported & set(dataset.labels.images)
 
 
 @pytest.fixture

@@ -101,6 +101,8 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
         ({"loss": "hinge"}, "--loss must be one of bce, focal, asymmetric"),
         ({"asymmetric_gammas": [1.0]}, "--asymmetric-gammas takes two numbers"),
         ({"mixup": -1.0}, "--mixup must not be negative"),
+        ({"train_scale": [0.5]}, "--train-scale takes two numbers above 0 and at most 2, found 0.5"),
+        ({"train_scale": [0.0, 1.0]}, "--train-scale takes two numbers above 0"),
         ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\)"),
         ({"mixup": float("nan")}, "--mixup must not be negative"),
     ],

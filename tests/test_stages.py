@@ -114,8 +114,9 @@ def test_a_run_that_is_killed_in_any_step_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_averages_mixing_and_balanced_sampling_resume_too(step: int, sample: Path, tmp_path: Path) -> None:
+def test_averages_mixing_growing_pictures_and_balanced_sampling_resume_too(step: int, sample: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"ema_decay": 0.9, "mixup": 0.3, "cutmix": 1.0, "sampling": "balanced", "label_smoothing": 0.1, "epochs": 3}
+    changes |= {"image_size": 96, "train_scale": [0.34, 1.0]}
     whole = train(settings(sample, tmp_path / "whole", **changes))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, step)

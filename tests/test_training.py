@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
@@ -19,6 +20,7 @@ from aimonk_hf.training.checkpoints import load_checkpoint
 from aimonk_hf.training.fitting import build_model
 from aimonk_hf.training.run_folder import HISTORY_COLUMNS
 from aimonk_hf.training.seeding import seed_everything
+from aimonk_hf.training.trainer import Trainer
 
 RUN_FILES = {
     *("README.md", "config.json", "metrics.json", "model.safetensors", "history.csv", "loss_curve.png"),
@@ -222,12 +224,24 @@ def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) ->
 
     data = write_data(tmp_path / "data", {f"{number}.png": "1 0" for number in range(6)})
     dataset = AttributeDataset.from_folder(data)
-    images = TrainImages(dataset, train_augmentation("light", EvalTransform({"input_size": (3, 32, 32)})), seed=0)
+    images = TrainImages(dataset, [train_augmentation("light", EvalTransform({"input_size": (3, 32, 32)}))], seed=0)
     (data / "images" / "2.png").unlink()
     pixels, labels, row = images[(0, 2)]
     assert pixels.shape == (3, 32, 32)
     assert torch.isnan(labels).all()
     assert row == -3
+
+
+def test_training_pictures_grow_from_epoch_to_epoch(sample: Path, tmp_path: Path) -> None:
+    dataset = AttributeDataset.from_folder(sample)
+    for architecture, sides in (("test_resnet", [64, 96, 96, 128]), ("test_vit", [160, 160, 160, 160])):  # a ViT takes one size only
+        config = settings(
+            sample, tmp_path, architecture=architecture, image_size=sides[-1], epochs=4, train_scale=[0.5, 1.0], image_cache=False
+        )
+        trainer = Trainer(config, Accelerator(cpu=True), build_model(config, dataset.attributes), dataset)
+        assert [tuple(trainer.images[(epoch, 0)][0].shape) for epoch in range(4)] == [(3, side, side) for side in sides]
+    oblong = TrainConfig(data_dir="", output_dir="", epochs=3, train_scale=[0.5, 0.5])
+    assert [oblong.train_size(epoch, (256, 192)) for epoch in range(3)] == [(128, 96)] * 3
 
 
 @pytest.mark.parametrize(

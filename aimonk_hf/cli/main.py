@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    _add_train_flags(command("train", _train, "train a model on a data folder"))
+    add_train_flags(command("train", _train, "train a model on a data folder"))
 
     predict = command("predict", _predict, "print the attributes of images")
     predict.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER")
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """Make every field of TrainConfig a flag, in its order and with its help; flags left out are left to the recipe."""
     from aimonk_hf.training.train_config import TrainConfig
 

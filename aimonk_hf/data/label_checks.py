@@ -1,5 +1,6 @@
 """What a table of labels says about itself: constant and copied attributes, and labels that are missing not at random."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ NEARLY_COPIED = 0.9
 # Chance of one or more false alarms among all pairs of attributes.
 _ALPHA = 0.01
 _FEWEST_SHARED = 20
+_ROWS = 8192
 
 
 def one_sided_attributes(labels: Floats, attributes: list[str]) -> dict[str, str]:
@@ -31,9 +33,9 @@ def one_sided_attributes(labels: Floats, attributes: list[str]) -> dict[str, str
 
 def copied_attributes(labels: Floats, attributes: list[str]) -> list[dict[str, Any]]:
     """Return the pairs of attributes whose phi coefficient, over rows where both are observed, is beyond +-0.9; negative means opposites."""
-    positive, negative = (labels == 1).astype(float), (labels == 0).astype(float)
-    both_one, both_zero = positive.T @ positive, negative.T @ negative
-    one_zero = positive.T @ negative
+    both_one, both_zero, one_zero = (
+        _pair_counts(labels, *kinds) for kinds in ((_is_one, _is_one), (_is_zero, _is_zero), (_is_one, _is_zero))
+    )
     shared = both_one + both_zero + one_zero + one_zero.T
     margins = (both_one + one_zero) * (one_zero.T + both_zero) * (both_one + one_zero.T) * (one_zero + both_zero)
     phi = np.divide(both_one * both_zero - one_zero * one_zero.T, np.sqrt(margins), out=np.zeros_like(shared), where=margins > 0)
@@ -48,10 +50,8 @@ def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, An
     """
     from scipy.stats import chi2
 
-    missing = np.isnan(labels)
-    gap, held = missing.astype(float), (~missing).astype(float)
-    tables = {value: (gap.T @ (labels == value), held.T @ (labels == value)) for value in (0, 1)}  # [attribute with gaps, other]
-    (gap0, held0), (gap1, held1) = tables[0], tables[1]
+    gap0, gap1 = (_pair_counts(labels, np.isnan, kind) for kind in (_is_zero, _is_one))  # [attribute with gaps, other]
+    held0, held1 = (_pair_counts(labels, _is_held, kind) for kind in (_is_zero, _is_one))
     total = gap0 + held0 + gap1 + held1
     margins = (gap0 + gap1) * (held0 + held1) * (gap0 + held0) * (gap1 + held1)
     statistic = np.divide(total * (gap0 * held1 - gap1 * held0) ** 2, margins, out=np.zeros_like(total), where=margins > 0)
@@ -75,3 +75,24 @@ def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, An
             }
         )
     return found
+
+
+def _is_zero(labels: Floats) -> NDArray[np.bool_]:
+    return labels == 0
+
+
+def _is_one(labels: Floats) -> NDArray[np.bool_]:
+    return labels == 1
+
+
+def _is_held(labels: Floats) -> NDArray[np.bool_]:
+    return ~np.isnan(labels)
+
+
+def _pair_counts(labels: Floats, first: Callable[[Floats], Any], second: Callable[[Floats], Any]) -> NDArray[np.float64]:
+    """Return [K, K]: in how many rows attribute i is of the first kind and j of the second; a block of rows at a time, for memory's sake."""
+    counts = np.zeros((labels.shape[1],) * 2)
+    for start in range(0, len(labels), _ROWS):
+        block = labels[start : start + _ROWS]
+        counts += first(block).astype(np.float32).T @ second(block).astype(np.float32)  # exact: float32 holds whole numbers up to 2**24
+    return counts

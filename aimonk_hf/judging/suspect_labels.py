@@ -103,13 +103,14 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
         raise AimonkError(f"{path} is no list of suggestions: its header must be {','.join(COLUMNS)}")
     values = labels.values.copy()
     row_of = {image: row for row, image in enumerate(labels.images)}
+    column_of = {attribute: column for column, attribute in enumerate(labels.attributes)}
     accepted = 0
     for number, one in enumerate(rows, start=2):
         if (one["accept"] or "").strip().lower() not in _YES:
             continue
-        if one["image"] not in row_of or one["attribute"] not in labels.attributes or one["suggested"] not in ("0", "1"):
+        if one["image"] not in row_of or one["attribute"] not in column_of or one["suggested"] not in ("0", "1"):
             raise AimonkError(f"{path}:{number}: {one['image']}, {one['attribute']} = {one['suggested']} does not fit {labels.source}")
-        place = row_of[one["image"]], labels.attributes.index(one["attribute"])
+        place = row_of[one["image"]], column_of[one["attribute"]]
         if cell_text(labels.values[place]) != one["label"]:
             raise AimonkError(f"{path}:{number}: the label is now {cell_text(labels.values[place])}, not {one['label']}: audit again")
         values[place] = float(one["suggested"])

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +99,13 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
     """Augmented pixels uint8 [3, H, W], labels [K] and the row, for a `Place`; random by (seed, epoch, row), whichever worker reads it.
 
     An image that has become unreadable since the run began gives grey pixels with every label missing, and the row as -1 - row. A `cache`
-    keeps the prepared pictures; the pixels are the same without it.
+    keeps the prepared pictures; the pixels are the same without it. `augmentations` holds one for each epoch, the last one for those after.
     """
 
-    def __init__(self, dataset: AttributeDataset, augment: Augmentation, seed: int, cache: PixelCache | None = None) -> None:
-        self.dataset, self.augment, self.seed, self.cache = dataset, augment, seed, cache
+    def __init__(
+        self, dataset: AttributeDataset, augmentations: Sequence[Augmentation], seed: int, cache: PixelCache | None = None
+    ) -> None:
+        self.dataset, self.augmentations, self.seed, self.cache = dataset, augmentations, seed, cache
         self.paths = dataset.paths
 
     def __len__(self) -> int:
@@ -113,17 +115,18 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         epoch, row = place
         stand_in, row = row < 0, max(row, -1 - row)
         labels = torch.from_numpy(self.dataset.labels.values[row])
+        augment = self.augmentations[min(epoch, len(self.augmentations) - 1)]
         seed_everything(self.seed, 1, epoch, row)
         try:
-            pixels = self.augment.change(self._prepared(self.paths[row]))
+            pixels = augment.change(self._prepared(self.paths[row], augment))
         except ImageError:
-            return self.augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
+            return augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
         return pixels, torch.full_like(labels, torch.nan) if stand_in else labels, row
 
-    def _prepared(self, path: Path) -> Image.Image:
+    def _prepared(self, path: Path, augment: Augmentation) -> Image.Image:
         if self.cache is None:
-            return self.augment.prepare(read_image(path))
-        return Image.fromarray(self.cache.get(path, lambda: np.asarray(self.augment.prepare(read_image(path)))))
+            return augment.prepare(read_image(path))
+        return Image.fromarray(self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path)))))
 
 
 def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool) -> DataLoader[tuple[Tensor, Tensor, int]]:

@@ -86,7 +86,7 @@ def _resume(trainer: Trainer, run: RunFolder) -> None:
         trainer.accelerator.print(f"all epochs were already trained ({trainer.epoch}): no step is left, only the report")
         return
     within = f", step {trainer.epoch_sums.steps} of {trainer.batches.n_steps}" if trainer.epoch_sums.steps else ""
-    trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {_n_epochs(trainer.config)}{within}")
+    trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {trainer.config.n_epochs}{within}")
 
 
 def _where_to_go_on(run: RunFolder) -> str:
@@ -116,12 +116,8 @@ def resolved_settings(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _n_epochs(config: TrainConfig) -> int:
-    return sum(stage.epochs for stage in config.stages)
-
-
 def _epoch_line(row: dict[str, Any], config: TrainConfig) -> str:
-    epochs = _n_epochs(config)
+    epochs = config.n_epochs
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
     if len(config.stages) > 1:
         parts.append(f"stage {row['stage']}")

@@ -86,8 +86,9 @@ def compute_features(
     n_views = min(config.feature_views, n_epochs, _MOST_BYTES // (4 * width * n_images))
     if not n_views:
         return None
-    places = [(view, row) for view in range(n_views) for row in range(accelerator.process_index, n_images, accelerator.num_processes)]
-    chunks = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
+    own = range(accelerator.process_index, n_images, accelerator.num_processes)
+    places = [[(view, row) for row in own] for view in range(n_views)]  # the views of two epochs may differ in size: no batch holds both
+    chunks = [of_view[start : start + _BATCH] for of_view in places for start in range(0, len(own), _BATCH)]
     table = torch.zeros(n_views, n_images, width, device=device)
     lost = torch.zeros(n_views, n_images, device=device)
     loader = DataLoader(images, batch_sampler=chunks, num_workers=workers)

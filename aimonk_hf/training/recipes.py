@@ -28,6 +28,7 @@ NEUTRAL: dict[str, Any] = {
     "crop_mode": None,
     "crop_pct": None,
     "image_size": None,
+    "train_scale": None,
     "batch_size": 32,
     "stage_epochs": None,
     "stage_lr": None,

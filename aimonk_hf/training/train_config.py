@@ -67,6 +67,9 @@ class TrainConfig:
     crop_pct: float | None = _from_recipe(
         "share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent"
     )
+    train_scale: list[float] | None = _from_recipe(
+        "FIRST,LAST: size of the training pictures in the first and the last epoch, as shares of the image size, to 32 pixels"
+    )
     augmentation: str = _from_recipe("training augmentation", AUGMENTATIONS)
     mixup: float = _from_recipe("alpha of mixup, which blends two images and their labels; 0 blends nothing")
     cutmix: float = _from_recipe("alpha of cutmix, which pastes a box of one image into another; with --mixup, each half of the steps")
@@ -197,6 +200,8 @@ class TrainConfig:
                 )
             if not stage.lr > 0:
                 raise AimonkError(f"--lr must be above 0, found {stage.lr}")
+        if self.train_scale is not None and (len(self.train_scale) != 2 or not all(0 < scale <= 2 for scale in self.train_scale)):
+            raise AimonkError(f"--train-scale takes two numbers above 0 and at most 2, found {','.join(map(str, self.train_scale))}")
         for gamma in self.asymmetric_gammas or []:
             _not_negative("asymmetric_gammas", gamma)
 
@@ -204,6 +209,18 @@ class TrainConfig:
     def stages(self) -> list[Stage]:
         """The stages, in order; most runs have one."""
         return [Stage(*values) for values in zip(self.stage_epochs or [], self.stage_lr or [], self.stage_freeze or [], strict=True)]
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def train_size(self, epoch: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the training pictures of an epoch (from 0), for a network of that size; whole multiples of 32."""
+        first, last = self.train_scale or (1.0, 1.0)
+        scale = first + (last - first) * epoch / max(self.n_epochs - 1, 1)
+        height, width = (side if scale == 1 else max(32, 32 * round(side * scale / 32)) for side in size)
+        return height, width
 
     @property
     def chooses_epoch(self) -> bool:

@@ -20,7 +20,7 @@ from aimonk_hf.judging.metrics import nan_to_none
 from aimonk_hf.model.devices import default_workers
 from aimonk_hf.model.losses import positive_weights, smooth_labels
 from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.training.augmentation import train_augmentation
+from aimonk_hf.training.augmentation import augmentations_by_epoch
 from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights, train_loader
 from aimonk_hf.training.depthwise import DepthwiseGradients
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
@@ -52,8 +52,8 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
-        augment = train_augmentation(config.augmentation, model.transform)
-        self.images = TrainImages(dataset, augment, config.seed, self._cache(augment.fingerprint))
+        augmentations = augmentations_by_epoch(config, model)
+        self.images = TrainImages(dataset, augmentations, config.seed, self._cache(augmentations[0].fingerprint))
         self.eval_cache = self._cache(model.transform.fingerprint)
         n_processes, rank = accelerator.num_processes, accelerator.process_index
         self.batches = EpochBatches(
@@ -179,7 +179,7 @@ class Trainer:
         """
         device = self.accelerator.device
         self._note_lost(passes)
-        mixes = [self._mix(number) for number in range(len(passes))]
+        mixes = [self._mix(number, inputs) for number, (inputs, _, _) in enumerate(passes)]
         targets = [self._targets(labels, mix) for (_, labels, _), mix in zip(passes, mixes, strict=True)]
         counted = sum((~torch.isnan(labels)).sum() for labels in targets)
         observed = int(self.accelerator.reduce(torch.as_tensor(counted, device=device), "sum"))
@@ -207,11 +207,11 @@ class Trainer:
             self.average.update(self.model.timm_model, step=self.step)
         return mean_loss, observed
 
-    def _mix(self, number: int) -> BatchMix | None:
+    def _mix(self, number: int, pixels: Tensor) -> BatchMix | None:
         if not (self.config.mixup or self.config.cutmix):
             return None
         random = np.random.default_rng([self.config.seed, 3, self.step, self.accelerator.process_index, number])
-        return BatchMix(self.config.mixup, self.config.cutmix, *self.model.transform.size, random)
+        return BatchMix(self.config.mixup, self.config.cutmix, *pixels.shape[2:], random)
 
     def _targets(self, labels: Tensor, mix: BatchMix | None) -> Tensor:
         if self.config.label_smoothing:

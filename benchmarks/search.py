@@ -1,0 +1,120 @@
+"""Settings of a recipe compared on the training part: each trained once per seed, on images that the seed chooses, and judged on the rest.
+
+    python benchmarks/search.py --data-dir DATA --architecture local-dir:FOLDER --json FILE
+        --try "--epochs 6" --try "--epochs 6 --lr 2e-3" [--seeds 0 1 2]
+
+The images that `race.py` reports from are put aside first and never read: what is chosen here can be judged on them. Of the others each seed
+trains on 70% and judges on 30%; near-duplicates stay together. Differences to the first settings are taken seed by seed. FILE keeps what has
+been run: another call with more settings runs only those.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--architecture", required=True, help="a backbone with weights, such as local-dir:FOLDER")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--try", dest="settings", action="append", default=[], help="flags of `aimonk-hf train`, as one text; repeat")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    rows: list[Row] = json.loads(options.json.read_text()) if options.json.exists() else []
+    dataset, groups = training_part(options.data_dir)
+    for seed in options.seeds:
+        for settings in options.settings:
+            if not any(row["settings"] == settings and row["seed"] == seed for row in rows):
+                rows.append({"settings": settings, "seed": seed, **run(dataset, groups, options.architecture, settings, seed)})
+                print(json.dumps(rows[-1]), flush=True)
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print_table(rows)
+
+
+def training_part(data: Path) -> tuple[Any, Any]:
+    """Return the images that choices may look at, and their groups of near-duplicates."""
+    from race import SHARES
+
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.dataset import duplicate_groups
+    from aimonk_hf.data.near_duplicates import find_duplicates, group_numbers, thumbnail
+    from aimonk_hf.data.splits import split_rows
+
+    dataset = AttributeDataset.from_folder(data)
+    share, report = SHARES["val_split"], SHARES["report_split"]
+    fractions = [1 - share, share - share * report, share * report]
+    part_of = split_rows(dataset.labels.values, fractions, seed=42, groups=duplicate_groups(dataset.paths))  # as `train` divides
+    dataset = dataset.select(np.flatnonzero(part_of < 2))
+    return dataset, group_numbers(len(dataset), find_duplicates(dataset.paths, [thumbnail(path) for path in dataset.paths]))
+
+
+def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) -> Row:
+    """Train once and return mAP, AUROC, masked loss and the seconds that training took."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from aimonk_hf.cli.main import add_train_flags
+    from aimonk_hf.data.splits import split_rows
+    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.training.fitting import build_model
+    from aimonk_hf.training.seeding import seed_everything
+    from aimonk_hf.training.train_config import TrainConfig
+    from aimonk_hf.training.trainer import Trainer
+
+    parser = argparse.ArgumentParser()
+    add_train_flags(parser)
+    flags = ["--data-dir", "-", "--output-dir", "-", "--architecture", architecture, "--seed", str(seed), *settings.split()]
+    config = TrainConfig(**vars(parser.parse_args(flags)))
+    part_of = split_rows(dataset.labels.values, [0.7, 0.3], seed=seed, groups=groups)
+    train_set, judged = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision, torch.device("cpu")), cpu=True)
+    keep_freed_memory()
+    seed_everything(seed)
+    start = time.perf_counter()
+    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), train_set)
+    curve = []
+    while not trainer.finished:
+        row = trainer.train_epoch(lambda loss, lr: None)
+        curve.append(row["train_loss"])
+        trainer.end_epoch(row)
+    seconds = time.perf_counter() - start
+    found = trainer.validate(judged)
+    del trainer
+    return {
+        "mAP": found["macro_average_precision"],
+        "AUROC": found["macro_auroc"],
+        "F1": found["macro_f1"],
+        "loss": found["val_loss"],
+        "train_loss": curve[-1],
+        "seconds": seconds,
+    }
+
+
+def print_table(rows: list[Row]) -> None:
+    from aimonk_hf.judging.console import table
+
+    base = {row["seed"]: row["mAP"] for row in rows if row["settings"] == rows[0]["settings"]}
+    cells = []
+    for settings in dict.fromkeys(row["settings"] for row in rows):
+        own = [row for row in rows if row["settings"] == settings]
+        mean = {key: statistics.mean(row[key] for row in own) for key in ("mAP", "AUROC", "F1", "seconds")}
+        gains = [row["mAP"] - base[row["seed"]] for row in own if row["seed"] in base]
+        spread = " ".join(f"{gain:+.3f}" for gain in gains)
+        cells.append(
+            [settings or "(default)", f"{mean['mAP']:.3f}", spread, f"{mean['AUROC']:.3f}", f"{mean['F1']:.3f}", f"{mean['seconds']:.0f} s"]
+        )
+    print(table(["settings", "mAP", "to the first, by seed", "AUROC", "F1 at 0.5", "training"], cells))
+
+
+if __name__ == "__main__":
+    main()
