@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def plain_training(
     paths: list[Path], labels: NDArray[Any], architecture: str, batch_size: int, pretrained: bool = False
@@ -24,7 +22,7 @@ def plain_training(
     weight = torch.from_numpy((observed - positive) / positive.clip(1)).float()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     loader = DataLoader(
-        Pictures(paths, labels, mirrored=True), batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+        Pictures(paths, labels, network, mirrored=True), batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
     )
     while True:
         for pixels, wanted in loader:
@@ -36,16 +34,16 @@ def plain_training(
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Photographs squashed to 224 x 224 pixels with their labels, 1, 0 or NaN."""
+    """Photographs squashed to 224 x 224 pixels, normalised as the network's weights want it, with their labels, 1, 0 or NaN."""
 
-    def __init__(self, paths: list[Path], labels: NDArray[Any], mirrored: bool) -> None:
+    def __init__(self, paths: list[Path], labels: NDArray[Any], network: nn.Module, mirrored: bool) -> None:
         self.paths, self.labels = paths, labels
         self.transform = transforms.Compose(
             [
                 transforms.Resize((224, 224)),
                 *[transforms.RandomHorizontalFlip()] * mirrored,
                 transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
+                transforms.Normalize(network.pretrained_cfg["mean"], network.pretrained_cfg["std"]),  # type: ignore[index]
             ]
         )
 

@@ -1,9 +1,10 @@
-"""To the plain loop's mAP: whole runs of `default` of several lengths beside the plain loop, in seconds and in mAP on images that chose nothing.
+"""To the plain loop's mAP: whole runs of recipes beside the plain loop, in seconds and in mAP on images that chose nothing.
 
-    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--epochs 2 4 8] [--json FILE] [--plot FILE]
+    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--recipes fast default] [--json FILE]
+        [--plot FILE]
 
 Every run starts in a process of its own, one after the other, from the same weights, on the same training images. The clock of the plain loop runs
-while it trains; that of `default` from the start of the command to its end: imports, checks of the images, validation, report and plots
+while it trains; that of a recipe from the start of the command to its end: imports, checks of the images, validation, report and plots
 included. The plain loop's mAP is measured after each epoch, with its clock stopped, and the last one is the mark.
 """
 
@@ -29,14 +30,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", required=True, help="a backbone with weights, such as local-dir:FOLDER")
     parser.add_argument("--plain-epochs", type=int, default=10)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 4, 8], help="lengths of the runs of `default`")
-    parser.add_argument("--flags", default="", help="further flags for `default`, as one text")
+    parser.add_argument("--recipes", nargs="+", default=["fast", "default"])
+    parser.add_argument("--flags", default="", help="further flags for the recipes, as one text")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        runs = [own_run(options, epochs, Path(temporary) / str(epochs)) for epochs in options.epochs]
-        plain = plain_run(options, Path(temporary) / str(options.epochs[0]) / "split.csv")
+        runs = [own_run(options, recipe, Path(temporary) / recipe) for recipe in options.recipes]
+        plain = plain_run(options, Path(temporary) / options.recipes[0] / "split.csv")
     print_table(plain, runs)
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
@@ -45,9 +46,9 @@ def main() -> None:
         draw(plain, runs, options.plot)
 
 
-def own_run(options: argparse.Namespace, epochs: int, out: Path) -> Row:
+def own_run(options: argparse.Namespace, recipe: str, out: Path) -> Row:
     flags = ["--data-dir", str(options.data_dir), "--architecture", options.architecture, "--output-dir", str(out)]
-    flags += ["--batch-size", str(BATCH_SIZE), "--epochs", str(epochs)]
+    flags += ["--batch-size", str(BATCH_SIZE), "--recipe", recipe]
     flags += [part for name, share in SHARES.items() for part in (f"--{name.replace('_', '-')}", str(share))]
     start = time.perf_counter()
     subprocess.run(
@@ -59,10 +60,10 @@ def own_run(options: argparse.Namespace, epochs: int, out: Path) -> Row:
     seconds = time.perf_counter() - start
     report = json.loads((out / "metrics.json").read_text())
     with open(out / "history.csv", newline="") as file:
-        training = sum(float(row["seconds"]) for row in csv.DictReader(file))
-    row = {"epochs": epochs, "seconds": seconds, "training_seconds": training, "mAP": report["macro"]["average_precision"]}
-    print(f"`default`, {epochs} epochs: {seconds:.0f} s ({training:.0f} s of it training), mAP {row['mAP']:.3f}", flush=True)
-    return row
+        epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
+    training, found = sum(epochs), report["macro"]["average_precision"]
+    print(f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({training:.0f} s of it in epochs), mAP {found:.3f}", flush=True)
+    return {"recipe": recipe, "epochs": len(epochs), "seconds": seconds, "training_seconds": training, "mAP": found}
 
 
 def plain_run(options: argparse.Namespace, split: Path) -> list[Row]:
@@ -119,7 +120,9 @@ def measure(network: Any, report_set: Any) -> float:
     labels = report_set.labels.values
     network.eval()
     with torch.inference_mode():
-        scores = torch.cat([network(pixels) for pixels, _ in DataLoader(Pictures(report_set.paths, labels, mirrored=False), 64)]).numpy()
+        scores = torch.cat(
+            [network(pixels) for pixels, _ in DataLoader(Pictures(report_set.paths, labels, network, mirrored=False), 64)]
+        ).numpy()
     network.train()
     found = []
     for wanted, scored in zip(labels.T, scores.T, strict=True):
@@ -137,7 +140,7 @@ def print_table(plain: list[Row], runs: list[Row]) -> None:
     for run in runs:
         share = f"1/{mark['seconds'] / run['seconds']:.1f}"
         cells.append(
-            ["default", str(run["epochs"]), f"{run['seconds']:.0f} s", share, f"{run['mAP']:.3f}", f"{run['mAP'] - mark['mAP']:+.3f}"]
+            [run["recipe"], str(run["epochs"]), f"{run['seconds']:.0f} s", share, f"{run['mAP']:.3f}", f"{run['mAP'] - mark['mAP']:+.3f}"]
         )
     print(table(["", "epochs", "wall clock", "share of the plain loop's", "mAP", "above it"], cells))
 
@@ -152,9 +155,9 @@ def draw(plain: list[Row], runs: list[Row], path: Path) -> None:
     axes.plot(
         [row["seconds"] / 60 for row in plain], [row["mAP"] for row in plain], "o-", color="#7f8c8d", label="plain loop, after each epoch"
     )
-    axes.plot([row["seconds"] / 60 for row in runs], [row["mAP"] for row in runs], "s", color="#2563eb", label="default, whole runs")
+    axes.plot([row["seconds"] / 60 for row in runs], [row["mAP"] for row in runs], "s", color="#2563eb", label="recipes, whole runs")
     for row in runs:
-        axes.annotate(f"{row['epochs']} epochs", (row["seconds"] / 60, row["mAP"]), (6, -4), textcoords="offset points", fontsize=9)
+        axes.annotate(row["recipe"], (row["seconds"] / 60, row["mAP"]), (6, -4), textcoords="offset points", fontsize=9)
     axes.axhline(plain[-1]["mAP"], color="#7f8c8d", linewidth=0.8, linestyle=":")
     axes.set(xlabel="minutes", ylabel="mAP on images that chose nothing", xlim=(0, None))
     axes.legend(loc="lower right", frameon=False)

@@ -33,7 +33,10 @@ def test_the_loss_curve_has_the_assignments_labels(tmp_path: Path, drawn: list[F
 
 def test_stages_and_the_kept_epoch_are_marked(tmp_path: Path, drawn: list[Figure]) -> None:
     plots.plot_loss_curve([3.0, 2.0, 1.0, 0.5], [(2, 1.5), (4, 1.8)], tmp_path / "a.png", "t", stage_starts=[2], kept=0)
-    *_, stage, kept = drawn[0].axes[0].lines
+    _, first, second, *_, stage, kept = drawn[0].axes[0].lines
+    assert first.get_xdata().tolist() == [1, 2]
+    assert second.get_xdata().tolist() == [3, 4]
+    assert first.get_ydata().min() >= 2 > 1 >= second.get_ydata().max()  # the smoothed loss of a stage knows nothing of the other's
     assert list(stage.get_xdata()) == [2.5, 2.5]
     assert kept.get_xydata().tolist() == [[2, 1.5]]
     assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()][-2:] == ["a new stage begins", "the epoch that is kept"]

@@ -77,8 +77,29 @@ def test_features_computed_once_train_the_head_as_the_pictures_would(sample: Pat
     )
     for name, tensor in weights(once).items():
         torch.testing.assert_close(tensor, weights(anew)[name], rtol=1e-4, atol=1e-5)
+    losses = [[float(row["val_loss"]) for row in history(tmp_path / views)] for views in "30"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(set(losses[0])) == 3
     fewer = train(two_stages(sample, tmp_path / "fewer", feature_views=1, metric_for_best_model="none", **changes))
     assert not torch.allclose(weights(fewer)["classifier.weight"], weights(anew)["classifier.weight"], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_resnet"])
+def test_validation_features_are_computed_once_while_the_backbone_stays(
+    architecture: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    real = trainer_module.gather_outputs
+    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (computed.append(given["width"]), real(**given))[1])
+    stages: dict[str, Any] = {"stage_epochs": [3, 1, 2], "stage_lr": [1e-2, 1e-2, 1e-2], "stage_freeze": ["backbone", "none", "backbone"]}
+    settled = {"architecture": architecture, "pretrained": False, "ema_decay": 0.5, **stages}
+    once = train(settings(sample, tmp_path / "once", **settled))
+    assert len(computed) == 4  # the averaged backbone still moves in the last stage
+    train(settings(sample, tmp_path / "anew", feature_views=0, **settled))
+    assert len(computed) == 10
+    assert computed[0] > len(once.config.attributes) == computed[1] == computed[-1]
+    figures = [[float(row["val_loss"]) for row in history(tmp_path / name)] for name in ("once", "anew")]
+    assert figures[0][:4] == pytest.approx(figures[1][:4], rel=1e-3)  # the last stage shows fewer views
 
 
 class Killed(BaseException):

@@ -240,8 +240,8 @@ def test_training_pictures_grow_from_epoch_to_epoch(sample: Path, tmp_path: Path
         )
         trainer = Trainer(config, Accelerator(cpu=True), build_model(config, dataset.attributes), dataset)
         assert [tuple(trainer.images[(epoch, 0)][0].shape) for epoch in range(4)] == [(3, side, side) for side in sides]
-    oblong = TrainConfig(data_dir="", output_dir="", epochs=3, train_scale=[0.5, 0.5])
-    assert [oblong.train_size(epoch, (256, 192)) for epoch in range(3)] == [(128, 96)] * 3
+    two_stages = TrainConfig(data_dir="", output_dir="", stage_epochs=[1, 3], train_scale=[0.5, 0.84])
+    assert two_stages.train_sizes((256, 192)) == [(128, 96), (128, 96), (160, 128), (224, 160)]
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ def choose_and_judge(
     labels, scores, groups = _readable(model, validation)
     choices: dict[str, Any] = {}
     if calibration:
-        choices["calibration"] = _calibrate(model, labels, scores, seed)
-        labels, scores, groups = _readable(model, validation)
+        choices["calibration"], scores = _calibrate(model, labels, scores, seed)
     if objective is not None:
         choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
     stored = list(model.config.thresholds.values())
@@ -85,9 +84,7 @@ def choose_and_judge_out_of_fold(
     labels, scores, fold_of, groups = labels[readable], scores[readable], fold_of[readable], groups[readable]
     choices: dict[str, Any] = {}
     if calibration:
-        entries = choices["calibration"] = _calibrate(model, labels, scores, seed)
-        scale, shift = (np.array([entry[key] for entry in entries.values()]) for key in ("scale", "shift"))
-        scores = 1 / (1 + np.exp(-(scale * to_logits(scores) + shift)))
+        choices["calibration"], scores = _calibrate(model, labels, scores, seed)
     if objective is not None:
         choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
     stored = list(model.config.thresholds.values())
@@ -162,8 +159,8 @@ def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:
     return {"labels": counts, "findings": findings}
 
 
-def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) -> dict[str, Any]:
-    """Fold what helps into the classifier; return the calibration's entries of metrics.json by attribute."""
+def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) -> tuple[dict[str, Any], Scores]:
+    """Fold what helps into the classifier; return the calibration's entries of metrics.json by attribute, and the scores as they now are."""
     found = calibrate(labels, to_logits(scores), seed)
     if any(reason is None for reason in found.reasons):
         try:
@@ -172,7 +169,7 @@ def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) ->
             found.scale[:], found.shift[:], found.after = 1.0, 0.0, found.before
             found.reasons = [str(error)] * len(found.reasons)
     entries: dict[str, Any] = nan_to_none(found.to_dict(model.config.attributes))
-    return entries
+    return entries, 1 / (1 + np.exp(-(found.scale * to_logits(scores) + found.shift)))
 
 
 def _readable(model: AimonkModel, dataset: AttributeDataset) -> tuple[Labels, Scores, NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,11 @@ def plot_loss_curve(
     axes = figure.add_subplot()
     iterations = np.arange(1, len(losses) + 1)
     axes.plot(iterations, losses, color=_RAW, linewidth=0.8, label="training loss, each iteration")
-    axes.plot(iterations, _smoothed(losses), color=_SMOOTH, linewidth=2, label="training loss, smoothed")
+    for number, (start, end) in enumerate(
+        pairwise([0, *stage_starts, len(losses)])
+    ):  # a stage's first losses say nothing of the one before
+        label = None if number else "training loss, smoothed"
+        axes.plot(iterations[start:end], _smoothed(losses[start:end], len(losses)), color=_SMOOTH, linewidth=2, label=label)
     if validation:
         axes.plot(
             *zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, linewidth=1.5, label="validation loss, each epoch"
@@ -143,11 +148,11 @@ def _most_telling(prediction: Prediction) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _smoothed(losses: list[float]) -> NDArray[np.float64]:
-    """Average on both sides over about a twentieth of the run, so that the curve does not lag behind the validation loss."""
+def _smoothed(losses: list[float], n_iterations: int) -> NDArray[np.float64]:
+    """Average on both sides over about a twentieth of the run of so many iterations, so that the curve does not lag behind the validation loss."""
     from scipy.ndimage import gaussian_filter1d
 
-    return gaussian_filter1d(np.asarray(losses, dtype=float), max(len(losses) / 40, 1), mode="nearest") if losses else np.empty(0)
+    return gaussian_filter1d(np.asarray(losses, dtype=float), max(n_iterations / 40, 1), mode="nearest") if losses else np.empty(0)
 
 
 def _short(text: str, length: int) -> str:

@@ -53,7 +53,7 @@ def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augm
     """Return one augmentation for each epoch, all with one preparation; networks that take pictures of one size only get that size."""
     full = model.transform.size
     fixed = bool(model.timm_model.pretrained_cfg.get("fixed_input_size"))
-    sizes = [full if fixed else config.train_size(epoch, full) for epoch in range(config.n_epochs)]
+    sizes = [full if fixed else size for size in config.train_sizes(full)]
     augment_to = {size: train_augmentation(config.augmentation, model.transform, size) for size in sizes}
     return [augment_to[size] for size in sizes]
 

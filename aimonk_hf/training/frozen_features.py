@@ -1,10 +1,12 @@
 """A stage that trains the head alone: the frozen backbone sees each augmented view of an image once, and the head trains on what it gave."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +29,17 @@ class FrozenFeatures:
 
     def __init__(self, features: Tensor, lost: Tensor, head: nn.Module) -> None:
         self.features, self.lost, self.head = features, lost, head
+        self._validation: Tensor | None = None
+
+    def validation_logits(
+        self, accelerator: Accelerator, network: nn.Module, gather: Callable[..., NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Return the logits [N, K] of a network with this backbone on the validation images, of which `gather` computes the features once."""
+        if self._validation is None:
+            self._validation = torch.from_numpy(gather(network=_Pooled(network), width=self.features.shape[2]))
+        with torch.inference_mode(), accelerator.autocast():
+            logits: Tensor = network.get_classifier()(self._validation.to(accelerator.device))  # type: ignore[operator]
+        return logits.float().cpu().numpy()
 
     def batches(self, batches: EpochBatches, dataset: AttributeDataset) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features [N, D], labels [N, K] and rows [N] of each forward pass, in the order of `batches`."""
@@ -38,6 +51,18 @@ class FrozenFeatures:
             own = labels[rows].clone()
             own[(given < 0) | self.lost[view, rows]] = torch.nan
             yield self.features[view, rows], own, rows
+
+
+class _Pooled(nn.Module):
+    """A timm network up to its pooled features [N, D]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor) -> Tensor:
+        features: Tensor = self.network.forward_head(self.network.forward_features(values), pre_logits=True)  # type: ignore[operator]
+        return features
 
 
 class _Head(nn.Module):
@@ -70,10 +95,7 @@ def compute_features(
     head = _Head(config.drop_rate, network.get_classifier()).eval()
     device, n_images = accelerator.device, len(images)
 
-    def pooled(values: Tensor) -> Tensor:
-        features: Tensor = network.forward_head(network.forward_features(values), pre_logits=True)
-        return features
-
+    pooled = _Pooled(network)
     probe = torch.zeros(2, 3, *model.transform.size, device=device).to(memory_format=memory_format)
     probe[1] = 1
     with torch.inference_mode():

@@ -68,7 +68,7 @@ class TrainConfig:
         "share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent"
     )
     train_scale: list[float] | None = _from_recipe(
-        "FIRST,LAST: size of the training pictures in the first and the last epoch, as shares of the image size, to 32 pixels"
+        "FIRST,LAST: size of the training pictures in the first and the last epoch of a stage, as shares of the image size, to 32 pixels"
     )
     augmentation: str = _from_recipe("training augmentation", AUGMENTATIONS)
     mixup: float = _from_recipe("alpha of mixup, which blends two images and their labels; 0 blends nothing")
@@ -79,7 +79,7 @@ class TrainConfig:
     stage_epochs: list[int] | None = _from_recipe("5,15: epochs of each stage, where there are several")
     freeze: str = _from_recipe("what stays as it is: none, backbone, first-5, first-5/16, except-last-3, or layer names joined by +")
     stage_freeze: list[str] | None = _from_recipe("the same for each stage")
-    feature_views: int = _setting("augmented views whose features a stage that trains the head alone computes once; 0 computes anew", 4)
+    feature_views: int = _from_recipe("augmented views whose features a stage that trains the head alone computes once; 0 computes anew")
     batch_size: int = _from_recipe("images per process and forward pass")
     accumulation_steps: int = _setting("forward passes per optimiser step", 1)
     optimizer: str = _from_recipe("name in timm's optimiser factory")
@@ -215,12 +215,11 @@ class TrainConfig:
         """Epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
-    def train_size(self, epoch: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of the training pictures of an epoch (from 0), for a network of that size; whole multiples of 32."""
+    def train_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return height and width of the training pictures of each epoch, for a network of that size; whole multiples of 32."""
         first, last = self.train_scale or (1.0, 1.0)
-        scale = first + (last - first) * epoch / max(self.n_epochs - 1, 1)
-        height, width = (side if scale == 1 else max(32, 32 * round(side * scale / 32)) for side in size)
-        return height, width
+        scales = [first + (last - first) * epoch / max(stage.epochs - 1, 1) for stage in self.stages for epoch in range(stage.epochs)]
+        return [(_scaled(size[0], scale), _scaled(size[1], scale)) for scale in scales]
 
     @property
     def chooses_epoch(self) -> bool:
@@ -237,6 +236,10 @@ class TrainConfig:
 
 
 _STAGED = (("epochs", "stage_epochs"), ("lr", "stage_lr"), ("freeze", "stage_freeze"))
+
+
+def _scaled(side: int, scale: float) -> int:
+    return side if scale == 1 else max(32, 32 * round(side * scale / 32))
 
 
 def _at_least(name: str, value: float | None, low: float) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -32,7 +33,7 @@ from aimonk_hf.training.optimisation import build_average, build_loss, build_opt
 from aimonk_hf.training.progress import write_line
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.train_config import Stage, TrainConfig
-from aimonk_hf.training.validation import gather_logits, validation_figures
+from aimonk_hf.training.validation import gather_outputs, validation_figures
 
 # Inputs (pixels uint8 [N, 3, H, W], or features [N, D] where only the head is trained), labels [N, K], rows [N].
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -118,7 +119,10 @@ class Trainer:
         if self._prepared != self.stage:
             self._prepare()
         sums = self.epoch_sums
-        self.batches.epoch, self.batches.first_step = self.epoch, sums.steps
+        planned = (
+            sum(stage.epochs for stage in self.config.stages[: self.stage]) + self.stage_epoch
+        )  # an earlier stage may have ended early
+        self.batches.epoch, self.batches.first_step = planned, sums.steps
         set_train_mode(self.network)
         lowered = self._lowered()
         lr = 0.0
@@ -211,7 +215,8 @@ class Trainer:
         if not (self.config.mixup or self.config.cutmix):
             return None
         random = np.random.default_rng([self.config.seed, 3, self.step, self.accelerator.process_index, number])
-        return BatchMix(self.config.mixup, self.config.cutmix, *pixels.shape[2:], random)
+        height, width = pixels.shape[2:]
+        return BatchMix(self.config.mixup, self.config.cutmix, height, width, random)
 
     def _targets(self, labels: Tensor, mix: BatchMix | None) -> Tensor:
         if self.config.label_smoothing:
@@ -238,10 +243,13 @@ class Trainer:
 
     def validate(self, validation: AttributeDataset) -> dict[str, float]:
         """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes."""
-        batch_size = max(32, self.config.batch_size)
-        logits = gather_logits(
-            self.accelerator, self.kept_network(), self.model.transform, validation, self.memory_format, batch_size, self.eval_cache
-        )
+        gather = partial(gather_outputs, accelerator=self.accelerator, transform=self.model.transform, dataset=validation)
+        gather = partial(gather, memory_format=self.memory_format, batch_size=max(32, self.config.batch_size), cache=self.eval_cache)
+        still = self.average is None or self.stage == 0  # an average of an earlier stage's weights goes on moving
+        if still and self._prepared == self.stage and self.features is not None:
+            logits = self.features.validation_logits(self.accelerator, self.kept_network(), gather)
+        else:
+            logits = gather(network=self.kept_network(), width=len(validation.attributes))
         return validation_figures(logits, validation.labels.values, self.loss, self.pos_weight.cpu())
 
     def kept_network(self) -> torch.nn.Module:

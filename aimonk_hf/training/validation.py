@@ -15,21 +15,22 @@ from aimonk_hf.model.losses import Loss
 from aimonk_hf.model.processing import EvalTransform
 
 
-def gather_logits(
+def gather_outputs(
     accelerator: Accelerator,
     network: nn.Module,
+    width: int,
     transform: EvalTransform,
     dataset: AttributeDataset,
     memory_format: torch.memory_format,
     batch_size: int,
     cache: PixelCache | None = None,
 ) -> NDArray[np.float32]:
-    """Return the network's logits [N, K] on every process, NaN rows where an image cannot be read; each process scores its share.
+    """Return the network's outputs [N, width] on every process, NaN rows where an image cannot be read; each process computes its share.
 
     The network is left in eval mode. A `cache` with the transform's fingerprint keeps the decoded pictures.
     """
     own = list(range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    table = torch.zeros(len(dataset), len(dataset.attributes), device=accelerator.device)
+    table = torch.zeros(len(dataset), width, device=accelerator.device)
     network.eval()
 
     def score(pixels: Tensor) -> Tensor:
@@ -41,8 +42,8 @@ def gather_logits(
     stream = stream_logits(
         (paths[row] for row in own), transform.pixels, score, batch_size, cache=cache, on_cpu=accelerator.device.type == "cpu"
     )
-    for row, (_, logits) in zip(own, stream, strict=True):
-        table[row] = torch.nan if isinstance(logits, ImageError) else logits
+    for row, (_, outputs) in zip(own, stream, strict=True):
+        table[row] = torch.nan if isinstance(outputs, ImageError) else outputs
     gathered: Tensor = accelerator.reduce(table, "sum")
     return gathered.cpu().numpy()
 
