@@ -17,7 +17,9 @@ def plain_training(
     paths: list[Path], labels: NDArray[Any], architecture: str, batch_size: int, pretrained: bool = False
 ) -> Iterator[tuple[nn.Module, int]]:
     """Train for ever: Pillow, torchvision, float32, Adam at 1e-4, mirrored pictures; yield the network and the number of images after each step."""
-    network = timm.create_model(architecture, pretrained=pretrained, num_classes=labels.shape[1]).train()
+    network = timm.create_model(architecture, pretrained=pretrained).train()
+    # small random numbers, as in the published loops: those of create_model are seven times as large
+    network.reset_classifier(labels.shape[1])  # type: ignore[operator]
     observed, positive = (labels == labels).sum(0), (labels == 1).sum(0)
     weight = torch.from_numpy((observed - positive) / positive.clip(1)).float()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)

@@ -32,18 +32,8 @@ def test_the_race_to_the_plain_loops_figure(
 ) -> None:
     race = load("race", monkeypatch)
     write_sample_data(tmp_path / "data", n_images=110, seed=0)
-    flags = [
-        "--data-dir",
-        tmp_path / "data",
-        "--architecture",
-        f"local-dir:{model}",
-        "--plain-epochs",
-        1,
-        "--epochs",
-        1,
-        "--flags",
-        "--image-size 32",
-    ]
+    flags = ["--data-dir", tmp_path / "data", "--architecture", f"local-dir:{model}", "--plain-epochs", 1, "--recipes", "fast"]
+    flags += ["--flags", "--image-size 32"]
     run(race, monkeypatch, *flags, "--json", tmp_path / "found.json", "--plot", tmp_path / "found.png")
     found = json.loads((tmp_path / "found.json").read_text())
     assert [len(found["plain"]), len(found["runs"])] == [1, 1]

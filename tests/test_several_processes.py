@@ -21,7 +21,8 @@ from aimonk_hf.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # without batch norm, dropout or augmentation, so that only the division of the work differs
-SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--mixed-precision", "no"]
+SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--drop-rate", "0"]
+SETTINGS += ["--mixed-precision", "no"]
 
 
 def environment() -> dict[str, str]:
