@@ -82,20 +82,17 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     seed_everything(seed)
     start = time.perf_counter()
     trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), train_set)
-    curve = []
     while not trainer.finished:
         row = trainer.train_epoch(lambda loss, lr: None)
-        curve.append(row["train_loss"])
         trainer.end_epoch(row)
     seconds = time.perf_counter() - start
     found = trainer.validate(judged)
-    del trainer
     return {
         "mAP": found["macro_average_precision"],
         "AUROC": found["macro_auroc"],
         "F1": found["macro_f1"],
         "loss": found["val_loss"],
-        "train_loss": curve[-1],
+        "train_loss": row["train_loss"],
         "seconds": seconds,
     }
 

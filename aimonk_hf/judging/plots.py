@@ -45,9 +45,8 @@ def plot_loss_curve(
     axes = figure.add_subplot()
     iterations = np.arange(1, len(losses) + 1)
     axes.plot(iterations, losses, color=_RAW, linewidth=0.8, label="training loss, each iteration")
-    for number, (start, end) in enumerate(
-        pairwise([0, *stage_starts, len(losses)])
-    ):  # a stage's first losses say nothing of the one before
+    # a stage's first losses say nothing of the one before
+    for number, (start, end) in enumerate(pairwise([0, *stage_starts, len(losses)])):
         label = None if number else "training loss, smoothed"
         axes.plot(iterations[start:end], _smoothed(losses[start:end], len(losses)), color=_SMOOTH, linewidth=2, label=label)
     if validation:
