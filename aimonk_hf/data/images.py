@@ -53,7 +53,7 @@ def read_image(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             _check_shape(source.width, source.height)
-            return _to_rgb(source)
+            return _to_rgb(source, in_place=False)
         with open_image(source) as image:
             return _to_rgb(image)
     except ImageError:
@@ -130,20 +130,24 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, in_place: bool = True) -> Image.Image:
+    """Return an upright RGB image; `in_place` it may be `image` itself, which saves two copies of all pixels."""
     if getattr(image, "is_animated", False):
         _say_once("animated", "animated pictures: the first frame is used")
         image.seek(0)
     image.load()  # a PNG may hold its EXIF data behind the pixels
     _check_exif(image)
-    image = ImageOps.exif_transpose(image)
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     elif image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         _say_once("transparent", "pictures with transparency: it is dropped, as the transformers pipeline does (often black shows through)")
     elif image.mode == "CMYK":
         _say_once("cmyk", "CMYK pictures: converted to RGB without a colour profile, as the transformers pipeline does")
-    return image.convert("RGB")
+    return image if in_place and image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """The model: a timm network whose sigmoid outputs are attributes, saved so that timm and transformers read it too."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,6 +16,7 @@ from aimonk_hf.model.backbones import build_network, find_backbone, trim_pretrai
 from aimonk_hf.model.card import render_card
 from aimonk_hf.model.config import AimonkConfig
 from aimonk_hf.model.devices import keep_freed_memory
+from aimonk_hf.model.folding import LazilyFolded
 from aimonk_hf.model.hub import download
 from aimonk_hf.model.inference import stream_logits
 from aimonk_hf.model.losses import masked_bce_with_logits
@@ -109,16 +110,21 @@ class AimonkModel(nn.Module):
         return AimonkOutput(logits, None if labels is None else masked_bce_with_logits(logits, labels))
 
     @torch.inference_mode()
-    def logits_of_pixels(self, pixels: Tensor, tta: bool = False, precision: str = "float32") -> Tensor:
-        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` averages them with those of the mirrored pixels."""
-        device = self.device
+    def logits_of_pixels(
+        self, pixels: Tensor, tta: bool = False, precision: str = "float32", network: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` averages them with those of the mirrored pixels.
+
+        `network` computes in the place of `timm_model`, whose copy it is.
+        """
+        network, device = network or self.timm_model, self.device
         values = self.transform.normalize(pixels.to(device, non_blocking=True))
         if device.type == "cpu":
             values = values.contiguous(memory_format=torch.channels_last)  # oneDNN's own order: 13 instead of 16 ms of one core a picture
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = self.timm_model(values).float()
+            logits = network(values).float()
             if tta:
-                logits = (logits + self.timm_model(values.flip(-1)).float()) / 2
+                logits = (logits + network(values.flip(-1)).float()) / 2
         return logits.cpu()
 
     def stream(
@@ -150,15 +156,15 @@ class AimonkModel(nn.Module):
     ) -> Iterator[tuple[ImageSource, Prediction | ImageError]]:
         was_training, on_cpu = self.training, self.device.type == "cpu"
         if on_cpu:
-            keep_freed_memory(
-                64 << 20, 512 << 20
-            )  # activations of small batches; large pictures between them would leave holes in the heap
+            # activations of small batches; large pictures between them would leave holes in the heap
+            keep_freed_memory(64 << 20, 512 << 20)
         self.eval()
+        network = LazilyFolded(self.timm_model) if on_cpu else None
         try:
             for source, logits in stream_logits(
                 images,
                 self.transform.pixels,
-                lambda pixels: self.logits_of_pixels(pixels, tta, precision),
+                lambda pixels: self.logits_of_pixels(pixels, tta, precision, network),
                 batch_size,
                 workers,
                 on_cpu=on_cpu,
