@@ -195,7 +195,7 @@ def test_a_failing_network_fails_its_callers_and_lives_on(tiny_model: AimonkMode
     scorer = Scorer(tiny_model)
     image = Image.new("RGB", (64, 64))
 
-    def out_of_memory(pixels: torch.Tensor) -> torch.Tensor:
+    def out_of_memory(pixels: torch.Tensor, **settings: object) -> torch.Tensor:
         raise RuntimeError("out of memory\nand more")
 
     with monkeypatch.context() as patched:

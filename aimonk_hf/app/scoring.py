@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aimonk_hf.app.uploads import Picture, read_picture
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.model.folding import LazilyFolded
 from aimonk_hf.model.modeling import AimonkModel
 
 
@@ -25,6 +26,7 @@ class Scorer:
         self.model = model.eval().requires_grad_(False)
         self.max_batch = max_batch
         self.network_lock = Lock()
+        self._network = LazilyFolded(model.timm_model) if model.device.type == "cpu" else None
         self.n_images = self.n_batches = 0
         self._decoding = BoundedSemaphore(min(8, os.cpu_count() or 1))
         self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
@@ -58,7 +60,8 @@ class Scorer:
         answers = [answer for _, answer in batch]
         try:
             with self.network_lock:
-                scores = self.model.logits_of_pixels(torch.stack([pixels for pixels, _ in batch])).sigmoid()
+                pixels = torch.stack([pixels for pixels, _ in batch])
+                scores = self.model.logits_of_pixels(pixels, network=self._network).sigmoid()
         except (RuntimeError, MemoryError) as error:
             for answer in answers:
                 answer.set_exception(AimonkError(f"the network failed on this batch ({str(error).splitlines()[0]}): try again"))

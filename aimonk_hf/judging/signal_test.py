@@ -9,7 +9,8 @@ Floats = NDArray[np.floating[Any]]
 
 # The chance of one or more false alarms among all attributes, if none had signal.
 ALPHA = 0.05
-_BLOCK = 200  # permutations at a time
+_BLOCK_BYTES = 1 << 20  # of permutations: so many stay in the processor's cache
+_MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 200, 4
 _MOST_NAMES = 20
 
 
@@ -29,8 +30,9 @@ def permutation_p_values(labels: Floats, scores: Floats, n_permutations: int = 9
     own = np.array([ranks[minority[k], k].sum() for k in columns])
     permuted = np.empty((n_permutations, len(columns)))
     rng = np.random.default_rng(seed)
-    for start in range(0, n_permutations, _BLOCK):
-        block = slice(start, min(start + _BLOCK, n_permutations))
+    size = int(np.clip(_BLOCK_BYTES // (4 * len(labels)), _FEWEST_IN_BLOCK, _MOST_IN_BLOCK))
+    for start in range(0, n_permutations, size):
+        block = slice(start, min(start + size, n_permutations))
         moves = rng.permuted(np.tile(np.arange(len(labels), dtype=np.int32), (block.stop - block.start, 1)), axis=1)
         for place, k in enumerate(columns):
             permuted[block, place] = _sum_after(moves, minority[k], ranks[:, k])

@@ -51,12 +51,13 @@ def fold_batch_norms(network: nn.Module, pixels: Tensor) -> nn.Module:
         return network
     folded = copy.deepcopy(network).eval()
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        for name, (convolution, norm) in _pairs(folded, pixels).items():
+        pairs = _pairs(folded, pixels)
+        for name, (convolution, norm) in pairs.items():
             fused = fuse_conv_bn_eval(convolution, norm)
             convolution.weight, convolution.bias = fused.weight, fused.bias
             folded.set_submodule(name, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity())
         same = torch.allclose(folded(pixels), network(pixels), rtol=_TOLERANCE, atol=_TOLERANCE)
-    return folded if same else network
+    return folded if pairs and same else network
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -84,15 +84,15 @@ _RECIPES = [
     ),
     Recipe(
         name="fast",
-        system="a first look: the head alone on features computed once, then three epochs of all on small pictures that grow",
+        system="a first look: the head alone on features computed once, then six epochs of the later blocks on small pictures that grow",
         settings={
             "architecture": "mobilenetv2_100",
             "crop_mode": "squash",
             "crop_pct": 0.875,
             "train_scale": [0.57, 0.86],
-            "stage_epochs": [6, 3],
+            "stage_epochs": [6, 6],
             "stage_lr": [5e-3, 1e-3],
-            "stage_freeze": ["backbone", "none"],
+            "stage_freeze": ["backbone", "first-9/16"],
             "feature_views": 1,
             "weight_decay": 0.02,
             "schedule": "one-cycle",
