@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := outputs/demo
 DEMO_DATA := outputs/demo-data
+BENCH := outputs/bench
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -34,13 +35,14 @@ check: .venv/dev-installed
 # Tables of ratios. CLOTHING=FOLDER BACKBONE=local-dir:FOLDER also runs the race to the plain loop's mAP (about an hour on two cores).
 bench: .venv/dev-installed
 	$(BIN)/pip install --quiet -e '.[bench]'
-	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/prediction_speed.py
-	$(BIN)/python benchmarks/cold_start.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/decode_cache.py
+	mkdir -p $(BENCH)
+	$(BIN)/python benchmarks/training_speed.py --json $(BENCH)/training_speed.json
+	$(BIN)/python benchmarks/prediction_speed.py --json $(BENCH)/prediction_speed.json
+	$(BIN)/python benchmarks/cold_start.py --json $(BENCH)/cold_start.json
+	$(BIN)/python benchmarks/scale.py --json $(BENCH)/scale.json
+	$(BIN)/python benchmarks/decode_cache.py --json $(BENCH)/decode_cache.json
 	$(BIN)/python benchmarks/app_load.py
-	$(if $(CLOTHING),$(BIN)/python benchmarks/race.py --data-dir $(CLOTHING) --architecture $(BACKBONE))
+	$(if $(CLOTHING),$(BIN)/python benchmarks/race.py --data-dir $(CLOTHING) --architecture $(BACKBONE) --json $(BENCH)/race.json --plot $(BENCH)/race.png)
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
