@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from aimonk_hf import AttributeDataset
 from aimonk_hf.cli.main import main
+from aimonk_hf.data import near_duplicates
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.data.labels import read_labels
-from aimonk_hf.data.near_duplicates import Pair, find_duplicates, group_numbers, thumbnail
+from aimonk_hf.data.near_duplicates import SIDE, Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.audit import add_suspects, audit
@@ -71,6 +73,45 @@ def test_flat_and_different_pictures_are_no_near_duplicates(tmp_path: Path) -> N
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     assert find_duplicates(paths, [thumbnail(path) for path in paths]) == []
     assert find_duplicates([], []) == []
+
+
+@pytest.mark.parametrize("block", [16, 512])
+def test_near_duplicates_are_those_that_comparing_every_pair_finds(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_BLOCK", block)
+    thumbnails = _crowd()
+    grey = thumbnails.mean(axis=3).reshape(len(thumbnails), -1)
+    structured = grey.std(axis=1) >= 4
+    correlation = np.corrcoef(grey)
+    difference = np.array([np.abs(one.astype(np.int16) - thumbnails).mean(axis=(1, 2, 3)) for one in thumbnails])
+    agree = ((correlation > 0.97) & (difference <= 12)) | ((correlation > 0.99) & (difference <= 30))
+    expected = np.argwhere(np.triu(agree & structured & structured[:, None], 1))
+
+    for limit, most in ((0.97, 12), (0.99, 30)):  # both sides of every limit are there, and no pair on it, where rounding would decide
+        for inside in (True, False):
+            assert np.sum((abs(correlation - limit) < 0.01) & ((correlation > limit) == inside) & (difference <= most)) > 20
+            assert np.sum((abs(difference - most) < 3) & ((difference <= most) == inside) & (correlation > limit)) > 20
+    assert np.abs(correlation[..., None] - [0.97, 0.99]).min() > 1e-6
+    assert np.sum(agree & (structured ^ structured[:, None])) > 10
+
+    pairs = find_duplicates([Path(f"{number}.none") for number in range(len(thumbnails))], list(thumbnails))
+    assert [[pair.first, pair.second] for pair in pairs] == expected.tolist()
+    assert {pair.kind for pair in pairs} == {"near"}
+    np.testing.assert_allclose([pair.correlation for pair in pairs], correlation[tuple(expected.T)], atol=5e-6)
+
+
+def _crowd() -> NDArray[np.uint8]:
+    """Return thumbnails: strangers, their negatives, copies with noise (fine or in squares) and light, one picture many times, and faint copies."""
+    rng = np.random.default_rng(0)
+    square = np.ones((1, 4, 4, 1))
+    bases = np.kron(rng.integers(60, 196, (40, 8, 8, 3)), square)
+    copied = np.repeat(bases[:12], 20, axis=0)
+    shape = (len(copied), 1, 1, 1)
+    noise = np.where(rng.random(shape) < 0.5, rng.normal(size=copied.shape), np.kron(rng.normal(size=(len(copied), 8, 8, 3)), square))
+    copies = copied + rng.uniform(0, 14, shape) * noise + rng.choice([-1, 0, 1], shape) * rng.uniform(9, 17, shape)
+    often = bases[:1] + rng.normal(0, 2, (60, SIDE, SIDE, 3))
+    faint = 128 + rng.uniform(0.1, 0.25, (48, 1, 1, 1)) * np.repeat(bases[12:16] - 128, 12, axis=0)
+    every = np.concatenate([bases, 255 - bases[:12], copies, often, faint])
+    return rng.permutation(np.clip(every, 0, 255).astype(np.uint8))
 
 
 def test_groups_join_through_others() -> None:
