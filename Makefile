@@ -7,7 +7,8 @@ BENCH := outputs/bench
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo app test soak check bench browser clean
+.PHONY: demo app test soak check browser clean
+.PHONY: bench bench-training bench-prediction bench-cold-start bench-scale bench-cache bench-app bench-race
 .DELETE_ON_ERROR:
 
 demo: .venv/demo-installed $(DEMO_DATA)/labels.csv
@@ -32,17 +33,34 @@ check: .venv/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tables of ratios. CLOTHING=FOLDER BACKBONE=local-dir:FOLDER also runs the race to the plain loop's mAP (about an hour on two cores).
-bench: .venv/dev-installed
-	$(BIN)/pip install --quiet -e '.[bench]'
-	mkdir -p $(BENCH)
+# Tables of ratios, and their figures in outputs/bench, one target for each benchmark. CLOTHING=FOLDER BACKBONE=local-dir:FOLDER also runs the
+# race to the plain loop's mAP and draws it (about an hour on two cores).
+bench: $(if $(CLOTHING),bench-race) bench-training bench-prediction bench-cold-start bench-cache bench-app bench-scale
+
+bench-training: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/training_speed.py --json $(BENCH)/training_speed.json
+
+bench-prediction: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/prediction_speed.py --json $(BENCH)/prediction_speed.json
+
+bench-cold-start: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/cold_start.py --json $(BENCH)/cold_start.json
+
+bench-scale: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/scale.py --json $(BENCH)/scale.json
+
+bench-cache: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/decode_cache.py --json $(BENCH)/decode_cache.json
-	$(BIN)/python benchmarks/app_load.py
-	$(if $(CLOTHING),$(BIN)/python benchmarks/race.py --data-dir $(CLOTHING) --architecture $(BACKBONE) --json $(BENCH)/race.json --plot $(BENCH)/race.png)
+
+bench-app: .venv/bench-installed | $(BENCH)
+	$(BIN)/python benchmarks/app_load.py --json $(BENCH)/app_load.json
+
+bench-race: .venv/bench-installed | $(BENCH)
+	$(if $(and $(CLOTHING),$(BACKBONE)),,$(error say where photographs and weights are: make $@ CLOTHING=FOLDER BACKBONE=local-dir:FOLDER))
+	$(BIN)/python benchmarks/race.py --data-dir $(CLOTHING) --architecture $(BACKBONE) --json $(BENCH)/race.json --plot $(BENCH)/race.png
+
+$(BENCH):
+	mkdir -p $@
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -57,6 +75,11 @@ bench: .venv/dev-installed
 .venv/dev-installed: pyproject.toml | .venv/python
 	@echo "installing into .venv (PyTorch, Gradio and the test tools; several minutes the first time)"
 	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+# Only the benchmarks need fastai, to compare with it.
+.venv/bench-installed: .venv/dev-installed
+	$(BIN)/pip install --quiet -e '.[bench]' || echo "fastai does not install here: the tables leave it out"
 	touch $@
 
 # The app's tests drive a real browser. Debian's is installed where we may; otherwise those tests say that they were left out.

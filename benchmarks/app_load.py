@@ -1,6 +1,6 @@
 """The app under load, beside the bare model in the same process: requests a second, threshold moves, start-up, memory.
 
-    python benchmarks/app_load.py [--model FOLDER] [--requests 200] [--clients 16] [--memory-requests 1000]
+    python benchmarks/app_load.py [--model FOLDER] [--requests 200] [--clients 16] [--memory-requests 1000] [--json FILE]
 
 Without --model a mobilenetv2_100 with random weights is served (speed does not depend on the weights). Clients are threads of one other
 process, which speak plain HTTP as curl would (upload, call, answer); they share the machine's cores with the app.
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--memory-requests", type=int, default=1000)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--as-client", nargs=3, metavar=("URL", "PICTURES", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_client:
@@ -41,8 +42,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = options.model or write_model(Path(temporary) / "model")
         pictures = write_pictures(Path(temporary) / "pictures", options.requests)
-        print(f"start-up:         {start_up(model):.1f} s until the page answers")
-        measure(model, pictures, options)
+        found: dict[str, Any] = {"start_up_seconds": start_up(model)}
+        print(f"start-up:         {found['start_up_seconds']:.1f} s until the page answers")
+        found |= measure(model, pictures, options)
+    if options.json:
+        settings = {key: str(value) for key, value in vars(options).items()}
+        options.json.write_text(json.dumps({"settings": settings, **found}, indent=2) + "\n")
 
 
 def write_model(folder: Path) -> Path:
@@ -81,7 +86,8 @@ def start_up(model: Path) -> float:
         app.wait()
 
 
-def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> None:
+def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Print the figures of a served model, and return them."""
     from aimonk_hf.app.page import build_page
     from aimonk_hf.app.serve import app_folder, launch, load_served
 
@@ -91,17 +97,18 @@ def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> N
         url = launch(page, "127.0.0.1", None, wait=False)
         bare_seconds(served.scorer.model, pictures[:32])
         clients(url, pictures, 2 * options.clients, options)  # both are warm now
-        measure_load(url, served, pictures, options)
+        found = measure_load(url, served, pictures, options)
         moves = threshold_moves(page, url, served, 100)
         print(
             f"threshold moves:  {statistics.median(moves) * 1000:.1f} ms median over HTTP, {max(moves) * 1000:.0f} ms at most (wanted: 50)"
         )
-        measure_memory(url, pictures, options)
+        found |= {"threshold_move_seconds": moves, "memory_mb": measure_memory(url, pictures, options)}
         page.close()
         served.scorer.close()
+    return found
 
 
-def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> None:
+def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
     """Alternate between the bare model and the app in short rounds, because other work on the machine comes and goes."""
     bare, app, times = [], [], []
     n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
@@ -121,9 +128,19 @@ def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.
     print(
         f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), {ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
     )
+    return {
+        "bare_pictures_per_second": len(pictures) * ROUNDS / sum(bare),
+        "requests_per_second": rate,
+        "pictures_per_batch": per_batch,
+        "median_seconds": statistics.median(times),
+        "p95_seconds": late,
+        "ratio_to_bare": statistics.median(ratios),
+        "ratios": ratios,
+    }
 
 
-def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) -> None:
+def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) -> list[float]:
+    """Return the megabytes of this process, which serves, before the requests and after each quarter of them."""
     import psutil
 
     process = psutil.Process()
@@ -132,6 +149,7 @@ def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) 
         clients(url, pictures, options.memory_requests // 4, options)
         memory.append(process.memory_info().rss / 1e6)
     print(f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB over {options.memory_requests} requests")
+    return memory
 
 
 def bare_seconds(model: Any, pictures: list[Path]) -> float:

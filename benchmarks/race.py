@@ -1,28 +1,47 @@
-"""To the plain loop's mAP: whole runs of recipes beside the plain loop, in seconds and in mAP on images that chose nothing.
+"""To the plain loop's mAP: whole runs of recipes beside the plain loop and its peers, in seconds and in mAP on images that chose nothing.
 
-    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--recipes fast default] [--json FILE]
-        [--plot FILE]
+    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--peer-epochs 10] [--recipes fast default]
+        [--peers "transformers Trainer" fastai] [--json FILE] [--plot FILE]
 
-Every run starts in a process of its own, one after the other, from the same weights, on the same training images. The clock of the plain loop runs
-while it trains; that of a recipe from the start of the command to its end: imports, checks of the images, validation, report and plots
-included. The plain loop's mAP is measured after each epoch, with its clock stopped, and the last one is the mark.
+Every run starts in a process of its own, one after the other, from the same weights, on the same training images: those that the first recipe's
+split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains; that of a recipe from the start of the command to
+its end: imports, checks of the images, validation, report and plots included. A loop's mAP is measured after each epoch, with its clock stopped,
+and the plain loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole command's.
+
+A peer gets as many epochs as end within the plain loop's time, so that its schedule is whole: a process that is thrown away does its first steps,
+and their pace says how many epochs that is, at least 1 and at most --peer-epochs. Where its pace was overrated, it is stopped after the epoch in
+which its clock passes 1.25 times the plain loop's, and the table says that it was cut. "in its time" is the mAP last measured before the
+plain loop's clock stopped. Peak memory is that of a process and its readers, looked at four times a second, measuring included.
 """
 
 import argparse
 import csv
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from peers import PEERS
+from plain import Loop, Score, Task, plain_loop
+from processes import PeakMemory, kill_family
+from race_table import draw, print_table, summarise
+from training_speed import FOR_EVER, Contestant, train_as_a_script
+
+from aimonk_hf import AttributeDataset
+
 BATCH_SIZE = 32
 SHARES = {"val_split": 0.3, "report_split": 0.7}  # search.py chooses settings on the other images
-Row = dict[str, Any]
+PACE_STEPS = 8
+MOST_TIME = 1.25  # of the plain loop's
+LOOPS: dict[str, Loop] = {"plain loop": plain_loop, **PEERS}
+Run = dict[str, Any]
 
 
 def main() -> None:
@@ -30,67 +49,52 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", required=True, help="a backbone with weights, such as local-dir:FOLDER")
     parser.add_argument("--plain-epochs", type=int, default=10)
+    parser.add_argument("--peer-epochs", type=int, help="at most so many for each peer; as many as the plain loop's if not given")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--recipes", nargs="+", default=["fast", "default"])
     parser.add_argument("--flags", default="", help="further flags for the recipes, as one text")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        runs = [own_run(options, recipe, Path(temporary) / recipe) for recipe in options.recipes]
-        plain = plain_run(options, Path(temporary) / options.recipes[0] / "split.csv")
-    print_table(plain, runs)
+        recipes = [run_recipe(options, recipe, Path(temporary) / recipe) for recipe in options.recipes]
+        train_set, report_set = split_parts(options.data_dir, Path(temporary) / options.recipes[0] / "split.csv")
+        task = Task(train_set, options.architecture, True, BATCH_SIZE, options.plain_epochs, Path(temporary))
+        plain = run_loop("plain loop", task, report_set)
+        peers = [run_peer(name, task, report_set, plain, options.peer_epochs or options.plain_epochs) for name in options.peers]
+    table = [summarise(run, plain["rows"]) for run in (plain, *peers, *recipes)]
+    print_table(table)
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
-        options.json.write_text(json.dumps({"settings": settings, "plain": plain, "runs": runs}, indent=2) + "\n")
+        found = {"settings": settings, "plain": plain, "peers": peers, "recipes": recipes, "table": table}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
     if options.plot:
-        draw(plain, runs, options.plot)
+        draw(plain, peers, recipes, options.plot)
 
 
-def own_run(options: argparse.Namespace, recipe: str, out: Path) -> Row:
+def run_recipe(options: argparse.Namespace, recipe: str, out: Path) -> Run:
+    """Run the command and return its only row: the whole run."""
     flags = ["--data-dir", str(options.data_dir), "--architecture", options.architecture, "--output-dir", str(out)]
     flags += ["--batch-size", str(BATCH_SIZE), "--recipe", recipe]
     flags += [part for name, share in SHARES.items() for part in (f"--{name.replace('_', '-')}", str(share))]
+    command = [sys.executable, "-m", "aimonk_hf", "train", *flags, *options.flags.split()]
     start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "aimonk_hf", "train", *flags, *options.flags.split()],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-    )
-    seconds = time.perf_counter() - start
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    with PeakMemory(process.pid) as memory:
+        failed = process.wait()
+        seconds = time.perf_counter() - start
+    if failed:
+        raise SystemExit(f"the recipe {recipe} has failed: {' '.join(command[1:])}")
     report = json.loads((out / "metrics.json").read_text())
     with open(out / "history.csv", newline="") as file:
         epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
-    training, found = sum(epochs), report["macro"]["average_precision"]
-    print(f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({training:.0f} s of it in epochs), mAP {found:.3f}", flush=True)
-    return {"recipe": recipe, "epochs": len(epochs), "seconds": seconds, "training_seconds": training, "mAP": found}
+    row = {"epochs": len(epochs), "seconds": seconds, "mAP": report["macro"]["average_precision"], "peak_memory_mb": memory.megabytes}
+    print(f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({sum(epochs):.0f} s of it in epochs), mAP {row['mAP']:.3f}", flush=True)
+    return {"name": recipe, "planned_epochs": len(epochs), "cut": False, "training_seconds": sum(epochs), "rows": [row]}
 
 
-def plain_run(options: argparse.Namespace, split: Path) -> list[Row]:
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_plain, args=(there, options.data_dir, options.architecture, options.plain_epochs, split)
-    )
-    process.start()
-    there.close()  # so that its end is seen here
-    rows = []
-    for _ in range(options.plain_epochs):
-        try:
-            rows.append(here.recv())
-        except EOFError:
-            raise SystemExit("the plain loop has failed: its message is above") from None
-        print(f"plain loop, epoch {rows[-1]['epochs']}: {rows[-1]['seconds']:.0f} s, mAP {rows[-1]['mAP']:.3f}", flush=True)
-    process.kill()
-    return rows
-
-
-def train_plain(pipe: Connection, data: Path, architecture: str, epochs: int, split: Path) -> None:
-    """In a process of its own: train on the images that split.csv has for training, and send a row after each epoch."""
-    from plain import plain_training
-
-    from aimonk_hf.data.dataset import AttributeDataset
-
-    multiprocessing.set_start_method("fork", force=True)  # readers are forked, as from a script that a user starts
+def split_parts(data: Path, split: Path) -> tuple[AttributeDataset, AttributeDataset]:
+    """Return the images that split.csv has for training, and those that only report."""
     dataset = AttributeDataset.from_folder(data)
     with open(split, newline="") as file:
         part_of = {row["image"]: row["part"] for row in csv.DictReader(file)}
@@ -98,71 +102,80 @@ def train_plain(pipe: Connection, data: Path, architecture: str, epochs: int, sp
     train_set, report_set = (dataset.select([row for row, part in enumerate(parts) if part == name]) for name in ("train", "report"))
     if not len(report_set):
         raise SystemExit(f"{len(dataset)} images are too few for a part that chooses nothing")
-    steps, seconds, start = len(train_set) // BATCH_SIZE, 0.0, time.perf_counter()
-    for step, (network, _) in enumerate(
-        plain_training(train_set.paths, train_set.labels.values, architecture, BATCH_SIZE, pretrained=True), 1
-    ):
-        if step % steps:
-            continue
+    return train_set, report_set
+
+
+def run_peer(name: str, task: Task, report_set: AttributeDataset, plain: Run, most_epochs: int) -> Run:
+    """Run a peer for as many epochs as fit the plain loop's time."""
+    pace = Contestant(name, replace(task, epochs=FOR_EVER, scratch=task.scratch / f"the pace of {name}"))
+    images_per_second, _ = pace.take_turn(PACE_STEPS)
+    pace.end()
+    per_epoch = len(task.dataset) // BATCH_SIZE * BATCH_SIZE / images_per_second
+    plain_seconds = plain["rows"][-1]["seconds"]
+    epochs = fitting_epochs(plain_seconds, per_epoch, most_epochs)
+    print(f"{name}: {epochs} epochs of some {per_epoch:.0f} s", flush=True)
+    scratch = task.scratch / name
+    scratch.mkdir()
+    return run_loop(name, replace(task, epochs=epochs, scratch=scratch), report_set, MOST_TIME * plain_seconds)
+
+
+def fitting_epochs(seconds: float, per_epoch: float, most: int) -> int:
+    """Return how many epochs end within the seconds, at least 1."""
+    return max(1, min(most, int(seconds / per_epoch)))
+
+
+def run_loop(name: str, task: Task, report_set: AttributeDataset, most_seconds: float = math.inf) -> Run:
+    """Train in a process of its own and return a row for each epoch, up to the one in which the clock passes `most_seconds`."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=train_loop, args=(there, name, task, report_set))
+    process.start()
+    there.close()  # so that its end is seen here
+    assert process.pid is not None
+    rows: list[dict[str, Any]] = []
+    with PeakMemory(process.pid) as memory:
+        while len(rows) < task.epochs and not (rows and rows[-1]["seconds"] > most_seconds):
+            try:
+                rows.append(here.recv() | {"peak_memory_mb": memory.megabytes})
+            except EOFError:
+                raise SystemExit(f"{name} has failed: its message is above") from None
+            print(f"{name}, epoch {rows[-1]['epochs']}: {rows[-1]['seconds']:.0f} s, mAP {rows[-1]['mAP']:.3f}", flush=True)
+    kill_family(process.pid)
+    process.join()
+    return {"name": name, "planned_epochs": task.epochs, "cut": len(rows) < task.epochs, "rows": rows}
+
+
+def train_loop(pipe: Connection, name: str, task: Task, report_set: AttributeDataset) -> None:
+    """In a process of its own: train, and send a row after each epoch."""
+    import torch
+
+    train_as_a_script()
+    torch.manual_seed(0)
+    epochs, seconds, start = 0, 0.0, 0.0
+
+    def after_epoch(score: Score) -> None:
+        nonlocal epochs, seconds, start
         seconds += time.perf_counter() - start
-        pipe.send({"epochs": step // steps, "seconds": seconds, "mAP": measure(network, report_set)})
+        epochs += 1
+        pipe.send({"epochs": epochs, "seconds": seconds, "mAP": mean_average_precision(report_set, score)})
         start = time.perf_counter()
 
+    train = LOOPS[name](task, lambda n_images: None, after_epoch)
+    start = time.perf_counter()
+    train()
 
-def measure(network: Any, report_set: Any) -> float:
+
+def mean_average_precision(dataset: AttributeDataset, score: Score) -> float:
     """Return the mAP over the attributes that have both classes."""
     import numpy as np
-    import torch
-    from plain import Pictures
     from sklearn.metrics import average_precision_score
-    from torch.utils.data import DataLoader
 
-    labels = report_set.labels.values
-    network.eval()
-    with torch.inference_mode():
-        scores = torch.cat(
-            [network(pixels) for pixels, _ in DataLoader(Pictures(report_set.paths, labels, network, mirrored=False), 64)]
-        ).numpy()
-    network.train()
     found = []
-    for wanted, scored in zip(labels.T, scores.T, strict=True):
+    for wanted, scored in zip(dataset.labels.values.T, score(dataset.paths).T, strict=True):
         known = ~np.isnan(wanted)
         if len(np.unique(wanted[known])) == 2:
             found.append(average_precision_score(wanted[known], scored[known]))
     return float(np.mean(found))
-
-
-def print_table(plain: list[Row], runs: list[Row]) -> None:
-    from aimonk_hf.judging.console import table
-
-    mark = plain[-1]
-    cells = [["plain loop", str(mark["epochs"]), f"{mark['seconds']:.0f} s", "1", f"{mark['mAP']:.3f}", ""]]
-    for run in runs:
-        share = f"1/{mark['seconds'] / run['seconds']:.1f}"
-        cells.append(
-            [run["recipe"], str(run["epochs"]), f"{run['seconds']:.0f} s", share, f"{run['mAP']:.3f}", f"{run['mAP'] - mark['mAP']:+.3f}"]
-        )
-    print(table(["", "epochs", "wall clock", "share of the plain loop's", "mAP", "above it"], cells))
-
-
-def draw(plain: list[Row], runs: list[Row], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.plot(
-        [row["seconds"] / 60 for row in plain], [row["mAP"] for row in plain], "o-", color="#7f8c8d", label="plain loop, after each epoch"
-    )
-    axes.plot([row["seconds"] / 60 for row in runs], [row["mAP"] for row in runs], "s", color="#2563eb", label="recipes, whole runs")
-    for row in runs:
-        axes.annotate(row["recipe"], (row["seconds"] / 60, row["mAP"]), (6, -4), textcoords="offset points", fontsize=9)
-    axes.axhline(plain[-1]["mAP"], color="#7f8c8d", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="minutes", ylabel="mAP on images that chose nothing", xlim=(0, None))
-    axes.legend(loc="lower right", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training throughput beside the plain loop, transformers' Trainer and fastai (where installed): images a second and memory.
 
-    python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 8] [--rounds 5] [--json FILE]
+    python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 4] [--rounds 3] [--json FILE]
 
 The same pictures, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one contestant computing at a
 time, and medians are shown, with the ratio to the plain loop of the same round. Without --data-dir garments are drawn at 400 x 600 pixels.
@@ -8,7 +8,6 @@ Weights are random: speed does not depend on them. "the bare step" has its batch
 """
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -16,11 +15,19 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
+from peers import PEERS
+from plain import AfterEpoch, AfterStep, Loop, Task, plain_loop
+from processes import family, family_megabytes, kill_family
+
+from aimonk_hf import AttributeDataset
+
+FOR_EVER = 10**4  # epochs: a contestant trains until it is killed
 
 
 def main() -> None:
@@ -28,13 +35,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--architecture", default="mobilenetv2_100")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8, help="steps that are timed in each round, after two that are not")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="steps that are timed in each round, after two that are not")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data_dir or draw(Path(temporary) / "data", 8 * options.batch_size)
-        rows = measure(data, Path(temporary), options)
+        task = Task(AttributeDataset.from_folder(data), options.architecture, False, options.batch_size, FOR_EVER, Path(temporary))
+        rows = measure(task, options)
     print_table(rows, options)
     if options.json:
         options.json.write_text(
@@ -55,17 +63,19 @@ def draw(folder: Path, n_images: int) -> Path:
     return folder
 
 
-def measure(data: Path, scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     names = list(CONTESTANTS)
-    contestants = {name: Contestant(name, data, scratch / str(number), options) for number, name in enumerate(names)}
     rates: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
-    for _ in range(options.rounds):
-        for name, contestant in contestants.items():
-            rate, memory[name] = contestant.take_turn(options.steps)
-            rates[name].append(rate)
-    for contestant in contestants.values():
-        contestant.end()
+    with ExitStack() as ends:  # where one fails too: this process would wait for the others
+        contestants = {}
+        for number, name in enumerate(names):
+            contestants[name] = Contestant(name, replace(task, scratch=task.scratch / str(number)))
+            ends.callback(contestants[name].end)
+        for _ in range(options.rounds):
+            for name, contestant in contestants.items():
+                rate, memory[name] = contestant.take_turn(options.steps)
+                rates[name].append(rate)
     plain = rates["plain loop"]
     return [
         {
@@ -82,43 +92,55 @@ def measure(data: Path, scratch: Path, options: argparse.Namespace) -> list[dict
 class Contestant:
     """A process, with its readers, that is stopped but for its turns: readers would go on reading ahead in the time of the next."""
 
-    def __init__(self, name: str, data: Path, scratch: Path, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
+        self._name = name
         self._pipe, theirs = context.Pipe()
-        scratch.mkdir()
-        process = context.Process(target=serve, args=(name, theirs, data, options.architecture, options.batch_size, scratch))
-        process.start()
-        self._process = psutil.Process(process.pid)
-        self._pipe.recv()  # built
+        task.scratch.mkdir()
+        self._process = context.Process(target=serve, args=(name, theirs, task))
+        self._process.start()
+        theirs.close()  # so that its end is seen here
+        self._receive()  # built, and one step done
         self._pause()
 
-    def _family(self) -> list[psutil.Process]:
-        return [*self._process.children(recursive=True), self._process]
+    def _receive(self) -> tuple[float, float]:
+        try:
+            found: tuple[float, float] = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise SystemExit(f"{self._name} has failed: its message is above") from None
+        return found
 
     def _pause(self) -> None:
-        for process in self._family():
+        for process in family(self._process.pid):
             process.suspend()
 
     def take_turn(self, n_steps: int) -> tuple[float, float]:
         """Return images per second over so many steps, and megabytes."""
-        for process in self._family():
+        for process in family(self._process.pid):
             process.resume()
         self._pipe.send(n_steps)
-        found: tuple[float, float] = self._pipe.recv()
+        found = self._receive()
         self._pause()
         return found
 
     def end(self) -> None:
         """Kill the process and its readers."""
-        for process in self._family():
-            process.kill()
+        assert self._process.pid is not None
+        kill_family(self._process.pid)
+        self._process.join()
 
 
-def serve(name: str, pipe: Connection, data: Path, architecture: str, batch_size: int, scratch: Path) -> None:
+def serve(name: str, pipe: Connection, task: Task) -> None:
     """In a process of its own: train until killed, as a script does, in the main thread."""
-    multiprocessing.set_start_method("fork", force=True)  # readers are forked, as from a script that a user starts
+    train_as_a_script()
+    CONTESTANTS[name](task, Turns(pipe), lambda score: None)()
+
+
+def train_as_a_script() -> None:
+    """Let readers be forked, as from a script that a user starts, and all compute on the processor."""
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    CONTESTANTS[name](data, architecture, batch_size, scratch, Turns(pipe))
 
 
 class Turns:
@@ -140,139 +162,36 @@ class Turns:
         self._left -= 1
         if self._left > 0:
             return
-        self._pipe.send((self._images / (time.perf_counter() - self._start), peak_memory()))
+        self._pipe.send((self._images / (time.perf_counter() - self._start), family_megabytes()))
         self._left = self._pipe.recv()
         self._untimed, self._images = 2, 0
 
 
-def peak_memory() -> float:
-    """Return the megabytes that this process and its reader processes hold now; pages that they share count in each."""
-    own = psutil.Process()
-    return sum(process.memory_info().rss for process in (own, *own.children(recursive=True))) / 2**20
-
-
-def read_table(data: Path) -> tuple[list[Path], Any]:
-    from aimonk_hf.data.dataset import AttributeDataset
-
-    dataset = AttributeDataset.from_folder(data)
-    return dataset.paths, dataset.labels.values
-
-
-def plain_loop(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
-    """What a published solution does."""
-    from plain import plain_training
-
-    for _, n_images in plain_training(*read_table(data), architecture, batch_size):
-        after_step(n_images)
-
-
-def transformers_trainer(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
-    """transformers' Trainer on TimmWrapper, with its own image processor and default settings; only the loss is masked."""
-    import torch
-    from PIL import Image
-    from plain import masked_loss
-    from torch.utils.data import Dataset
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
-
-    from aimonk_hf import AimonkModel
-
-    paths, labels = read_table(data)
-    AimonkModel.from_timm(architecture, [f"a{k}" for k in range(labels.shape[1])], pretrained=False).save_pretrained(scratch / "model")
-    model, processor = (
-        AutoModelForImageClassification.from_pretrained(scratch / "model"),
-        AutoImageProcessor.from_pretrained(scratch / "model"),
-    )
-
-    class Pictures(Dataset[Any]):
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, row: int) -> Any:
-            pixels = processor(Image.open(paths[row]).convert("RGB"))["pixel_values"][0]
-            return {"pixel_values": torch.as_tensor(pixels), "labels": torch.from_numpy(labels[row])}
-
-    class Masked(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            wanted = inputs.pop("labels")
-            return masked_loss(model(**inputs).logits, wanted)
-
-    class TakeTurns(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            after_step(batch_size)
-
-    settings = TrainingArguments(
-        output_dir=str(scratch / "out"),
-        per_device_train_batch_size=batch_size,
-        max_steps=10**6,
-        dataloader_num_workers=2,
-        dataloader_drop_last=True,
-        dataloader_persistent_workers=True,
-        remove_unused_columns=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = Masked(model=model, args=settings, train_dataset=Pictures(), callbacks=[TakeTurns()])
-    trainer.train()
-
-
-def fastai_learner(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
-    """fastai's Learner with its own loaders and transforms in batches; only the loss is masked."""
-    import timm
-    import torch
-    from fastai.vision import all as fastai
-    from plain import masked_loss
-
-    paths, labels = read_table(data)
-    rows = list(range(len(paths)))
-    items = [[lambda row: fastai.PILImage.create(paths[row])], [lambda row: torch.from_numpy(labels[row])]]
-    loaders = fastai.Datasets(rows, items, splits=[rows, rows[:1]]).dataloaders(
-        bs=batch_size,
-        num_workers=2,
-        drop_last=True,
-        after_item=[fastai.Resize(224, fastai.ResizeMethod.Squish), fastai.ToTensor()],
-        after_batch=[fastai.IntToFloatTensor(), fastai.Flip(), fastai.Normalize.from_stats(*fastai.imagenet_stats)],
-    )
-
-    class TakeTurns(fastai.Callback):
-        def after_step(self) -> None:
-            after_step(batch_size)
-
-        def before_validate(self) -> None:
-            raise fastai.CancelValidException
-
-    network = timm.create_model(architecture, num_classes=labels.shape[1])
-    learner = fastai.Learner(
-        loaders, network, lambda logits, wanted: masked_loss(logits, wanted), fastai.Adam, lr=1e-4, cbs=[TakeTurns()], path=scratch
-    )
-
-    with learner.no_bar(), learner.no_logging():
-        learner.fit(10**6)
-
-
-def ours(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
+def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
     import torch
     from accelerate import Accelerator
 
-    from aimonk_hf import AttributeDataset, TrainConfig
+    from aimonk_hf import TrainConfig
     from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.fitting import build_model
     from aimonk_hf.training.trainer import Trainer
 
-    os.environ["AIMONK_CACHE"] = str(scratch / "cache")
-    config = TrainConfig(str(data), str(scratch / "out"), architecture=architecture, pretrained=False, batch_size=batch_size, epochs=10**5)
-    dataset = AttributeDataset.from_folder(data)
+    os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")
+    config = TrainConfig("-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs)
     accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
     keep_freed_memory()
-    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), dataset)
-    while True:
-        trainer.end_epoch(trainer.train_epoch(lambda loss, lr: after_step(len(dataset) // trainer.batches.n_steps)))
+    trainer = Trainer(config, accelerator, build_model(config, task.dataset.attributes), task.dataset)
+    n_images = len(task.dataset) // trainer.batches.n_steps
+
+    def train() -> None:
+        while not trainer.finished:
+            trainer.end_epoch(trainer.train_epoch(lambda loss, lr: after_step(n_images)))
+
+    return train
 
 
-def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path, after_step: Turns) -> None:
+def bare_step(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
     """Forward, backward and AdamW on one batch in memory, in the precision, with the gradients and in the memory format that `ours` uses."""
     import timm
     import torch
@@ -281,26 +200,29 @@ def bare_step(data: Path, architecture: str, batch_size: int, scratch: Path, aft
     from aimonk_hf.training.depthwise import DepthwiseGradients
 
     keep_freed_memory()
-    _, labels = read_table(data)
+    n_attributes = len(task.dataset.attributes)
     precision = resolve_precision("auto", torch.device("cpu"))
-    model = timm.create_model(architecture, num_classes=labels.shape[1]).train().to(memory_format=torch.channels_last)
+    model = timm.create_model(task.architecture, num_classes=n_attributes).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    pixels = torch.randn(batch_size, 3, 224, 224).to(memory_format=torch.channels_last)
-    wanted = torch.randint(0, 2, (batch_size, labels.shape[1])).float()
-    while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), DepthwiseGradients():
-            logits = model(pixels)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        after_step(batch_size)
+    pixels = torch.randn(task.batch_size, 3, 224, 224).to(memory_format=torch.channels_last)
+    wanted = torch.randint(0, 2, (task.batch_size, n_attributes)).float()
+
+    def train() -> None:
+        while True:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), DepthwiseGradients():
+                logits = model(pixels)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            after_step(task.batch_size)
+
+    return train
 
 
-CONTESTANTS: dict[str, Callable[[Path, str, int, Path, Turns], None]] = {
+CONTESTANTS: dict[str, Loop] = {
     "plain loop": plain_loop,
-    "transformers Trainer": transformers_trainer,
-    **({"fastai": fastai_learner} if importlib.util.find_spec("fastai") else {}),
+    **PEERS,
     "aimonk_hf, default": ours,
     "the bare step": bare_step,
 }

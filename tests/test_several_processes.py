@@ -94,6 +94,7 @@ def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path
 
 def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path) -> None:
     more = ("--folds", "2", "--stage-epochs", "1,1", "--stage-freeze", "backbone,first-2", "--ema-decay", "0.9")
+    more += ("--architecture", "test_convnext", "--prefix-views", "1")  # no batch norm, and a prefix that can be cut off
     one, two = tmp_path / "one", tmp_path / "two"
     launch(sample, one, 1, 14, *more)
     printed = launch(sample, two, 2, 7, *more)

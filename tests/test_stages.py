@@ -11,8 +11,9 @@ import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.training import frozen_features
 from aimonk_hf.training import trainer as trainer_module
-from aimonk_hf.training.batches import EpochBatches, balancing_weights
+from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights
 from aimonk_hf.training.checkpoints import load_checkpoint
 from aimonk_hf.training.trainer import Trainer
 
@@ -102,6 +103,71 @@ def test_validation_features_are_computed_once_while_the_backbone_stays(
     assert figures[0][:4] == pytest.approx(figures[1][:4], rel=1e-3)  # the last stage shows fewer views
 
 
+@pytest.mark.parametrize(("architecture", "average"), [("test_efficientnet", 0.0), ("test_resnet", 0.5)])
+def test_a_frozen_prefix_that_sees_each_view_once_trains_the_rest_as_the_pictures_would(
+    architecture: str, average: float, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    real = trainer_module.gather_outputs
+    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1])
+    changes: dict[str, Any] = {"architecture": architecture, "freeze": "first-2", "epochs": 3, "image_size": 64, "train_scale": [0.5, 1.0]}
+    changes |= {"drop_rate": 0.3, "ema_decay": average}
+    once, anew = (train(settings(sample, tmp_path / str(views), prefix_views=views, **changes)) for views in (3, 0))
+    for name, tensor in weights(once).items():
+        torch.testing.assert_close(tensor, weights(anew)[name], rtol=1e-3, atol=1e-4)
+    losses = [[float(row["val_loss"]) for row in history(tmp_path / views)] for views in "30"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert len(set(losses[0])) == 3
+    assert len(widths) == 1 + 3  # the features of the validation images once, or their logits after each epoch
+    assert widths[0] > widths[1] == len(once.config.attributes)
+
+
+def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, int]] = []
+    real = TrainImages.__getitem__
+    monkeypatch.setattr(TrainImages, "__getitem__", lambda self, place: (shown.append(place), real(self, place))[1])
+    changes: dict[str, Any] = {
+        "stage_epochs": [1, 5],
+        "stage_lr": [1e-2, 1e-3],
+        "stage_freeze": ["backbone", "first-2"],
+        "feature_views": 1,
+    }
+    model = train(settings(sample, tmp_path / "out", architecture="test_efficientnet", prefix_views=2, epochs=None, **changes))
+    n_train = model.metrics["training"]["n_train"]  # type: ignore[index]
+    probes = 1  # a view's first picture is looked at for its size
+    assert [sum(place[0] == epoch for place in shown) for epoch in range(6)] == [
+        n_train + probes,
+        n_train + probes,
+        0,
+        0,
+        n_train + probes,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"architecture": "test_vit", "image_size": None}, {"mixup": 0.2}])
+def test_a_prefix_that_cannot_be_cut_off_sees_the_pictures_as_ever(changes: dict[str, Any], sample: Path, tmp_path: Path) -> None:
+    whole: dict[str, Any] = {"freeze": "first-2", "epochs": 1} | changes
+    views, none = (train(settings(sample, tmp_path / str(views), prefix_views=views, **whole)) for views in (2, 0))
+    assert same(views, none)
+
+
+def test_features_that_would_not_fit_into_memory_are_not_held(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    real = trainer_module.gather_outputs
+    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1])
+    changes: dict[str, Any] = {"freeze": "first-2", "architecture": "test_efficientnet", "val_split": 0.6, "report_split": 0.0, "epochs": 1}
+    free = train(settings(sample, tmp_path / "free", prefix_views=1, **changes))
+    n_train, n_attributes = free.metrics["training"]["n_train"], len(free.config.attributes)  # type: ignore[index]
+    assert n_train < 30
+    monkeypatch.setattr(frozen_features, "_MOST_BYTES", 4 * widths[0] * n_train)
+    assert same(train(settings(sample, tmp_path / "tight", prefix_views=1, **changes)), free)
+    assert widths[0] > n_attributes == widths[1]  # those of the more numerous validation images do not fit
+    monkeypatch.setattr(frozen_features, "_MOST_BYTES", 4 * widths[0] * n_train - 1)
+    pictures = train(settings(sample, tmp_path / "pictures", prefix_views=1, **changes))
+    assert same(pictures, train(settings(sample, tmp_path / "none", prefix_views=0, **changes)))
+
+
 class Killed(BaseException):
     """Stands in for a process that ends."""
 
@@ -132,6 +198,16 @@ def test_a_run_that_is_killed_in_any_step_ends_as_if_it_had_not_been(
     assert states[0] is not None
     assert states[1] is not None
     assert states[0]["losses"].tolist() == states[1]["losses"].tolist()
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_features_of_a_frozen_prefix_are_the_same_after_a_kill(step: int, sample: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"architecture": "test_efficientnet", "freeze": "first-2", "prefix_views": 2, "epochs": 3, "drop_rate": 0.3}
+    whole = train(settings(sample, tmp_path / "whole", **changes))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, step)
+        train(settings(sample, tmp_path / "out", checkpoint_minutes=1e-9, **changes))
+    assert same(train(settings(sample, tmp_path / "out", resume=True, **changes)), whole)
 
 
 @pytest.mark.parametrize("step", [4, 8])

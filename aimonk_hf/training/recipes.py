@@ -35,6 +35,7 @@ NEUTRAL: dict[str, Any] = {
     "freeze": "none",
     "stage_freeze": None,
     "feature_views": 4,
+    "prefix_views": 0,
     "optimizer": "adamw",
     "weight_decay": 0.0,
     "layer_decay": 1.0,
@@ -84,7 +85,7 @@ _RECIPES = [
     ),
     Recipe(
         name="fast",
-        system="a first look: the head alone on features computed once, then six epochs of the later blocks on small pictures that grow",
+        system="a first look: the head alone, then six epochs of the later blocks, on small pictures that grow; what is frozen is computed once",
         settings={
             "architecture": "mobilenetv2_100",
             "crop_mode": "squash",
@@ -94,6 +95,8 @@ _RECIPES = [
             "stage_lr": [5e-3, 1e-3],
             "stage_freeze": ["backbone", "first-9/16"],
             "feature_views": 1,
+            "prefix_views": 3,
+            "drop_rate": 0.3,
             "weight_decay": 0.02,
             "schedule": "one-cycle",
             "warmup": 0.3,

@@ -80,6 +80,7 @@ class TrainConfig:
     freeze: str = _from_recipe("what stays as it is: none, backbone, first-5, first-5/16, except-last-3, or layer names joined by +")
     stage_freeze: list[str] | None = _from_recipe("the same for each stage")
     feature_views: int = _from_recipe("augmented views whose features a stage that trains the head alone computes once; 0 computes anew")
+    prefix_views: int = _from_recipe("the same for a stage that freezes the first layers and trains the rest; its epochs share the views")
     batch_size: int = _from_recipe("images per process and forward pass")
     accumulation_steps: int = _setting("forward passes per optimiser step", 1)
     optimizer: str = _from_recipe("name in timm's optimiser factory")
@@ -176,7 +177,7 @@ class TrainConfig:
             _at_least(name, getattr(self, name), low)
         for name in ("weight_decay", "clip_grad", "pos_weight_power", "mixup", "cutmix", "focal_gamma", "folds", "seed", "feature_views"):
             _not_negative(name, getattr(self, name))
-        for name in ("early_stopping_patience", "checkpoint_minutes"):
+        for name in ("early_stopping_patience", "checkpoint_minutes", "prefix_views"):
             _not_negative(name, getattr(self, name))
         for name in (
             "val_split",

@@ -27,7 +27,7 @@ from aimonk_hf.training.depthwise import DepthwiseGradients
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
 from aimonk_hf.training.epoch_sums import EpochSums
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
-from aimonk_hf.training.frozen_features import FrozenFeatures, compute_features
+from aimonk_hf.training.frozen_features import compute_features
 from aimonk_hf.training.mixing import BatchMix
 from aimonk_hf.training.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate
 from aimonk_hf.training.progress import write_line
@@ -35,7 +35,7 @@ from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.train_config import Stage, TrainConfig
 from aimonk_hf.training.validation import gather_outputs, validation_figures
 
-# Inputs (pixels uint8 [N, 3, H, W], or features [N, D] where only the head is trained), labels [N, K], rows [N].
+# Inputs (pixels uint8 [N, 3, H, W], or features [N, ...] of what is frozen), labels [N, K], rows [N].
 Batch = tuple[Tensor, Tensor, Tensor]
 State = dict[str, Any]
 
@@ -70,7 +70,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
         self.lost_images: set[str] = set()
-        self._prepared: int | None = None  # the stage that `network` (all of it, or its head, as accelerate wraps it) and `optimizer` serve
+        self._prepared: int | None = (
+            None  # the stage that `network` (all or the unfrozen part, as accelerate wraps it) and `optimizer` serve
+        )
         self._begin_stage(0)
 
     def _cache(self, fingerprint: str) -> PixelCache | None:
@@ -102,12 +104,10 @@ class Trainer:
         self.accelerator.free_memory()
         network = self.model.timm_model
         freeze_parameters(network, self._stage.freeze)
-        self.features: FrozenFeatures | None = None
-        if self._stage.freeze == "backbone" and self.config.feature_views and not (self.config.mixup or self.config.cutmix):
-            self.features = compute_features(
-                self.accelerator, self.model, self.images, self.config, self._stage.epochs, self.memory_format, self.workers
-            )
-        trained = _Trained(network) if self.features is None else self.features.head
+        self.features = compute_features(
+            self.accelerator, self.model, self.images, self.config, self.stage, self.memory_format, self.workers
+        )
+        trained = _Trained(network) if self.features is None else self.features.trained
         self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
         self._prepared = self.stage
 
@@ -116,6 +116,7 @@ class Trainer:
 
         `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
         """
+        start = time.perf_counter()
         if self._prepared != self.stage:
             self._prepare()
         sums = self.epoch_sums
@@ -127,7 +128,6 @@ class Trainer:
         lowered = self._lowered()
         lr = 0.0
         batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches, self.dataset)
-        start = time.perf_counter()
         for step in range(sums.steps, self.batches.n_steps):
             lr = lowered * self._scheduled(step)
             set_learning_rate(self.optimizer, lr)
@@ -246,7 +246,7 @@ class Trainer:
         gather = partial(gather_outputs, accelerator=self.accelerator, transform=self.model.transform, dataset=validation)
         gather = partial(gather, memory_format=self.memory_format, batch_size=max(32, self.config.batch_size), cache=self.eval_cache)
         still = self.average is None or self.stage == 0  # an average of an earlier stage's weights goes on moving
-        if still and self._prepared == self.stage and self.features is not None:
+        if still and self._prepared == self.stage and self.features is not None and self.features.fit_for(len(validation)):
             logits = self.features.validation_logits(self.accelerator, self.kept_network(), gather)
         else:
             logits = gather(network=self.kept_network(), width=len(validation.attributes))

@@ -1,0 +1,261 @@
+"""The parts whose cost `scale.py` measures, one process each: functions that make their inputs and return what is timed; and the drawn data."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 32
+COPY_EVERY = 50
+Part = Callable[[Path, int, int], Callable[[], object]]  # folder, images, attributes -> what is timed
+
+
+# What the parts work on
+
+
+def write_data(folder: Path, n_images: int, n_attributes: int) -> None:
+    """Write pictures, labels.csv and labels.txt; every fiftieth picture is a hard link to the one before."""
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"{number:06d}.png" for number in range(n_images)]
+    for number, name in enumerate(names):
+        path = folder / "images" / name
+        if number % COPY_EVERY == COPY_EVERY - 1:
+            os.link(folder / "images" / names[number - 1], path)
+            continue
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        coarse.save(path, compress_level=1)
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # the cache keeps no picture whose file is seconds old
+    texts = np.array(["0", "1", "NA"])[np.nan_to_num(draw_labels(n_images, n_attributes), nan=2).astype(np.int8)]
+    header = ["image", *attribute_names(n_attributes)]
+    with open(folder / "labels.csv", "w") as table, open(folder / "labels.txt", "w") as plain:
+        table.write(",".join(header) + "\n")
+        for name, row in zip(names, texts, strict=True):
+            table.write(f"{name},{','.join(row)}\n")
+            plain.write(f"{name} {' '.join(row)}\n")
+
+
+def draw_labels(n_images: int, n_attributes: int) -> NDArray[np.float32]:
+    """Return labels [N, K] in {0, 1, NaN} with prevalences from 5% to 50% and 10% missing."""
+    rng = np.random.default_rng(1)
+    values = (rng.random((n_images, n_attributes), dtype=np.float32) < np.linspace(0.05, 0.5, n_attributes)).astype(np.float32)
+    values[rng.random(values.shape, dtype=np.float32) < 0.1] = np.nan
+    return values
+
+
+def draw_scores(labels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return scores [N, K] that know something of the labels."""
+    rng = np.random.default_rng(2)
+    return 1 / (1 + np.exp(-(np.nan_to_num(labels, nan=0.5) + rng.normal(-0.5, 1, labels.shape))))
+
+
+def attribute_names(n_attributes: int) -> list[str]:
+    return [f"attribute_{number}" for number in range(n_attributes)]
+
+
+# The parts
+
+
+def reading_csv(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import read_labels
+
+    return lambda: read_labels(folder / "labels.csv")
+
+
+def reading_text(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import read_labels
+
+    return lambda: read_labels(folder / "labels.txt")
+
+
+def opening_folder(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+
+    return lambda: AttributeDataset.from_folder(folder)
+
+
+def checking_pictures(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+
+    dataset = AttributeDataset.from_folder(folder)
+    return dataset.find_problems
+
+
+def grouping_copies(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.dataset import duplicate_groups
+
+    paths = AttributeDataset.from_folder(folder).paths
+    return lambda: duplicate_groups(paths)
+
+
+def splitting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf.data.splits import split_rows
+
+    labels, groups = draw_labels(n_images, n_attributes), np.arange(n_images)
+    groups[COPY_EVERY - 1 :: COPY_EVERY] -= 1
+    return lambda: split_rows(labels, [0.8, 0.1, 0.1], groups=groups)
+
+
+def near_duplicates(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.near_duplicates import find_duplicates, group_numbers, thumbnail
+
+    paths = AttributeDataset.from_folder(folder).paths
+    thumbnails = [thumbnail(path) for path in paths]
+    return lambda: group_numbers(n_images, find_duplicates(paths, thumbnails))
+
+
+def auditing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import scipy.stats  # noqa: F401 - whose reading is not to be timed
+
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.judging.audit import audit
+    from aimonk_hf.judging.audit_report import audit_markdown
+
+    dataset = AttributeDataset.from_folder(folder)
+    return lambda: audit_markdown(audit(dataset).findings)
+
+
+def filling_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.pixel_cache import PixelCache
+
+    paths = AttributeDataset.from_folder(folder).paths
+
+    def fill() -> None:
+        cache = PixelCache(folder / "images", f"plain {SIDE}", tempfile.mkdtemp(dir=folder))
+        for path in paths:
+            cache.get(path, partial(decode, path))
+
+    return fill
+
+
+def reading_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf import AttributeDataset
+    from aimonk_hf.data.pixel_cache import PixelCache
+
+    paths = AttributeDataset.from_folder(folder).paths
+
+    def read() -> None:
+        cache = PixelCache(folder / "images", f"plain {SIDE}", folder / "cache")
+        for path in paths:
+            cache.get(path, partial(decode, path))
+
+    read()  # fills it
+    return read
+
+
+def decode(path: Path) -> NDArray[np.uint8]:
+    from aimonk_hf.data.images import read_image
+
+    return np.asarray(read_image(path))
+
+
+def planning_epoch(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf.training.batches import EpochBatches, balancing_weights
+
+    labels = draw_labels(n_images, n_attributes)
+
+    def plan() -> int:
+        weights = balancing_weights(labels)
+        batches = EpochBatches(n_images=n_images, batch_size=32, accumulation_steps=1, n_processes=1, rank=0, seed=0, image_weights=weights)
+        return sum(map(len, batches))
+
+    return plan
+
+
+def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import torch
+
+    from aimonk_hf import AimonkModel
+    from aimonk_hf.model.predict_files import list_images, predict_files
+
+    torch.manual_seed(0)
+    names = attribute_names(n_attributes)
+    model = AimonkModel.from_timm("test_resnet", names, pretrained=False, image_size=SIDE).eval()
+
+    def predict() -> None:
+        paths = list_images([folder / "images"])
+        with open(os.devnull, "w") as out, open(os.devnull, "w") as sys.stderr:
+            if failed := predict_files(model.stream(paths), names, len(paths), "text", out):
+                raise SystemExit(f"{failed} pictures could not be read")
+
+    return predict
+
+
+def judging(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import sklearn.metrics  # noqa: F401 - whose reading is not to be timed
+
+    from aimonk_hf.judging.metrics import build_report
+
+    labels = draw_labels(n_images, n_attributes)
+    scores = draw_scores(labels)
+    names = attribute_names(n_attributes)
+    return lambda: build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5))
+
+
+def bootstrapping(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import scipy.stats  # noqa: F401 - whose reading is not to be timed
+
+    from aimonk_hf.judging.intervals import bootstrap_intervals
+
+    labels = draw_labels(n_images, n_attributes)
+    scores = draw_scores(labels)
+    return lambda: bootstrap_intervals(labels, scores, scores >= 0.5)
+
+
+def permuting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import scipy.stats  # noqa: F401 - whose reading is not to be timed
+
+    from aimonk_hf.judging.signal_test import permutation_p_values
+
+    labels = draw_labels(n_images, n_attributes)
+    scores = draw_scores(labels)
+    return lambda: permutation_p_values(labels, scores)
+
+
+def tuning(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    from aimonk_hf.model.thresholds import cross_fit, tune_thresholds
+
+    labels = draw_labels(n_images, n_attributes)
+    scores = draw_scores(labels)
+    return lambda: (tune_thresholds(labels, scores), cross_fit(labels, scores))
+
+
+def finding_suspects(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import scipy.stats  # noqa: F401 - whose reading is not to be timed
+
+    from aimonk_hf.judging.suspect_labels import find_fillable, find_suspects
+
+    labels = draw_labels(n_images, n_attributes).astype(float)
+    scores = draw_scores(draw_labels(n_images, n_attributes))
+    return lambda: (find_suspects(labels, scores), find_fillable(labels, scores))
+
+
+TIMED: dict[str, Part] = {
+    "labels.csv": reading_csv,
+    "labels.txt": reading_text,
+    "from_folder": opening_folder,
+    "find_problems": checking_pictures,
+    "duplicate_groups": grouping_copies,
+    "split": splitting,
+    "near-duplicates": near_duplicates,
+    "audit": auditing,
+    "cache-filling": filling_cache,
+    "cache-reading": reading_cache,
+    "epoch-plan": planning_epoch,
+    "predict": predicting,
+    "metrics": judging,
+    "bootstrap": bootstrapping,
+    "permutation": permuting,
+    "thresholds": tuning,
+    "suspects": finding_suspects,
+}
