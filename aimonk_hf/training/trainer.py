@@ -27,7 +27,7 @@ from aimonk_hf.training.depthwise import DepthwiseGradients
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
 from aimonk_hf.training.epoch_sums import EpochSums
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
-from aimonk_hf.training.frozen_features import compute_features
+from aimonk_hf.training.frozen_features import frozen_features
 from aimonk_hf.training.mixing import BatchMix
 from aimonk_hf.training.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate
 from aimonk_hf.training.progress import write_line
@@ -104,7 +104,7 @@ class Trainer:
         self.accelerator.free_memory()
         network = self.model.timm_model
         freeze_parameters(network, self._stage.freeze)
-        self.features = compute_features(
+        self.features = frozen_features(
             self.accelerator, self.model, self.images, self.config, self.stage, self.memory_format, self.workers
         )
         trained = _Trained(network) if self.features is None else self.features.trained
@@ -127,7 +127,7 @@ class Trainer:
         set_train_mode(self.network)
         lowered = self._lowered()
         lr = 0.0
-        batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches, self.dataset)
+        batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches)
         for step in range(sums.steps, self.batches.n_steps):
             lr = lowered * self._scheduled(step)
             set_learning_rate(self.optimizer, lr)
@@ -247,7 +247,7 @@ class Trainer:
         gather = partial(gather, memory_format=self.memory_format, batch_size=max(32, self.config.batch_size), cache=self.eval_cache)
         still = self.average is None or self.stage == 0  # an average of an earlier stage's weights goes on moving
         if still and self._prepared == self.stage and self.features is not None and self.features.fit_for(len(validation)):
-            logits = self.features.validation_logits(self.accelerator, self.kept_network(), gather)
+            logits = self.features.validation_logits(self.kept_network(), gather)
         else:
             logits = gather(network=self.kept_network(), width=len(validation.attributes))
         return validation_figures(logits, validation.labels.values, self.loss, self.pos_weight.cpu())
