@@ -53,7 +53,8 @@ def gradients(name: str, faster: bool, dtype: torch.dtype, monkeypatch: pytest.M
     real = depthwise._input_gradient
     monkeypatch.setattr(depthwise, "_input_gradient", lambda *values: calls.append(1) or real(*values))
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=3).train().to(memory_format=torch.channels_last)
+    # .eval(): batch norms that count their batch cancel most of their own weights' gradients, and what is left is bf16's noise
+    network = timm.create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         if faster:
@@ -71,7 +72,7 @@ def test_a_network_gets_the_gradients_of_torch(monkeypatch: pytest.MonkeyPatch) 
     assert (calls, none) == (17, 0)
     for name, gradient in own.items():
         close = functional.cosine_similarity(gradient.flatten(), torchs[name].flatten(), dim=0)
-        assert float(close) > 0.98, name
+        assert float(close) > 0.99, name
 
 
 def test_float32_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
