@@ -111,7 +111,8 @@ def test_a_frozen_prefix_that_sees_each_view_once_trains_the_rest_as_the_picture
     real = trainer_module.gather_outputs
     monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1])
     changes: dict[str, Any] = {"architecture": architecture, "freeze": "first-2", "epochs": 3, "image_size": 64, "train_scale": [0.5, 1.0]}
-    changes |= {"drop_rate": 0.3, "ema_decay": average}
+    # SGD: Adam steps as far along a gradient that is nothing but rounding as along any other
+    changes |= {"drop_rate": 0.3, "ema_decay": average, "optimizer": "sgd", "lr": 0.05}
     once, anew = (train(settings(sample, tmp_path / str(views), prefix_views=views, **changes)) for views in (3, 0))
     for name, tensor in weights(once).items():
         torch.testing.assert_close(tensor, weights(anew)[name], rtol=1e-3, atol=1e-4)

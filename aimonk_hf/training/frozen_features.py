@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from aimonk_hf.model.folding import fold_batch_norms
+from aimonk_hf.model.inference import SMALL_BATCH, in_own_threads, threads_alone
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.training.batches import EpochBatches, TrainImages
 from aimonk_hf.training.network_cut import NetworkCut, cut_frozen, cut_head
@@ -19,7 +21,7 @@ from aimonk_hf.training.train_config import TrainConfig
 
 # The features of one view take no more than this; where they would, the stage trains on the pictures.
 _MOST_BYTES = 2**31
-_BATCH = 32
+_BATCH = 32  # images that are computed together where there is a GPU, and of which the trained part makes validation logits
 
 
 class View(NamedTuple):
@@ -37,6 +39,7 @@ class FrozenFeatures:
 
     The `epochs` of a stage share `n_views` views evenly, one after the other. A view is computed, by all processes together, when its first epoch
     begins, and shows the pictures of that epoch: with as many views as epochs the stage sees the very pictures that it would see without this.
+    `probe` [2, 3, H, W] are the normalised pictures that the network was cut on.
     """
 
     accelerator: Accelerator
@@ -47,6 +50,7 @@ class FrozenFeatures:
     n_views: int
     memory_format: torch.memory_format
     workers: int
+    probe: Tensor
 
     def __post_init__(self) -> None:
         self.trained = self.cut.trained(self.model.timm_model)
@@ -74,7 +78,8 @@ class FrozenFeatures:
     def validation_logits(self, network: nn.Module, gather: Callable[..., NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return the logits [N, K] of a network with this frozen part on the validation images, of which `gather` computes features once."""
         if self._validation is None:
-            self._validation = torch.from_numpy(gather(network=_Flat(self.cut.frozen(network)), width=math.prod(self.cut.shape)))
+            frozen = fold_batch_norms(self.cut.frozen(network.eval()), self.probe)
+            self._validation = torch.from_numpy(gather(network=_Flat(frozen), width=math.prod(self.cut.shape)))
         trained = self.cut.trained(network).eval()
         with torch.inference_mode(), self.accelerator.autocast():
             logits = [
@@ -88,22 +93,32 @@ class FrozenFeatures:
         accelerator, images = self.accelerator, self.images
         epoch = self.epochs[-(-number * len(self.epochs) // self.n_views)]
         own = range(accelerator.process_index, len(images), accelerator.num_processes)
-        chunks = [[(epoch, row) for row in own[start : start + _BATCH]] for start in range(0, len(own), _BATCH)]
-        frozen = self.cut.frozen(self.model.timm_model.eval())
+        on_cpu = accelerator.device.type == "cpu"
+        size = SMALL_BATCH if on_cpu else _BATCH
+        chunks = [[(epoch, row) for row in own[start : start + size]] for start in range(0, len(own), size)]
+        frozen = fold_batch_norms(self.cut.frozen(self.model.timm_model.eval()), self.probe)
         # on every process, also where there are more of them than images
         shape = tuple(self._features_of(frozen, images[epoch, 0][0][None]).shape[1:])
         table = torch.zeros(len(images), math.prod(shape), device=accelerator.device)
         lost = torch.zeros(len(images), device=accelerator.device)
-        for pixels, _, rows in DataLoader(images, batch_sampler=chunks, num_workers=self.workers):
+
+        def computed(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return self._features_of(frozen, batch[0]).flatten(1), batch[2]
+
+        loader = DataLoader(images, batch_sampler=chunks, num_workers=self.workers)
+        for features, rows in in_own_threads(computed, loader, threads_alone()) if on_cpu else map(computed, loader):
             places = torch.where(rows < 0, -1 - rows, rows)
-            table[places], lost[places] = self._features_of(frozen, pixels).flatten(1), (rows < 0).to(lost)
+            table[places], lost[places] = features, (rows < 0).to(lost)
         return View(number, accelerator.reduce(table, "sum").cpu(), shape, accelerator.reduce(lost, "sum").cpu() > 0)
 
     def _features_of(self, frozen: nn.Module, pixels: Tensor) -> Tensor:
         with torch.inference_mode(), self.accelerator.autocast():
-            values = self.model.transform.normalize(pixels.to(self.accelerator.device)).contiguous(memory_format=self.memory_format)
-            features: Tensor = frozen(values)
+            features: Tensor = frozen(self._values(pixels))
         return features.float()
+
+    def _values(self, pixels: Tensor) -> Tensor:
+        values: Tensor = self.model.transform.normalize(pixels.to(self.accelerator.device))
+        return values.contiguous(memory_format=self.memory_format)
 
     def _shaped(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         features = table.unflatten(1, shape)
@@ -135,7 +150,7 @@ def frozen_features(
         return None
     start = sum(earlier.epochs for earlier in config.stages[:stage])
     epochs, n_views = range(start, start + n_epochs), min(wanted, n_epochs)
-    features = FrozenFeatures(accelerator, model, images, cut, epochs, n_views, memory_format, workers)
+    features = FrozenFeatures(accelerator, model, images, cut, epochs, n_views, memory_format, workers, probe)
     return features if features.fit_for(len(images)) else None
 
 
