@@ -48,6 +48,7 @@ bench-cold-start: .venv/bench-installed | $(BENCH)
 
 bench-scale: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/scale.py --json $(BENCH)/scale.json
+	$(BIN)/python benchmarks/scale.py --attributes 1000 --sizes 1000,8000 --json $(BENCH)/scale_1000_attributes.json
 
 bench-cache: .venv/bench-installed | $(BENCH)
 	$(BIN)/python benchmarks/decode_cache.py --json $(BENCH)/decode_cache.json

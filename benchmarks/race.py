@@ -4,9 +4,10 @@
         [--peers "transformers Trainer" fastai] [--json FILE] [--plot FILE]
 
 Every run starts in a process of its own, one after the other, from the same weights, on the same training images: those that the first recipe's
-split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains; that of a recipe from the start of the command to
-its end: imports, checks of the images, validation, report and plots included. A loop's mAP is measured after each epoch, with its clock stopped,
-and the plain loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole command's.
+split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains; that of a recipe from the start of the command to its
+end: imports, checks of the images, decoding into an empty cache, validation, report and plots included. A loop's mAP is measured after each epoch,
+with its clock stopped, and the plain loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole
+command's.
 
 A peer gets as many epochs as end within the plain loop's time, so that its schedule is whole: a process that is thrown away does its first steps,
 and their pace says how many epochs that is, at least 1 and at most --peer-epochs. Where its pace was overrated, it is stopped after the epoch in
@@ -19,6 +20,7 @@ import csv
 import json
 import math
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,8 +80,9 @@ def run_recipe(options: argparse.Namespace, recipe: str, out: Path) -> Run:
     flags += ["--batch-size", str(BATCH_SIZE), "--recipe", recipe]
     flags += [part for name, share in SHARES.items() for part in (f"--{name.replace('_', '-')}", str(share))]
     command = [sys.executable, "-m", "aimonk_hf", "train", *flags, *options.flags.split()]
+    own_cache = {"AIMONK_CACHE": str(out.parent / f"cache of {recipe}")}  # empty: decoding counts
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=os.environ | own_cache)
     with PeakMemory(process.pid) as memory:
         failed = process.wait()
         seconds = time.perf_counter() - start
