@@ -71,6 +71,18 @@ def test_every_file_of_a_run_is_there(run: tuple[Path, AimonkModel], sample: Pat
     assert len(losses(out)) == 2 * 3
 
 
+def test_a_network_that_accelerate_compiles_trains_alike_and_is_saved_like_any_other(
+    run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # as `accelerate launch --dynamo_backend aot_eager` does
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    train(settings(sample, tmp_path / "out"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert losses(tmp_path / "out") == pytest.approx(losses(run[0]), rel=1e-3)
+    assert torch.allclose(weights(AimonkModel.from_pretrained(tmp_path / "out")), weights(run[1]), atol=1e-2)
+
+
 def test_the_kept_model_is_the_saved_one_and_its_figures_can_be_repeated(run: tuple[Path, AimonkModel], sample: Path) -> None:
     out, model = run
     saved = AimonkModel.from_pretrained(out)
