@@ -6,7 +6,8 @@ Without --model a mobilenetv2_100 with random weights is read: speed does not de
 a trained model for those. Without --images drawn photographs are read (600 x 800 pixels, about 100 kB). Every contestant of the folder part
 has a process of its own and takes its turn in every round, while the others wait. Medians over rounds are shown, and ratios are taken within
 each round. "bare forward" has its pixels in memory and computes batches of 32 as a script does; "as ours computes" in batches of 8, channels_last,
-with freed memory kept, on all cores at once. All exact readers must agree within 1e-4 in every score.
+with freed memory kept, on all cores at once. bf16 is left out where the processor has no instructions for it: it takes many times as long
+there. All exact readers must agree within 1e-4 in every score.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def measure_folder(model: Path, paths: list[Path], options: argparse.Namespace) 
 
 def choose_contestants(options: argparse.Namespace) -> list[Contestant]:
     workers = options.workers
-    return [
+    contestants = [
         Contestant(OURS, "library", workers=workers),
         Contestant("aimonk_hf, bf16", "library", precision="bf16", workers=workers),
         Contestant(BARE, "bare"),
@@ -148,6 +149,15 @@ def choose_contestants(options: argparse.Namespace) -> list[Contestant]:
         Contestant("bare forward as ours, bf16", "bare", 8, "channels_last", "bf16", keep_memory=True),
         Contestant(PIPELINE, "pipeline"),
     ]
+    return [one for one in contestants if one.exact or computes_bf16()]
+
+
+def computes_bf16() -> bool:
+    """Whether the processor has instructions for it."""
+    import torch
+
+    processor = torch.cpu.get_capabilities()
+    return any(processor.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def ask(end: Connection, name: str) -> tuple[float, Scores]:

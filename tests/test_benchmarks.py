@@ -269,6 +269,7 @@ def test_prediction_of_a_folder(model: Path, tmp_path: Path, monkeypatch: pytest
     from transformers import pipeline  # noqa: F401 - before the contestants are forked, so that they need not read it
 
     speed = load("prediction_speed", monkeypatch)
+    monkeypatch.setattr(speed, "computes_bf16", lambda: True)
     flags = ["--model", model, "--parts", "folder", "--count", 3, "--rounds", 1, "--start-method", "fork"]
     run(speed, monkeypatch, *flags, "--json", tmp_path / "found.json")
     printed = capfd.readouterr().out
@@ -342,8 +343,11 @@ def test_scripts_of_fresh_processes(
 
 def test_names_of_contestants_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
     speed = load("prediction_speed", monkeypatch)
-    names = [one.name for one in speed.choose_contestants(argparse.Namespace(workers=None))]
-    assert len(set(names)) == len(names) > 3
+    for bf16 in (True, False):
+        monkeypatch.setattr(speed, "computes_bf16", lambda bf16=bf16: bf16)
+        names = [one.name for one in speed.choose_contestants(argparse.Namespace(workers=None))]
+        assert len(set(names)) == len(names) > 3
+        assert any("bf16" in name for name in names) == bf16
 
 
 def test_import_times(monkeypatch: pytest.MonkeyPatch) -> None:
