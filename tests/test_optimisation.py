@@ -40,34 +40,3 @@ def test_weight_decay_leaves_norms_and_biases_alone() -> None:
         "1.weight": 0.0,
         "1.bias": 0.0,
     }
-
-
-@pytest.mark.parametrize(("name", "theirs"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
-def test_the_fused_kernel_steps_as_torchs_loop_does(name: str, theirs: type[torch.optim.Optimizer]) -> None:
-    networks = [_convolutions() for _ in range(2)]
-    settings = TrainConfig(data_dir="a", output_dir="b", optimizer=name, lr=0.1, weight_decay=0.0)
-    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"weight_decay": 0.0}  # timm's
-    optimizers = [build_optimizer(networks[0], settings), theirs(networks[1].parameters(), lr=0.1, fused=False, foreach=False, **options)]
-    before = networks[0][0].weight.detach().clone()
-    for step in range(3):
-        pixels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).contiguous(memory_format=torch.channels_last)
-        for network, optimizer in zip(networks, optimizers, strict=True):
-            network(pixels).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert optimizers[0].defaults["fused"]
-    assert not torch.allclose(before, networks[0][0].weight)
-    for own, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
-        torch.testing.assert_close(own, other)
-
-
-def test_an_optimiser_without_a_fused_kernel_is_built_all_the_same() -> None:
-    optimizer = build_optimizer(_convolutions(), TrainConfig(data_dir="a", output_dir="b", optimizer="lamb"))
-    assert type(optimizer).__name__ == "Lamb"
-
-
-def _convolutions() -> torch.nn.Sequential:
-    """A full, a depthwise and a 1 x 1 convolution, channels_last, always with the same weights."""
-    torch.manual_seed(0)
-    layers = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Tanh(), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 2, 1)
-    return torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)

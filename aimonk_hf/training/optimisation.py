@@ -4,16 +4,13 @@ import math
 from functools import partial
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.model.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
 from aimonk_hf.training.train_config import TrainConfig
-
-# torch's own that update all weights in one kernel, on a GPU and on a processor
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -25,10 +22,7 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     if config.optimizer not in names:
         raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     layer_decay = config.layer_decay if config.layer_decay < 1 else None
-    fused = {"fused": True} if get_optimizer_class(config.optimizer, bind_defaults=False) in _FUSED else {}
-    return create_optimizer_v2(
-        network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay, **fused
-    )
+    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
