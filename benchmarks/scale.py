@@ -51,7 +51,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{size} images with {options.attributes} attributes", file=sys.stderr)
             write_data(Path(folder), size, options.attributes)
-            rows += [run_part(name, Path(folder), size, options) for name in parts]
+            for name in parts:
+                rows.append(row := run_part(name, Path(folder), size, options))
+                took = "given up" if row["seconds"] is None else f"{row['seconds']:.3f} s, {row['megabytes']:.0f} MB"
+                print(f"  {name}: {took}", file=sys.stderr)  # so that an ended run has shown something
     add_growth(rows)
     print(report(sorted(rows, key=lambda row: parts.index(row["part"]))))
     if options.json:
