@@ -113,12 +113,9 @@ class FrozenFeatures:
 
     def _features_of(self, frozen: nn.Module, pixels: Tensor) -> Tensor:
         with torch.inference_mode(), self.accelerator.autocast():
-            features: Tensor = frozen(self._values(pixels))
+            values = self.model.transform.normalize(pixels.to(self.accelerator.device)).contiguous(memory_format=self.memory_format)
+            features: Tensor = frozen(values)
         return features.float()
-
-    def _values(self, pixels: Tensor) -> Tensor:
-        values: Tensor = self.model.transform.normalize(pixels.to(self.accelerator.device))
-        return values.contiguous(memory_format=self.memory_format)
 
     def _shaped(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         features = table.unflatten(1, shape)
