@@ -11,11 +11,13 @@ NAN = np.nan
 
 
 def test_weighted_metrics_by_hand() -> None:
-    """Scores .9+ .6- .4+ .1-: weight 2 on the second positive. AUROC = (1*2 + 2*1) / (3*2), AP = (1*1 + 2*3/4) / 3."""
-    ranking = _Ranking(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.6, 0.4, 0.1]))
-    auroc, precision = ranking.metrics(np.array([[1], [1], [2], [1]], dtype=np.float32))
+    """Scores .9+ .6- .4+ .1-, the second positive drawn twice: AUROC (1*2 + 2*1) / (3*2), AP (1*1 + 2*3/4) / 3, F1 at .5 2 / (2 + 3)."""
+    scores = np.array([0.9, 0.6, 0.4, 0.1])
+    ranking = _Ranking(np.array([1.0, 0.0, 1.0, 0.0]), scores, scores > 0.5)
+    auroc, precision, f1 = ranking.metrics(np.array([[1, 1, 2, 1]], dtype=np.uint8))
     assert auroc[0] == pytest.approx(4 / 6)
     assert precision[0] == pytest.approx((1 + 2 * 3 / 4) / 3)
+    assert f1[0] == pytest.approx(2 / 5)
 
 
 def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
@@ -28,19 +30,19 @@ def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
     for resample in range(6):
         for k in range(3):
             seen = ~np.isnan(labels[:, k])
-            truth, own, weight = labels[seen, k], scores[seen, k], weights[seen, resample]
-            assert values["auroc"][resample, k] == pytest.approx(roc_auc_score(truth, own, sample_weight=weight), abs=1e-6)
+            truth, own, weight = labels[seen, k], scores[seen, k], weights[resample, seen]
+            assert values["auroc"][resample, k] == pytest.approx(roc_auc_score(truth, own, sample_weight=weight), abs=1e-12)
             assert values["average_precision"][resample, k] == pytest.approx(
-                average_precision_score(truth, own, sample_weight=weight), abs=1e-6
+                average_precision_score(truth, own, sample_weight=weight), abs=1e-12
             )
-            assert values["f1"][resample, k] == pytest.approx(f1_score(truth, own >= 0.5, sample_weight=weight), abs=1e-6)
+            assert values["f1"][resample, k] == pytest.approx(f1_score(truth, own >= 0.5, sample_weight=weight), abs=1e-12)
 
 
 def test_rows_of_a_group_are_drawn_together() -> None:
     weights = _draw_weights(np.array([0, 0, 1, 2, 2]), 40, np.random.default_rng(0))
-    assert (weights[0] == weights[1]).all()
-    assert (weights[3] == weights[4]).all()
-    assert (weights[0] + weights[2] + weights[3] == 3).all()
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 3] == weights[:, 4]).all()
+    assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
 
 
 def test_copies_in_groups_do_not_narrow_the_interval() -> None:

@@ -12,8 +12,8 @@ METRICS = ("auroc", "average_precision", "f1")
 LEVEL = 0.95
 # Below this many positives or negatives the resamples tell more about chance than about the model; there is no interval then.
 MIN_OF_EACH = 5
-_BLOCK_BYTES = 5 << 20  # of weights: so many stay in the processor's cache
-_MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 128, 16  # resamples at a time
+_TOGETHER_BYTES = 1 << 18  # of weights that are counted together: so many stay in a core's cache
+_DRAWN_BYTES = 1 << 24  # of weights that are drawn before the attributes take their turns
 
 
 def bootstrap_intervals(
@@ -52,36 +52,38 @@ def resample_metrics(
     """Return AUROC, average precision and F1 of every resample and attribute, each [n_resamples, K]; NaN where one is undefined."""
     rng = np.random.default_rng(seed)
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    columns = [_Ranking(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
-    size = int(np.clip(_BLOCK_BYTES // (4 * max(len(labels), 1)), _FEWEST_IN_BLOCK, _MOST_IN_BLOCK))
-    blocks = []
-    for start in range(0, n_resamples, size):
-        weights = _draw_weights(group_of, min(size, n_resamples - start), rng)
-        ranked = [column.metrics(weights) for column in columns]
-        blocks.append(
-            (
-                np.array([auroc for auroc, _ in ranked]).reshape(len(columns), -1).T,
-                np.array([precision for _, precision in ranked]).reshape(len(columns), -1).T,
-                _f1(labels, decisions, weights),
-            )
-        )
-    return {name: np.concatenate(parts) for name, parts in zip(METRICS, zip(*blocks, strict=True), strict=True)}
+    columns = [_Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
+    together, at_once = (max(n_bytes // max(len(labels), 1), 1) for n_bytes in (_TOGETHER_BYTES, _DRAWN_BYTES))
+    values = np.empty((len(METRICS), n_resamples, len(columns)))
+    for start in range(0, n_resamples, at_once):
+        end = min(start + at_once, n_resamples)
+        # attribute by attribute, so that its rows are read from memory once for many resamples
+        drawn = [(first, _draw_weights(group_of, min(together, end - first), rng)) for first in range(start, end, together)]
+        for k, column in enumerate(columns):
+            for first, weights in drawn:
+                values[:, first : first + len(weights), k] = column.metrics(weights)
+    return dict(zip(METRICS, values, strict=True))
 
 
-def _draw_weights(group_of: NDArray[np.int64], n_resamples: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return how often each row [N] occurs in each resample [N, n_resamples]; groups are drawn with replacement."""
+def _draw_weights(group_of: NDArray[np.int64], n_resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return how often each row [N] occurs in each resample [n_resamples, N]; groups are drawn with replacement.
+
+    A group that is drawn more than 255 times has a probability below 1e-500.
+    """
     n_groups = int(group_of.max()) + 1
     drawn = rng.integers(0, n_groups, (n_resamples, n_groups))
     drawn += np.arange(n_resamples)[:, None] * n_groups
     counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_groups).reshape(n_resamples, n_groups)
-    return np.ascontiguousarray(counts.T.astype(np.float32)[group_of])
+    return counts.astype(np.uint8).take(group_of, axis=1)
 
 
 class _Ranking:
     """One attribute's observed rows in the order of their scores, from which weighted metrics follow by cumulative sums."""
 
-    def __init__(self, labels: Floats, scores: Floats) -> None:
+    def __init__(self, labels: Floats, scores: Floats, decisions: Bools) -> None:
         positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        self.hits = positive[decisions[positive]]
+        self.false_alarms = negative[decisions[negative]]
         self.positive = positive[np.argsort(-scores[positive], kind="stable")]
         self.negative = negative[np.argsort(-scores[negative], kind="stable")]
         high, low = -scores[self.positive], -scores[self.negative]
@@ -91,28 +93,22 @@ class _Ranking:
         self.has_ties = bool((self.negatives_above != self.negatives_not_below).any())
         self.has_equal = bool((np.diff(high) == 0).any())
 
-    def metrics(self, weights: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """Return AUROC and average precision of each resample for weights [N, B]."""
-        negative = np.zeros((len(self.negative) + 1, weights.shape[1]), dtype=np.float32)
-        np.cumsum(weights[self.negative], axis=0, out=negative[1:])
-        positive = weights[self.positive]
-        found = np.cumsum(positive, axis=0)
-        n_positive, n_negative = (table[-1].astype(float) if len(table) else np.zeros(weights.shape[1]) for table in (found, negative))
-        wrong = negative[self.negatives_not_below]
-        above = (negative[self.negatives_above] + wrong) / 2 if self.has_ties else wrong
-        defined = (n_positive > 0) & (n_negative > 0)
-        auroc = 1 - _divide(np.einsum("pb,pb->b", positive, above), n_positive * n_negative, defined)
+    def metrics(self, weights: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
+        """Return AUROC, average precision and F1 (2 TP / (predicted + positive)) of each resample for weights [B, N]."""
+        negative = np.zeros((len(weights), len(self.negative) + 1), dtype=np.int32)
+        np.cumsum(weights.take(self.negative, axis=1), axis=1, out=negative[:, 1:])
+        positive = weights.take(self.positive, axis=1)
+        found = np.cumsum(positive, axis=1, dtype=np.int32)
+        n_positive, n_negative = positive.sum(axis=1, dtype=float), negative[:, -1].astype(float)
+        wrong = negative.take(self.negatives_not_below, axis=1)
+        above = (negative.take(self.negatives_above, axis=1) + wrong) / 2 if self.has_ties else wrong
+        auroc = 1 - _divide((positive * above).sum(axis=1, dtype=float), n_positive * n_negative, (n_positive > 0) & (n_negative > 0))
         if self.has_equal:
-            found = found[self.last_of_equal]
-        precision = _divide(found, found + wrong, found > 0)
-        return auroc, _divide(np.einsum("pb,pb->b", positive, np.nan_to_num(precision, copy=False)), n_positive, defined)
-
-
-def _f1(labels: Floats, decisions: Bools, weights: NDArray[np.float32]) -> Floats:
-    """Return F1 [B, K]: 2 TP / (predicted + positive), over observed labels."""
-    positive, observed = (labels == 1), ~np.isnan(labels)
-    hits, predicted, positives = (weights.T @ table.astype(np.float32) for table in (positive & decisions, observed & decisions, positive))
-    return _divide(2 * hits, predicted + positives, positives > 0)
+            found = found.take(self.last_of_equal, axis=1)
+        precision = found / np.maximum(found + wrong, 1)
+        average_precision = _divide((positive * precision).sum(axis=1), n_positive, (n_positive > 0) & (n_negative > 0))
+        hits, false_alarms = (weights.take(rows, axis=1).sum(axis=1, dtype=float) for rows in (self.hits, self.false_alarms))
+        return auroc, average_precision, _divide(2 * hits, hits + false_alarms + n_positive, n_positive > 0)
 
 
 def _divide(numerator: Floats, denominator: Floats, where: Bools) -> Floats:
