@@ -91,16 +91,17 @@ def test_lines_of_the_race(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     line = table.summarise(peer, plain)
     assert (line["seconds"], line["mAP"], line["share"]) == (130, 0.7, 1.3)
     assert line["above"] == pytest.approx(0.1)
+    assert (line["training_seconds"], line["training_share"]) == (130, 1.3)
     assert (line["mAP_in_its_time"], line["seconds_to_its_mAP"]) == (0.61, 80)
     slow = {"name": "slow", "planned_epochs": 1, "cut": False, "rows": rows((120, 0.4))}
     assert [table.summarise(slow, plain)[key] for key in ("mAP_in_its_time", "seconds_to_its_mAP")] == [None, None]
-    quick = {"name": "quick", "planned_epochs": 1, "cut": False, "rows": rows((25, 0.6))}
+    quick = {"name": "quick", "planned_epochs": 1, "cut": False, "training_seconds": 12.5, "rows": rows((25, 0.6))}
     table.print_table([table.summarise(run, plain) for run in (peer, slow, quick)])
     cut, late, early = capfd.readouterr().out.splitlines()[2:]
     assert "3 of 4, cut" in cut
     assert "none yet" in late
     assert "not reached" in late
-    assert early.split() == ["quick", "1", "25", "s", "1/4.0", "0.600", "+0.000", "0.600", "25", "s", "1000", "MB"]
+    assert early.split() == ["quick", "1", "25", "s", "1/4.0", "12", "s", "1/8.0", "0.600", "+0.000", "0.600", "25", "s", "1000", "MB"]
 
 
 def test_a_peer_gets_the_epochs_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
