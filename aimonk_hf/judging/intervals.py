@@ -102,11 +102,12 @@ class _Ranking:
         n_positive, n_negative = positive.sum(axis=1, dtype=float), negative[:, -1].astype(float)
         wrong = negative.take(self.negatives_not_below, axis=1)
         above = (negative.take(self.negatives_above, axis=1) + wrong) / 2 if self.has_ties else wrong
-        auroc = 1 - _divide((positive * above).sum(axis=1, dtype=float), n_positive * n_negative, (n_positive > 0) & (n_negative > 0))
+        defined = (n_positive > 0) & (n_negative > 0)
+        auroc = 1 - _divide((positive * above).sum(axis=1, dtype=float), n_positive * n_negative, defined)
         if self.has_equal:
             found = found.take(self.last_of_equal, axis=1)
         precision = found / np.maximum(found + wrong, 1)
-        average_precision = _divide((positive * precision).sum(axis=1), n_positive, (n_positive > 0) & (n_negative > 0))
+        average_precision = _divide((positive * precision).sum(axis=1), n_positive, defined)
         hits, false_alarms = (weights.take(rows, axis=1).sum(axis=1, dtype=float) for rows in (self.hits, self.false_alarms))
         return auroc, average_precision, _divide(2 * hits, hits + false_alarms + n_positive, n_positive > 0)
 
