@@ -13,6 +13,15 @@ class LossNotFinite(AimonkError):
     """A training step whose loss is infinite or no number."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return an error's reason on one line, without a heading above it; the kind of error where the text alone says too little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if len(lines) > 1 and lines[0].endswith(":"):  # "Error(s) in loading state_dict for VOLO:"
+        del lines[0]
+    told = f"{type(error).__name__}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
+    return told[:300].rstrip(". ")
+
+
 def near_names(name: str, candidates: list[str], prefix: str = "did you mean ") -> str:
     """Return " (did you mean a, b?)" for the candidates closest to `name`, or an empty string."""
     from difflib import get_close_matches

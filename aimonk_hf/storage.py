@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ def csv_line(cells: Iterable[Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused, because readers outside Python cannot parse it, and bytes of file names that are no text are escaped."""
+    """Write JSON atomically, numpy's numbers and arrays too; bytes of file names that are no text are escaped.
+
+    NaN is refused, because readers outside Python cannot parse it.
+    """
     try:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=methodcaller("tolist"))
     except (ValueError, RecursionError) as error:
         raise AimonkError(f"cannot write {path}: {error}") from error
     write_text(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")

@@ -94,9 +94,9 @@ def test_folded_weights_scale_the_logits_for_every_reader(architecture: str, tmp
 
 
 def test_heads_that_cannot_take_it_are_refused() -> None:
-    class Odd(nn.Module):
-        def get_classifier(self) -> nn.Module:
-            return nn.Linear(3, 2, bias=False)
-
-    with pytest.raises(AimonkError, match="the head of Odd is not one linear layer with a bias"):
-        fold_into_classifier(Odd(), np.ones(2), np.zeros(2))
+    network = timm.create_model("test_resnet", num_classes=2).eval()
+    network.fc = nn.Linear(network.num_features, 2, bias=False)
+    before = network.fc.weight.clone()
+    with pytest.raises(AimonkError, match="the head of ResNet is not linear layers with a bias"):
+        fold_into_classifier(network, np.ones(2), np.ones(2))
+    assert torch.equal(network.fc.weight, before)

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aimonk_hf.app.scoring import Scorer
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.model.backbones import REFUSALS
 
 MIN_CELLS = 6  # maps with fewer rows or columns say too little about the place
 N_STAGES = 4  # of a convolutional network: the finest shows a part of 3% of the picture in its place, the coarse ones say that it is one
@@ -31,12 +32,16 @@ def heat_map(scorer: Scorer, image: Image.Image, attribute: str) -> Heat:
         raise AimonkError(f"the model has no attribute {attribute!r}")
     network = scorer.model.timm_model
     index = names.index(attribute)
-    values = scorer.model.transform(image)[None].to(scorer.model.device)
+    values = scorer.model.transform(image)[None].to(next(network.parameters()))
+    agreeing_cam = _agreeing_cam()
     with scorer.network_lock, torch.enable_grad():
-        layers, reshape = _layers(network, values)
-        # the weights are frozen, so gradients start at the pixels
-        with _agreeing_cam()(network, layers, reshape) as cam:
-            heat: Heat = cam(values.requires_grad_(True), [lambda logits: logits[index]])[0]
+        try:
+            layers, reshape = _layers(network, values)
+            # the weights are frozen, so gradients start at the pixels
+            with agreeing_cam(network, layers, reshape) as cam:
+                heat: Heat = cam(values.requires_grad_(True), [lambda logits: logits[index]])[0]
+        except REFUSALS as error:
+            raise AimonkError(f"heat maps are not available for {scorer.model.config.architecture} ({reason_of(error)})") from error
     return heat
 
 
@@ -84,7 +89,7 @@ def _layers(network: nn.Module, values: Tensor) -> tuple[list[nn.Module], Any]:
     fine = [stage for stage in stages if sides.get(stage, 0) >= MIN_CELLS]
     coarse = [stage for stage in stages if sides.get(stage, 0) > 1]
     if not coarse:
-        raise AimonkError(f"heat maps are not available for {type(network).__name__}")
+        raise ValueError("none of its stages keeps rows and columns")
     return (fine or coarse[-1:])[-N_STAGES:], to_channels_first
 
 

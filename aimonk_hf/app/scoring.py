@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from aimonk_hf.app.uploads import Picture, read_picture
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.model.folding import LazilyFolded
 from aimonk_hf.model.modeling import AimonkModel
 
@@ -64,7 +64,7 @@ class Scorer:
                 scores = self.model.logits_of_pixels(pixels, network=self._network).sigmoid()
         except (RuntimeError, MemoryError) as error:
             for answer in answers:
-                answer.set_exception(AimonkError(f"the network failed on this batch ({str(error).splitlines()[0]}): try again"))
+                answer.set_exception(AimonkError(f"the network failed on this batch ({reason_of(error)}): try again"))
             return
         self.n_images += len(batch)
         self.n_batches += 1

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.data import resolve_data_config
 from torch import nn
 
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.model.backbones import heads
 
 Floats = NDArray[np.floating[Any]]
 
@@ -142,17 +144,26 @@ def _worth_it(truth: Floats, logits: Floats, fold_of: NDArray[np.int64]) -> tupl
 
 
 def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> None:
-    """Multiply the rows of a timm network's classifier by `scale` [K] and move its bias by `shift` [K], in place.
+    """Multiply the logits of a timm network in eval mode by `scale` [K] and move them by `shift` [K], through its classifier, in place.
 
-    Raises `AimonkError` where the head is not one linear layer with a bias.
+    Several heads whose outputs are averaged are all changed. Raises `AimonkError`, and changes nothing, where the logits would not follow.
     """
-    head = network.get_classifier()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear | nn.Conv2d) or head.bias is None or head.weight.shape[0] != len(scale):
-        raise AimonkError(f"the head of {type(network).__name__} is not one linear layer with a bias: its scores cannot be calibrated")
+    layers = [layer for head in heads(network) for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    last = [layer for layer in layers if len(layer.weight) == len(scale) and layer.bias is not None]
+    before = [(layer.weight.clone(), layer.bias.clone()) for layer in last]
     with torch.no_grad():
-        factor = torch.as_tensor(scale, dtype=head.weight.dtype, device=head.weight.device)
-        head.weight.mul_(factor.view(-1, *[1] * (head.weight.dim() - 1)))
-        head.bias.mul_(factor).add_(torch.as_tensor(shift, dtype=head.bias.dtype, device=head.bias.device))
+        pixels = torch.randn(2, *resolve_data_config(model=network)["input_size"], generator=torch.Generator().manual_seed(0))
+        pixels = pixels.to(next(network.parameters()))
+        factor, offset = (torch.as_tensor(values).to(pixels) for values in (scale, shift))
+        wanted = network(pixels) * factor + offset
+        for layer in last:
+            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+            layer.bias.mul_(factor).add_(offset)
+        if not torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3):
+            for layer, (weight, bias) in zip(last, before, strict=True):
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+            raise AimonkError(f"the head of {type(network).__name__} is not linear layers with a bias: its scores cannot be calibrated")
 
 
 def to_logits(scores: Floats) -> Floats:

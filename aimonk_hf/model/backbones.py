@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model, list_models, split_model_name_tag
 from torch import nn
 
-from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.model.hub import download
 from aimonk_hf.model.persistence import CONFIG_FILE, WEIGHTS_FILE
 from aimonk_hf.storage import read_json
@@ -21,10 +21,10 @@ _KEPT_KEYS = (
 )
 
 
-# What timm raises for arguments that its networks cannot have depends on where it meets them.
-_REFUSALS = (
+# What timm and torch raise for a network that cannot be built, computed or trained depends on where they notice.
+REFUSALS = (
     *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError),
-    *(SafetensorError, OSError),
+    *(SafetensorError, OSError, ImportError),
 )
 
 
@@ -70,7 +70,7 @@ def build_network(
     if not is_model(architecture):
         raise AimonkError(f"timm {timm.__version__} has no architecture {architecture!r}{near_names(architecture, list_models())}")
     try:
-        return timm.create_model(
+        network: nn.Module = timm.create_model(
             architecture,
             pretrained=weights is not None,
             pretrained_cfg=dict(pretrained_cfg) or None,
@@ -78,9 +78,31 @@ def build_network(
             num_classes=num_classes,
             **model_args,
         )
-    except _REFUSALS as error:
-        told = f"{type(error).__name__}: {_first_line(error)}" if isinstance(error, LookupError) else _first_line(error)
-        raise AimonkError(f"timm cannot build {architecture} with {str(model_args)[:200]}: {told}") from error
+    except REFUSALS as error:
+        raise AimonkError(f"timm cannot build {architecture} with {str(model_args)[:200]}: {reason_of(error)}") from error
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise AimonkError("torch's default device is meta, which holds no weights: load the model outside of torch.device('meta')")
+    return network
+
+
+def cannot_compute(architecture: str, size: tuple[int, int], error: Exception) -> AimonkError:
+    """Return the sentence for a network that fails on images of `size` (height, width): the reason, and the size that it is made for."""
+    own = get_pretrained_cfg(architecture)
+    made_for = tuple(own.input_size[-2:]) if own else size
+    advice = "choose another --architecture" if made_for == size else f"it is made for --image-size {made_for[0]}"
+    return AimonkError(f"{architecture} cannot compute images of {size[0]} x {size[1]} pixels ({reason_of(error)}): {advice}")
+
+
+def heads(network: Any) -> list[nn.Module]:
+    """Return the parts of a timm network that make its logits: one, or several whose outputs it adds or averages."""
+    classifier = network.get_classifier()
+    found = list(classifier) if isinstance(classifier, tuple | nn.ModuleList) else [classifier]
+    names = network.pretrained_cfg.get("classifier") or []  # get_classifier leaves out the head of VOLO's other tokens
+    for name in [names] if isinstance(names, str) else names:
+        layer = dict(network.named_modules()).get(name)
+        if layer is not None and not any(layer is part for head in found for part in head.modules()):
+            found.append(layer)
+    return found
 
 
 def trim_pretrained_cfg(pretrained_cfg: dict[str, Any], num_classes: int) -> dict[str, Any]:
@@ -123,8 +145,3 @@ def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:
     if not (folder / filename).is_file():
         raise AimonkError(f"{repo_id} has no {filename}: pass --no-pretrained or --architecture local-dir:PATH")
     return folder / filename
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

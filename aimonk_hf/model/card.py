@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.model.config import AimonkConfig
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     try:
         card = ModelCard.from_template(_metadata(config, metrics), template_str=_template().read_text(encoding="utf-8"), **content)
     except (UndefinedError, TypeError, ValueError, LookupError, AttributeError) as error:  # metrics.json may come from anywhere
-        told = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise AimonkError(
-            f"the model's metrics have not the form of metrics.json ({told}): remove that file, or set model.metrics to None"
+            f"the model's metrics have not the form of metrics.json ({reason_of(error)}): remove that file, or set model.metrics to None"
         ) from error
     return str(card).rstrip() + "\n"
 

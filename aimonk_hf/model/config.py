@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import is_text
@@ -56,6 +58,10 @@ class AimonkConfig:
             raise AimonkError("model_args must not hold num_classes: it is the number of attributes")
         if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
+        if self.model_args.get("in_chans", 3) != 3:
+            raise AimonkError(
+                f"model_args: in_chans must be 3, because images are read as RGB, found {_short(self.model_args['in_chans'])}"
+            )
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
@@ -72,7 +78,7 @@ class AimonkConfig:
             "problem_type": PROBLEM_TYPE,
             "id2label": {str(index): name for index, name in enumerate(self.attributes)},
             "label2id": {name: index for index, name in enumerate(self.attributes)},
-            "thresholds": dict(self.thresholds),
+            "thresholds": check_thresholds(self.attributes, self.thresholds),
             "aimonk_hf_version": __version__,
         }
 
@@ -104,7 +110,12 @@ class AimonkConfig:
 
 
 def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]:
-    """Return one threshold per attribute in the attributes' order, 0.5 where none is given; unknown names and values outside [0, 1] raise."""
+    """Return one threshold per attribute, 0.5 where none is given, of a dict by name or an array [K] in the attributes' order.
+
+    Raises `AimonkError` for unknown names, another number of values, and values outside [0, 1].
+    """
+    if isinstance(thresholds, np.ndarray) and thresholds.shape == (len(attributes),):
+        thresholds = dict(zip(attributes, thresholds, strict=True))  # as `tune_thresholds` returns them
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
     known = set(attributes)
@@ -120,6 +131,8 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
 
 
 def _check_attributes(attributes: Any) -> list[str]:
+    if isinstance(attributes, np.ndarray):
+        attributes = attributes.tolist()
     if not isinstance(attributes, list | tuple) or not attributes:
         raise AimonkError("a model needs at least one attribute name (label_names in config.json)")
     if bad := [name for name in attributes if not isinstance(name, str) or not name.strip() or not is_text(name)]:
@@ -163,6 +176,8 @@ def _short(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
     # compared before isfinite, which fails on whole numbers that no float can hold
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30 and math.isfinite(value)
 

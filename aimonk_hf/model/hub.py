@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 
 
 def download(
@@ -63,9 +63,9 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None, local_fi
     except OfflineModeIsEnabled as error:
         raise AimonkError(f"{failure}: offline mode is on; unset HF_HUB_OFFLINE") from error
     except RuntimeError as error:  # the client's name for a transfer of bytes that failed
-        raise AimonkError(f"{failure}: {_first_line(error)} ({_first_line(error.__cause__ or error)}); try again") from error
+        raise AimonkError(f"{failure}: {reason_of(error)} ({reason_of(error.__cause__ or error)}); try again") from error
     except (HTTPError, OSError) as error:
-        raise AimonkError(f"{failure}: {_first_line(error)}; check the connection and try again") from error
+        raise AimonkError(f"{failure}: {reason_of(error)}; check the connection and try again") from error
 
 
 def _not_cached(repo_id: str, revision: str | None, local_files_only: bool) -> str:
@@ -85,9 +85,4 @@ def _answer(status: int, repo_id: str, failure: str, error: Exception) -> str:
         return f"{failure}: the token may not do this with {repo_id}; use one with write access, or another repository"
     if status == 412:
         return f"{failure}: {repo_id} has got another commit meanwhile; try again"
-    return f"{failure}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"{failure}: {reason_of(error)}"

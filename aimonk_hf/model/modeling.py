@@ -7,12 +7,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aimonk_hf.data.images import ImageSource
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.model.backbones import build_network, find_backbone, trim_pretrained_cfg
+from aimonk_hf.model.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.model.card import render_card
 from aimonk_hf.model.config import AimonkConfig
 from aimonk_hf.model.devices import keep_freed_memory
@@ -30,6 +32,7 @@ from aimonk_hf.model.persistence import (
     built_for,
     check_state,
     load_weights,
+    plain_names,
     save_weights,
 )
 from aimonk_hf.model.prediction import Prediction
@@ -38,6 +41,7 @@ from aimonk_hf.model.thresholds import resolve_thresholds
 from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
 
 PRECISIONS = ("float32", "bf16")
+Thresholds = float | dict[str, float] | NDArray[np.floating[Any]] | None
 
 
 class AimonkOutput(NamedTuple):
@@ -95,9 +99,21 @@ class AimonkModel(nn.Module):
             if cfg.get("fixed_input_size"):
                 args["img_size"] = image_size
         model = cls(AimonkConfig(backbone.architecture, attributes, model_args=args, pretrained_cfg=cfg), weights=backbone.weights)
-        if backbone.weights and backbone.label_names != attributes:
+        if backbone.weights and backbone.label_names != model.config.attributes:
             model.timm_model.reset_classifier(len(attributes))
-        return model
+        return model.check_outputs()
+
+    def check_outputs(self) -> "AimonkModel":
+        """Compute one black image in eval mode; raise `AimonkError` where the network cannot, or gives no logits [1, K]."""
+        was_training = self.training
+        try:
+            logits = self.eval().logits_of_pixels(torch.zeros(1, 3, *self.transform.size, dtype=torch.uint8))
+        except REFUSALS as error:
+            raise cannot_compute(self.config.architecture, self.transform.size, error) from error
+        if logits.shape != (wanted := (1, len(self.config.attributes))):
+            found = f"outputs of shape {list(logits.shape)} for one image instead of {list(wanted)}"
+            raise AimonkError(f"{self.config.architecture} with {str(self.config.model_args)[:200]} gives {found}: change model_args")
+        return self.train(was_training)
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +134,7 @@ class AimonkModel(nn.Module):
         `network` computes in the place of `timm_model`, whose copy it is.
         """
         network, device = network or self.timm_model, self.device
-        values = self.transform.normalize(pixels.to(device, non_blocking=True))
+        values = self.transform.normalize(pixels.to(device, non_blocking=True)).to(next(self.parameters()).dtype)
         if device.type == "cpu":
             values = values.contiguous(memory_format=torch.channels_last)  # oneDNN's own order: 13 instead of 16 ms of one core a picture
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -130,7 +146,7 @@ class AimonkModel(nn.Module):
     def stream(
         self,
         images: Iterable[ImageSource],
-        thresholds: float | dict[str, float] | None = None,
+        thresholds: Thresholds = None,
         batch_size: int = 32,
         tta: bool = False,
         workers: int | None = None,
@@ -180,7 +196,7 @@ class AimonkModel(nn.Module):
     def predict(
         self,
         images: Any,
-        thresholds: float | dict[str, float] | None = None,
+        thresholds: Thresholds = None,
         batch_size: int = 32,
         on_error: str = "raise",
         tta: bool = False,
@@ -188,8 +204,8 @@ class AimonkModel(nn.Module):
     ) -> Any:
         """Return the `Prediction` of one image (path, PIL image, array [H, W, 3] uint8, or bytes), or a list of them for a list.
 
-        `thresholds` replaces the stored ones, by one number or by name. A bad image raises `ImageError`; with `on_error="skip"` its place
-        holds None.
+        `thresholds` replaces the stored ones, by one number, by name, or by an array [K]. A bad image raises `ImageError`; with
+        `on_error="skip"` its place holds None.
         """
         if on_error not in ("raise", "skip"):
             raise AimonkError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
@@ -207,9 +223,17 @@ class AimonkModel(nn.Module):
         return predictions if many else predictions[0]
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write config.json, model.safetensors, README.md and, where known, metrics.json; a new folder appears whole."""
+        """Write config.json, model.safetensors, README.md and, where known, metrics.json; a new folder appears whole.
+
+        Raises `AimonkError`, and writes nothing, where the weights are not those of the architecture in `config`: nobody could load them.
+        """
+        state, target = plain_names(self.timm_model.state_dict()), Path(folder) / WEIGHTS_FILE
+        config = self.config
+        with built_for(state, target):
+            fresh = build_network(config.architecture, len(config.attributes), config.pretrained_cfg, config.model_args)
+        check_state(fresh, state, target)
         with staged_folder(Path(folder)) as stage:
-            fingerprint = save_weights(stage / WEIGHTS_FILE, self.timm_model.state_dict())
+            fingerprint = save_weights(stage / WEIGHTS_FILE, state)
             write_json(stage / CONFIG_FILE, self.config.to_dict() | {FINGERPRINT: fingerprint})
             write_text(stage / CARD_FILE, render_card(self.config, self.metrics))
             if self.metrics is not None:
@@ -268,4 +292,4 @@ class AimonkModel(nn.Module):
         model.timm_model.load_state_dict(state)
         if (folder / METRICS_FILE).is_file():
             model.metrics = read_json(folder / METRICS_FILE)
-        return model.eval()
+        return model.eval().check_outputs()

@@ -30,6 +30,11 @@ FINGERPRINT = "weights_sha256"
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     """Write the tensors and return their fingerprint, which depends on nothing but names and values."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().data_ptr() in stored:  # every reader finds a shared tensor under each of its names
+            tensors[name] = tensor.clone()
+        stored.add(tensor.untyped_storage().data_ptr())
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -42,6 +47,11 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
         raise AimonkError(f"cannot write the weights into {path.parent} ({error})") from error
     _sort_metadata(path)
     return fingerprint
+
+
+def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under timm's own names: torch.compile and data parallelism put theirs before them."""
+    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

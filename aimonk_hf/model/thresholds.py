@@ -16,18 +16,14 @@ MIN_POSITIVES = 5
 Floats = NDArray[np.floating[Any]]
 
 
-def resolve_thresholds(
-    attributes: list[str], stored: dict[str, float], override: float | dict[str, float] | None = None
-) -> dict[str, float]:
-    """Return the thresholds that hold: the stored ones, one number for all, or stored ones with some replaced by name.
+def resolve_thresholds(attributes: list[str], stored: dict[str, float], override: Any = None) -> dict[str, float]:
+    """Return the thresholds that hold: the stored ones, one number for all, an array [K], or stored ones with some replaced by name.
 
     A score equal to the threshold counts as present. Raises `AimonkError` on unknown names and on numbers outside [0, 1].
     """
-    if override is None:
-        return dict(stored)
-    if isinstance(override, dict):
-        return check_thresholds(attributes, stored | override)
-    return check_thresholds(attributes, dict.fromkeys(attributes, override))
+    if override is None or isinstance(override, dict):
+        return check_thresholds(attributes, check_thresholds(attributes, stored) | (override or {}))
+    return check_thresholds(attributes, override if np.ndim(override) else dict.fromkeys(attributes, override))
 
 
 def decide(scores: Floats, thresholds: Floats | Sequence[float]) -> NDArray[np.bool_]:

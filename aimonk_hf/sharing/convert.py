@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.model.config import AimonkConfig
 from aimonk_hf.model.modeling import AimonkModel
 
@@ -73,7 +73,7 @@ def convert_checkpoint(
         raise AimonkError(f"{path} has {len(head)} outputs but {len(names)} attributes were named: {', '.join(names)}")
     model = AimonkModel(AimonkConfig(architecture, names, pretrained_cfg=PREPROCESSING | (preprocessing or {})))
     _load(model, state, path)
-    return model.eval()
+    return model.eval().check_outputs()
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -86,8 +86,7 @@ def load_checkpoint(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         _refuse(path, error)
     except _DAMAGE as error:
-        told = str(error).splitlines()[0][:200] if str(error) else repr(error)
-        raise AimonkError(f"{path} is no PyTorch checkpoint, or damaged ({told})") from error
+        raise AimonkError(f"{path} is no PyTorch checkpoint, or damaged ({reason_of(error)})") from error
 
 
 def _check_packing(path: Path) -> None:
@@ -164,8 +163,7 @@ def _load(model: AimonkModel, state: dict[str, Tensor], path: Path) -> None:
     try:
         missing, surplus = model.timm_model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        mismatch = str(error).splitlines()[-1].strip()
-        raise AimonkError(f"{path} does not fit {architecture}: {mismatch}") from error
+        raise AimonkError(f"{path} does not fit {architecture}: {reason_of(error)}") from error
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old checkpoints have none
     if missing or surplus:
         first = f"it lacks {missing[0]}" if missing else f"it has {surplus[0]} besides"

@@ -17,9 +17,10 @@ from torch import Tensor
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
-from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.errors import AimonkError, ImageError, reason_of
 from aimonk_hf.judging.evaluation import match_columns
 from aimonk_hf.judging.metrics import build_report
+from aimonk_hf.model.backbones import REFUSALS
 from aimonk_hf.model.config import AimonkConfig
 from aimonk_hf.model.inference import stream_logits
 from aimonk_hf.model.modeling import AimonkModel
@@ -163,20 +164,26 @@ def _save_model(model: AimonkModel, folder: Path) -> None:
 
 
 def _export_network(model: AimonkModel, path: Path) -> None:
-    network = copy.deepcopy(model.timm_model).cpu().eval()
+    network = copy.deepcopy(model.timm_model).cpu().float().eval()
     example = torch.zeros(2, 3, *model.transform.size)  # two, because torch takes a batch of one for a constant
-    torch.onnx.export(
-        network,
-        (example,),
-        path,
-        dynamo=True,
-        input_names=["pixel_values"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch_size"},),
-        external_data=False,
-        opset_version=18,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            network,
+            (example,),
+            path,
+            dynamo=True,
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch_size"},),
+            external_data=False,
+            opset_version=18,
+            verbose=False,
+        )
+    except REFUSALS as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch's own text is a page on how to report it
+            cause = cause.__cause__
+        raise AimonkError(f"torch cannot export {model.config.architecture} to ONNX ({reason_of(cause)}): nothing was exported") from error
 
 
 def _quantize(source: Path, target: Path) -> None:

@@ -49,11 +49,16 @@ def train_augmentation(name: str, transform: EvalTransform, size: Size | None = 
     return Augmentation(v2.Resize([height, width], interpolation=mode), v2.Compose(changes), f"squash {height}x{width} {mode.value}")
 
 
-def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augmentation]:
-    """Return one augmentation for each epoch, all with one preparation; networks that take pictures of one size only get that size."""
+def sizes_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Size]:
+    """Return height and width of the training images of each epoch; networks that take images of one size only get that size."""
     full = model.transform.size
     fixed = bool(model.timm_model.pretrained_cfg.get("fixed_input_size"))
-    sizes = [full if fixed else size for size in config.train_sizes(full)]
+    return [full if fixed else size for size in config.train_sizes(full)]
+
+
+def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augmentation]:
+    """Return one augmentation for each epoch, all with one preparation."""
+    sizes = sizes_by_epoch(config, model)
     augment_to = {size: train_augmentation(config.augmentation, model.transform, size) for size in sizes}
     return [augment_to[size] for size in sizes]
 

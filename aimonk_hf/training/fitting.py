@@ -1,16 +1,26 @@
 """The epochs of a run: a model from settings, steps with checkpoints and progress, a line and a history row after each epoch."""
 
+import copy
 import time
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.errors import AimonkError, LossNotFinite
+from aimonk_hf.errors import AimonkError, LossNotFinite, reason_of
 from aimonk_hf.judging.console import duration, figure
+from aimonk_hf.model.backbones import REFUSALS, cannot_compute
+from aimonk_hf.model.devices import explain_failure
 from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.training.augmentation import sizes_by_epoch
 from aimonk_hf.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from aimonk_hf.training.depthwise import DepthwiseGradients
+from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
+from aimonk_hf.training.optimisation import build_optimizer, unusable_optimizer
 from aimonk_hf.training.progress import TrainingProgress, write_line
 from aimonk_hf.training.run_folder import RunFolder
 from aimonk_hf.training.stop_request import StopRequest
@@ -29,6 +39,41 @@ def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
         preprocessing=config.preprocessing(),
         **{name: rate for name, rate in rates.items() if rate},
     )
+
+
+def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel) -> None:
+    """Take a step of each stage with a copy of the network on two random images, so that a refusal comes before the images are read.
+
+    The model stays as it is; random numbers are drawn, so seed afterwards. Raises `AimonkError` with the reason of timm or torch.
+    """
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = copy.deepcopy(model.timm_model).to(accelerator.device).to(memory_format=memory_format)
+    epochs = iter(sizes_by_epoch(config, model))
+    for stage in config.stages:
+        freeze_parameters(network, stage.freeze)
+        optimizer = build_optimizer(network, config)
+        set_train_mode(network)
+        for size in dict.fromkeys(islice(epochs, stage.epochs)):
+            try:
+                with accelerator.autocast(), DepthwiseGradients():
+                    logits = network(torch.randn(2, 3, *size, device=accelerator.device).contiguous(memory_format=memory_format))
+                logits.float().mean().backward()
+            except REFUSALS as error:
+                raise _why_no_step(config, model, size, error) from error
+        try:
+            optimizer.step()
+        except REFUSALS as error:
+            raise unusable_optimizer(config, error) from error
+        optimizer.zero_grad()
+
+
+def _why_no_step(config: TrainConfig, model: AimonkModel, size: tuple[int, int], error: Exception) -> AimonkError:
+    if explained := explain_failure(error, config.batch_size, size[0]):
+        return explained
+    if size == model.transform.size:
+        return cannot_compute(model.config.architecture, size, error)
+    found = f"{model.config.architecture} cannot compute training images of {size[0]} x {size[1]} pixels ({reason_of(error)})"
+    return AimonkError(f"{found}: --train-scale 1,1 keeps them at the image size")
 
 
 def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:

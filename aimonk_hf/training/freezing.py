@@ -6,6 +6,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.model.backbones import heads
 
 _COUNTED = re.compile(r"(first|except-last)-(\d+)(?:/(\d+))?")
 
@@ -13,8 +14,8 @@ _COUNTED = re.compile(r"(first|except-last)-(\d+)(?:/(\d+))?")
 def freeze_parameters(network: nn.Module, freeze: str) -> None:
     """Let gradients flow into all of a timm network but what `freeze` names.
 
-    "none" freezes nothing, "backbone" all but the linear head. "first-5" freezes the stem and the first 5 blocks, "first-5/16" the same share
-    of the blocks that this network has, "except-last-3" everything before the last 3 blocks. Anything else is layer names joined by +, such
+    "none" freezes nothing, "backbone" all but the head or heads. "first-5" freezes the stem and the first 5 blocks, "first-5/16" the same
+    share of the blocks that this network has, "except-last-3" everything before the last 3 blocks. Anything else is layer names joined by +, such
     as "conv1+bn1+layer1". Raises `AimonkError` for names and counts that the network does not have, and where nothing would be left.
     """
     frozen = _frozen_names(network, freeze)
@@ -49,7 +50,7 @@ def _frozen_names(network: nn.Module, freeze: str) -> set[str]:
     if freeze == "none":
         return set()
     if freeze == "backbone":
-        head = {id(parameter) for parameter in network.get_classifier().parameters()}  # type: ignore[operator]
+        head = {id(parameter) for layer in heads(network) for parameter in layer.parameters()}
         return {name for name, parameter in network.named_parameters() if id(parameter) not in head}
     if counted := _COUNTED.fullmatch(freeze):
         return _before_block(network, freeze, counted)

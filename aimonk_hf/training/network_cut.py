@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aimonk_hf.model.backbones import REFUSALS, heads
+
 # Logits of the two parts may differ from the whole network's by this.
 _TOLERANCE = 1e-4
 
@@ -29,7 +31,7 @@ def cut_head(network: nn.Module, drop_rate: float, pixels: Tensor) -> NetworkCut
 
     `pixels` [N, 3, H, W] are what it is tried on; the network must be in eval mode, here and in `cut_frozen`.
     """
-    if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
+    if len(heads(network)) > 1 or not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         return None
     return _tried(network, _Pooled, partial(_Head, drop_rate), pixels)
 
@@ -51,20 +53,20 @@ def cut_frozen(network: nn.Module, pixels: Tensor) -> NetworkCut | None:
             skipped.append(name)
     if not skipped:
         return None
-    try:
-        return _tried(network, partial(_Before, calls[first]), partial(_after, skipped), pixels)
-    except (RuntimeError, TypeError, ValueError):  # what layers raise that are given something else than they expect
-        return None
+    return _tried(network, partial(_Before, calls[first]), partial(_after, skipped), pixels)
 
 
 def _tried(
     network: nn.Module, frozen: Callable[[nn.Module], nn.Module], trained: Callable[[nn.Module], nn.Module], pixels: Tensor
 ) -> NetworkCut | None:
     """Return the cut if both parts together give the network's logits."""
-    with torch.inference_mode():
-        features: Tensor = frozen(network)(pixels)
-        logits: Tensor = trained(network).eval()(features)
-        same = logits.shape == (wanted := network(pixels)).shape and torch.allclose(logits, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
+    try:
+        with torch.inference_mode():
+            features: Tensor = frozen(network)(pixels)
+            logits: Tensor = trained(network).eval()(features)
+            same = logits.shape == (wanted := network(pixels)).shape and torch.allclose(logits, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
+    except REFUSALS:  # layers that are given something else than they expect
+        return None
     return NetworkCut(frozen, trained, tuple(features.shape[1:])) if same else None
 
 

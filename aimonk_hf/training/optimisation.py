@@ -8,7 +8,8 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.errors import AimonkError, near_names, reason_of
+from aimonk_hf.model.backbones import REFUSALS
 from aimonk_hf.model.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
 from aimonk_hf.training.train_config import TrainConfig
 
@@ -22,7 +23,15 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     if config.optimizer not in names:
         raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     layer_decay = config.layer_decay if config.layer_decay < 1 else None
-    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay)
+    try:
+        return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay)
+    except REFUSALS as error:
+        raise unusable_optimizer(config, error) from error
+
+
+def unusable_optimizer(config: TrainConfig, error: Exception) -> AimonkError:
+    """Return the sentence for an optimiser that cannot be built, or cannot take a step."""
+    return AimonkError(f"--optimizer {config.optimizer} cannot be used here ({reason_of(error)}): choose another, such as adamw")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

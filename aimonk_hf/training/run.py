@@ -13,7 +13,7 @@ from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.pixel_cache import PixelCache
 from aimonk_hf.data.splits import split_rows
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.judging.choices import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.judging.console import labels_table, metrics_table
 from aimonk_hf.judging.plots import plot_loss_curve, plot_predictions
@@ -24,7 +24,7 @@ from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.cross_validation import OutOfFold, cross_validate
 from aimonk_hf.training.epoch_choice import best_epoch
-from aimonk_hf.training.fitting import build_model, fit, resolved_settings
+from aimonk_hf.training.fitting import build_model, fit, resolved_settings, try_steps
 from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.train_config import TrainConfig
@@ -55,7 +55,8 @@ def train(config: TrainConfig) -> AimonkModel:
     accelerator.wait_for_everyone()
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     seed_everything(config.seed)
-    model = build_model(config, listed.attributes)  # before the images are read: weights that cannot be had are said at once
+    model = build_model(config, listed.attributes)  # before the images are read: what cannot be had or trained is said at once
+    try_steps(config, accelerator, model)
     fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
     dataset = _usable(config, listed, fingerprints, accelerator)
     if accelerator.is_main_process:
@@ -83,7 +84,7 @@ def _start_accelerator(config: TrainConfig) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
     except (ValueError, ImportError) as error:
-        raise AimonkError(f"cannot start the run: {str(error).splitlines()[0]}") from error
+        raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if config.log_with:

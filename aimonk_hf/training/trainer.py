@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.pixel_cache import PixelCache
-from aimonk_hf.errors import AimonkError, LossNotFinite
+from aimonk_hf.errors import AimonkError, LossNotFinite, reason_of
 from aimonk_hf.judging.metrics import nan_to_none
 from aimonk_hf.model.devices import default_workers
 from aimonk_hf.model.losses import positive_weights, smooth_labels
@@ -286,7 +286,7 @@ class Trainer:
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"] or state["network"])
         except RuntimeError as error:
-            raise AimonkError(f"the checkpoint does not fit these settings: {str(error).splitlines()[0]}") from error
+            raise AimonkError(f"the checkpoint does not fit these settings: {reason_of(error)}") from error
         for name in _PROGRESS:
             setattr(self, name, state[name])
         self.epoch_sums = EpochSums(**state["epoch_sums"])
