@@ -153,6 +153,42 @@ def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp
     assert again.stderr.strip() == f"aimonk-hf: {tmp_path / 'out'} {refusal}"
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-workers", "-1"], "--num-workers must be at least 0, found -1"),
+        (["--pos-weight-cap", "-1"], "--pos-weight-cap must not be negative, found -1.0"),
+        (["--threshold-objective", "precision=0"], "unknown objective 'precision=0': use f1, youden, or precision=0.9"),
+        (["--image-size", "0"], "--image-size must be at least 8, found 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, found 0"),
+        (["--stage-epochs", "0,2"], "a stage of 0 epochs trains nothing"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, found 0"),
+        (["--lr", "0"], "--lr must be above 0, found 0.0"),
+        (["--crop-pct", "0"], "crop_pct must be a share of the picture, found 0.0"),
+    ],
+)
+def test_a_setting_that_no_run_can_use_is_refused_before_the_run(
+    flags: list[str], message: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = ["--recipe", "efficientnet-b0-two-stage", "--no-pretrained"] if "--stage-epochs" in flags else ["--recipe", "demo"]
+    assert run("train", "--data-dir", sample, "--output-dir", tmp_path / "out", *recipe, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out" / "history.csv").exists()
+
+
+def test_a_zero_is_taken_at_its_word(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for port in (0, 65536):
+        assert run("app", "--model", folder, "--port", port) == 2
+        assert capsys.readouterr().err == f"aimonk-hf: --port must lie between 1 and 65535, found {port}\n"
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "0 does not (0)" in printed  # --folds
+    assert "forward passes per optimiser step (1)" in printed
+
+
 def test_expected_errors_of_train_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run("train", "--data-dir", tmp_path / "none", "--output-dir", tmp_path / "out") == 2
     assert capsys.readouterr().err == f"aimonk-hf: there is no data folder {tmp_path / 'none'}\n"

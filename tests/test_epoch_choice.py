@@ -33,3 +33,7 @@ def test_a_plateau_lowers_the_rate_after_more_epochs_than_the_patience() -> None
 @pytest.mark.parametrize("patience", [0, 3])
 def test_falling_losses_keep_the_rate(patience: int) -> None:
     assert plateau_factor(rows(1.0, 0.8, 0.6, 0.4, 0.2), 0.1, patience) == 1
+
+
+def test_a_factor_of_one_keeps_the_rate_on_any_plateau() -> None:
+    assert plateau_factor(rows(1.0, 1.0, 1.0, 1.0), 1.0, 0) == 1

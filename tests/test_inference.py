@@ -109,3 +109,12 @@ def test_bf16_changes_scores_a_little_and_other_precisions_are_refused(tiny_mode
     assert 0 < max(changes) < 0.05
     with pytest.raises(AimonkError, match="precision must be float32 or bf16, found 'fp8'"):
         tiny_model.predict(paths, precision="fp8")
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"workers": 0}])
+def test_no_pictures_at_a_time_and_no_workers_are_refused(tiny_model: AimonkModel, pictures: list[Path], sizes: dict[str, int]) -> None:
+    with pytest.raises(AimonkError, match="batch_size and workers must be at least 1"):
+        tiny_model.stream(pictures, **sizes)
+    if "batch_size" in sizes:
+        with pytest.raises(AimonkError, match="batch_size and workers must be at least 1"):
+            tiny_model.predict(pictures, **sizes)

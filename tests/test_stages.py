@@ -85,6 +85,20 @@ def test_features_computed_once_train_the_head_as_the_pictures_would(sample: Pat
     assert not torch.allclose(weights(fewer)["classifier.weight"], weights(anew)["classifier.weight"], atol=1e-4)
 
 
+def test_a_dropout_of_zero_is_a_value_and_a_silent_recipe_keeps_the_backbones_own(sample: Path, tmp_path: Path) -> None:
+    backbone = tmp_path / "backbone"
+    AimonkModel.from_timm("test_vit", ["a"], pretrained=False, image_size=32, drop_rate=0.5, drop_path_rate=0.4).save_pretrained(backbone)
+    changes: dict[str, Any] = {"architecture": f"local-dir:{backbone}", "pretrained": True, "freeze": "backbone", "epochs": 2, "lr": 1e-2}
+    for name, rates in (("own", {}), ("none", {"drop_rate": 0.0, "drop_path_rate": 0.0}), ("said", {"drop_rate": 0.5})):
+        once, anew = (train(settings(sample, tmp_path / f"{name}{n}", feature_views=n, **changes, **rates)) for n in (2, 0))
+        for key, tensor in weights(once).items():
+            torch.testing.assert_close(tensor, weights(anew)[key], rtol=1e-4, atol=1e-5)
+        assert once.config.model_args == {"img_size": 32, "drop_rate": 0.5, "drop_path_rate": 0.4} | rates
+    own, none, said = (weights(AimonkModel.from_pretrained(tmp_path / f"{name}2"))["head.weight"] for name in ("own", "none", "said"))
+    assert torch.equal(own, said)
+    assert not torch.allclose(own, none, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["test_efficientnet", "test_resnet"])
 def test_validation_features_are_computed_once_while_the_backbone_stays(
     architecture: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

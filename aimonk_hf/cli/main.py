@@ -98,7 +98,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(TrainConfig):
         flag = "--" + setting.name.replace("_", "-")
         options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": setting.metadata["help"]}
-        if setting.default not in (MISSING, None, True, False):
+        if setting.type is not bool and setting.default not in (MISSING, None):
             options["help"] += f" ({setting.default})".replace("%", "%%")
         if setting.type is bool:
             options["action"] = "store_true" if setting.default is False else argparse.BooleanOptionalAction
@@ -218,6 +218,8 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _app(options: argparse.Namespace) -> int:
+    if not 0 < options.port < 65536:
+        raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
     from aimonk_hf.app import serve
 
     serve(options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)

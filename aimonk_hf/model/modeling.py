@@ -93,7 +93,7 @@ class AimonkModel(nn.Module):
         source_cfg = backbone.pretrained_cfg
         cfg = trim_pretrained_cfg(source_cfg, source_cfg.get("num_classes", 1000)) | (preprocessing or {})
         args = backbone.model_args | model_args
-        if image_size and list(cfg.get("input_size", [])) != [3, image_size, image_size]:
+        if image_size is not None and list(cfg.get("input_size", [])) != [3, image_size, image_size]:
             cfg["input_size"] = [3, image_size, image_size]
             cfg.pop("pool_size", None)
             if cfg.get("fixed_input_size"):
@@ -158,6 +158,8 @@ class AimonkModel(nn.Module):
         """
         if precision not in PRECISIONS:
             raise AimonkError(f"precision must be {' or '.join(PRECISIONS)}, found {precision!r}")
+        if batch_size < 1 or (workers is not None and workers < 1):
+            raise AimonkError(f"batch_size and workers must be at least 1, found {batch_size} and {workers}")
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
         return self._stream(images, resolved, batch_size, tta, workers, precision)
 

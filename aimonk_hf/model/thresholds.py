@@ -43,7 +43,7 @@ def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> ND
 
 def tune_with_reasons(labels: Floats, scores: Floats, objective: str = "f1") -> tuple[NDArray[np.float64], list[str | None]]:
     """Return what `tune_thresholds` does, and per attribute why it stayed at 0.5 (None where it was tuned)."""
-    kind, target = _parse_objective(objective)
+    kind, target = parse_objective(objective)
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if labels.shape != scores.shape or labels.ndim != 2:
         raise AimonkError(f"labels and scores must have one shape [N, K], found {list(labels.shape)} and {list(scores.shape)}")
@@ -76,7 +76,8 @@ def cross_fit(labels: Floats, scores: Floats, objective: str = "f1", folds: int 
     return decisions
 
 
-def _parse_objective(objective: str) -> tuple[str, float]:
+def parse_objective(objective: str) -> tuple[str, float]:
+    """Return "f1", "youden" or "precision", and the precision asked for; raises `AimonkError` for anything else."""
     kind, _, number = objective.partition("=")
     if kind in ("f1", "youden") and not number:
         return kind, 0.0

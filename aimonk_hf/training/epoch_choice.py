@@ -28,6 +28,8 @@ def epochs_without_gain(history: History, metric: str) -> int:
 
 def plateau_factor(history: History, factor: float, patience: int) -> float:
     """Return what torch's ReduceLROnPlateau has made of the learning rate after the validation losses of `history`."""
+    if factor == 1:  # which torch refuses
+        return 1.0
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
     for row in history:

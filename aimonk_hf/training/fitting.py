@@ -37,7 +37,7 @@ def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
         pretrained=config.pretrained,
         image_size=config.image_size,
         preprocessing=config.preprocessing(),
-        **{name: rate for name, rate in rates.items() if rate},
+        **{name: rate for name, rate in rates.items() if rate is not None},
     )
 
 

@@ -142,7 +142,8 @@ def frozen_features(
         return None
     network = model.timm_model.eval()
     probe = _probe(model.transform.size).to(accelerator.device).contiguous(memory_format=memory_format)
-    cut = cut_head(network, config.drop_rate, probe) if freeze == "backbone" else cut_frozen(network, probe)
+    drop_rate = model.config.model_args.get("drop_rate", getattr(network, "drop_rate", 0.0))
+    cut = cut_head(network, drop_rate, probe) if freeze == "backbone" else cut_frozen(network, probe)
     if cut is None:
         return None
     start = sum(earlier.epochs for earlier in config.stages[:stage])

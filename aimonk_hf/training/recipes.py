@@ -23,8 +23,8 @@ class Recipe:
 # What holds where a recipe is silent.
 NEUTRAL: dict[str, Any] = {
     "pretrained": True,
-    "drop_rate": 0.0,
-    "drop_path_rate": 0.0,
+    "drop_rate": None,
+    "drop_path_rate": None,
     "crop_mode": None,
     "crop_pct": None,
     "image_size": None,

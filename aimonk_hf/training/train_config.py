@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from aimonk_hf.data.splits import SPLIT_METHODS
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.model.thresholds import parse_objective
 from aimonk_hf.training.recipes import NEUTRAL, get_recipe
 
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
@@ -58,8 +59,10 @@ class TrainConfig:
 
     architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH")
     pretrained: bool = _from_recipe("start from the architecture's pretrained weights")
-    drop_rate: float = _from_recipe("dropout before the linear head")
-    drop_path_rate: float = _from_recipe("highest share of images for which a residual block is left out (stochastic depth)")
+    drop_rate: float | None = _from_recipe("dropout before the linear head; the backbone's own if the recipe is silent")
+    drop_path_rate: float | None = _from_recipe(
+        "highest share of images for which a residual block is left out (stochastic depth); the backbone's own if the recipe is silent"
+    )
     image_size: int | None = _from_recipe("pixels per side; the backbone's own if the recipe is silent")
     crop_mode: str | None = _from_recipe(
         "how pictures are made square: squash, center or border; the backbone's own if the recipe is silent"
@@ -137,7 +140,8 @@ class TrainConfig:
             if setting.metadata.get("from_recipe") and getattr(self, setting.name) is None:
                 setattr(self, setting.name, recipe[setting.name])
             _check_choice(setting, getattr(self, setting.name))
-        self.asymmetric_gammas = self.asymmetric_gammas or [1.0, 4.0]
+        if self.asymmetric_gammas is None:
+            self.asymmetric_gammas = [1.0, 4.0]
         self._check_ranges()
         if self.resume and self.overwrite:
             raise AimonkError("--resume and --overwrite exclude each other")
@@ -159,9 +163,12 @@ class TrainConfig:
 
     def _resolve_stages(self, recipe: dict[str, Any]) -> None:
         """Make the lists per stage and the single values agree: a single value given is the last stage's."""
-        n_stages = len(self.stage_epochs or recipe["stage_epochs"] or [0])
+        given = {several: recipe[several] if (own := getattr(self, several)) is None else own for _, several in _STAGED}
+        n_stages = 1 if given["stage_epochs"] is None else len(given["stage_epochs"])
+        if not n_stages:
+            raise AimonkError("--stage-epochs names no stage: give the epochs of each, or leave it out")
         for single, several in _STAGED:
-            values = getattr(self, several) or recipe[several]
+            values = given[several]
             own = getattr(self, single)
             if values is None:
                 values = [recipe.get(single) if own is None else own] * n_stages
@@ -173,11 +180,11 @@ class TrainConfig:
             setattr(self, single, values[-1])
 
     def _check_ranges(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("image_size", 8), ("plateau_patience", 0)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("image_size", 8), ("num_workers", 0)):
             _at_least(name, getattr(self, name), low)
         for name in ("weight_decay", "clip_grad", "pos_weight_power", "mixup", "cutmix", "focal_gamma", "folds", "seed", "feature_views"):
             _not_negative(name, getattr(self, name))
-        for name in ("early_stopping_patience", "checkpoint_minutes", "prefix_views"):
+        for name in ("early_stopping_patience", "checkpoint_minutes", "prefix_views", "plateau_patience", "pos_weight_cap"):
             _not_negative(name, getattr(self, name))
         for name in (
             "val_split",
@@ -189,8 +196,9 @@ class TrainConfig:
             "label_smoothing",
             "asymmetric_clip",
         ):
-            if not 0 <= getattr(self, name) < 1:
-                raise AimonkError(f"{_flag(name)} must lie in [0, 1), found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise AimonkError(f"{_flag(name)} must lie in [0, 1), found {value}")
         for name in ("layer_decay", "plateau_factor"):
             if not 0 < getattr(self, name) <= 1:
                 raise AimonkError(f"{_flag(name)} must lie in (0, 1], found {getattr(self, name)}")
@@ -205,6 +213,7 @@ class TrainConfig:
             raise AimonkError(f"--train-scale takes two numbers above 0 and at most 2, found {','.join(map(str, self.train_scale))}")
         for gamma in self.asymmetric_gammas or []:
             _not_negative("asymmetric_gammas", gamma)
+        parse_objective(self.threshold_objective)
 
     @property
     def stages(self) -> list[Stage]:
