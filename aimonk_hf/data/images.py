@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import stat
 import struct
 import zlib
@@ -30,6 +31,10 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 MAX_RATIO = 200
 # Every scan of a JPEG passes over all of its pixels; encoders write about ten.
 _MAX_SCANS = 100
+# A segment has up to 64 kB; profiles and depth maps take hundreds of them.
+_MAX_SEGMENTS = 10_000
+# Compressed data has a zero behind every 0xff; TEM, restart and start markers have no length.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 # Tags may share bytes, and Pillow copies them for each: 700 kB of TIFF can become 40 GB. Honest tags take less than their file.
 _TAG_SHARE, _TAG_SLACK = 4, 1 << 20
 # Pillow joins a GIF's comments block by block, which takes a time that grows with the square of their length.
@@ -204,16 +209,36 @@ def _check_shape(width: int, height: int) -> None:
 def _check_structure(file: IO[bytes], head: bytes) -> None:
     """Refuse files that are small on the disk but cost minutes or gigabytes to open; `file` stands anywhere, `head` is its beginning."""
     if head.startswith(b"\xff\xd8\xff"):
-        file.seek(0)
-        scans = 0
-        while chunk := file.read(1 << 20):
-            scans += chunk.count(b"\xff\xda")
-        if scans > _MAX_SCANS:
-            raise ImageError(f"made to be slow: a JPEG of {scans} scans, more than the limit of {_MAX_SCANS}")
+        _check_segments(file)
     elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         _check_tags(file)
     elif head.startswith(b"GIF8"):
         _check_comments(file)
+
+
+def _check_segments(file: IO[bytes]) -> None:
+    """Refuse a JPEG of many scans or segments, up to its end marker: phones keep films behind it."""
+    file.seek(2)
+    segments = scans = 0
+    while (marker := _next_marker(file)) not in (b"", b"\xd9") and segments <= _MAX_SEGMENTS:
+        segments += 1
+        scans += marker == b"\xda"
+        file.seek(max(int.from_bytes(file.read(2)) - 2, 0), io.SEEK_CUR)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"made to be slow: a JPEG of {scans} scans, more than the limit of {_MAX_SCANS}")
+    if segments > _MAX_SEGMENTS:
+        raise ImageError(f"made to be slow: a JPEG of more than {_MAX_SEGMENTS} segments")
+
+
+def _next_marker(file: IO[bytes]) -> bytes:
+    """Return the second byte of the next marker that begins a segment or ends the image; empty at the end of the file."""
+    before, size = b"", 16  # most markers follow at once
+    while chunk := file.read(size):
+        if found := _MARKER.search(before + chunk):
+            file.seek(found.end() - len(before + chunk), io.SEEK_CUR)
+            return found[1]
+        before, size = chunk[-1:], min(2 * size, 1 << 20)
+    return b""
 
 
 def _check_exif(image: Image.Image) -> None:
