@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
+from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.training import batches
 from aimonk_hf.training.checkpoints import load_checkpoint
 from aimonk_hf.training.fitting import build_model
 from aimonk_hf.training.run_folder import HISTORY_COLUMNS
-from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.trainer import Trainer
 
 RUN_FILES = {
@@ -190,18 +190,38 @@ def write_data(folder: Path, rows: dict[str, str], pictures: int = 6) -> Path:
 
 
 def test_a_batch_without_any_label_changes_nothing_and_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    data = write_data(tmp_path / "data", {f"{number}.png": "NA NA" for number in range(6)})
+    data = write_data(tmp_path / "data", {f"{number}.png": "NA NA" for number in range(5)} | {"5.png": "NA 0"})
     config = settings(data, tmp_path / "out", epochs=1, batch_size=2, val_split=0, augmentation="none")
     model = train(config)
     out = capsys.readouterr().out
-    assert "3 step(s) without any label skipped" in out
+    assert "2 step(s) without any label skipped" in out
     assert "Attr1 has no positive label" in out
+    assert "warning: no training label for Attr1; nothing is learned" in out
+    assert "warning: no positive training label for Attr2; pos_weight stays 1" in out
     state = load_checkpoint(tmp_path / "out" / "checkpoints")
     assert state is not None
-    seed_everything(config.seed)
-    before = build_model(config, model.config.attributes).timm_model.state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state["network"].items())
+    assert {int(value) for name, value in state["network"].items() if name.endswith("num_batches_tracked")} == {1}
+    assert len(state["losses"]) == 1
     assert model.metrics is None
+
+
+def test_a_run_without_any_training_label_ends_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--recipe", "demo", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--output-dir", str(tmp_path / "out")]
+    none = write_data(tmp_path / "none", {f"{number}.png": "NA NA" for number in range(6)})
+    assert main(["train", "--data-dir", str(none), *flags]) == 2
+    told = f"aimonk-hf: {none / 'labels.txt'}: none of the 6 listed images has a label (all are NA): label some of them with 1 or 0\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "out").exists()
+    one = write_data(tmp_path / "one", {f"{number}.png": "NA NA" for number in range(5)} | {"5.png": "1 0"})
+    for split in (["--val-split", "0.5", "--seed", "1"], ["--folds", "2"]):
+        assert main(["train", "--data-dir", str(one), *flags, *split, "--overwrite"]) == 2
+        assert "none of the 3 images to train on has a label (all are NA)" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "history.csv").exists()
+    AimonkModel.from_timm("test_resnet", ["Attr1", "Attr2"], pretrained=False, image_size=32).save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    assert main(["tune", "--data-dir", str(none), "--model", str(tmp_path / "model")]) == 2
+    assert "none of the 6 images that can be read has a label (all are NA)" in capsys.readouterr().err
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
 
 
 def test_one_class_attributes_train_and_stay_undefined(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

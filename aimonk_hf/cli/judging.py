@@ -98,6 +98,7 @@ def _tune(options: argparse.Namespace) -> int:
     usable = dataset.select(row for row in range(len(dataset)) if row not in problems)
     if not len(usable):
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
+    usable.labels.check_observed("images that can be read")
     report = choose_and_judge(model, usable, usable.select([]), calibration=False, objective=options.objective)
     report["measured_on"]["images"] = "the images that `aimonk-hf tune` was given"
     model.metrics = report | {key: earlier[key] for key in ("training", "calibration") if key in earlier}

@@ -37,6 +37,11 @@ class Labels:
         rows = list(rows)
         return Labels([self.images[row] for row in rows], self.attributes, self.values[rows], self.source)
 
+    def check_observed(self, what: str) -> None:
+        """Raise `AimonkError` where every label is missing."""
+        if np.isnan(self.values).all():
+            raise AimonkError(f"{self.source}: none of the {len(self)} {what} has a label (all are NA): label some of them with 1 or 0")
+
 
 def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels:
     """Read `labels.csv` (header `image,<attribute>,...`) or `labels.txt` (no header; `FILENAME V1 V2 ...`), or that of a folder.

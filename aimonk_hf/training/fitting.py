@@ -6,6 +6,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -79,7 +80,7 @@ def _why_no_step(config: TrainConfig, model: AimonkModel, size: tuple[int, int],
 def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
     """Run the epochs that are left, from the last checkpoint where the run is resumed."""
     accelerator, config = trainer.accelerator, trainer.config
-    _warn_without_positives(trainer)
+    _warn_one_sided(trainer)
     if config.resume:
         _resume(trainer, run)
     if accelerator.is_main_process:
@@ -139,11 +140,12 @@ def _where_to_go_on(run: RunFolder) -> str:
     return f"the last good checkpoint is {kept}: --resume --ignore-changes goes on from it" if kept else "there is no checkpoint yet"
 
 
-def _warn_without_positives(trainer: Trainer) -> None:
-    labels = trainer.dataset.labels.values
-    without = [
-        name for name, column in zip(trainer.dataset.attributes, labels.T, strict=True) if (column == 0).any() and not (column == 1).any()
-    ]
+def _warn_one_sided(trainer: Trainer) -> None:
+    columns = list(zip(trainer.dataset.attributes, trainer.dataset.labels.values.T, strict=True))
+    unlabelled = [name for name, column in columns if np.isnan(column).all()]
+    if unlabelled:
+        trainer.accelerator.print(f"warning: no training label for {', '.join(unlabelled)}; nothing is learned, the scores mean nothing")
+    without = [name for name, column in columns if name not in unlabelled and not (column == 1).any()]
     if without:
         trainer.accelerator.print(f"warning: no positive training label for {', '.join(without)}; pos_weight stays 1 there")
 

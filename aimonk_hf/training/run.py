@@ -47,13 +47,14 @@ def train(config: TrainConfig) -> AimonkModel:
     if run.finished:
         print(f"{run.path} is finished: nothing to resume")
         return AimonkModel.from_pretrained(run.path)
+    listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+    listed.labels.check_observed("listed images")
     accelerator = _start_accelerator(config)
     if accelerator.is_main_process:
         if config.push_to_hub:
             create_repository(config.push_to_hub)  # before the run, so that a wrong token is said now
         run.open()
     accelerator.wait_for_everyone()
-    listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     seed_everything(config.seed)
     model = build_model(config, listed.attributes)  # before the images are read: what cannot be had or trained is said at once
     try_steps(config, accelerator, model)

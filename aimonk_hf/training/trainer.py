@@ -45,6 +45,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, model: AimonkModel, dataset: AttributeDataset) -> None:
         self.config, self.accelerator, self.model, self.dataset = config, accelerator, model, dataset
+        dataset.labels.check_observed("images to train on")
         labels = dataset.labels.values
         image_weights = balancing_weights(labels) if config.sampling == "balanced" else None
         weights = positive_weights(labels, config.pos_weight_power, config.pos_weight_cap, config.pos_weight_negatives, image_weights)
