@@ -9,15 +9,19 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, train
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, read_labels, train
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.judging.console import metrics_table
 from aimonk_hf.judging.evaluation import Judged
 from aimonk_hf.judging.metrics import build_report
 from aimonk_hf.judging.report_plots import write_report_plots
+from aimonk_hf.judging.suspect_labels import write_labels
 from aimonk_hf.model.card import render_card
+from aimonk_hf.storage import read_json
 
+ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "confusion", "co_occurrence", "worst_mistakes"}
 
 
@@ -122,6 +126,70 @@ def test_tune_saves_thresholds_and_a_new_card(tiny_model: AimonkModel, drawn: Pa
     assert f"{tuned.config.thresholds['collar']:.3f}".removeprefix("0") in (folder / "README.md").read_text()
     assert main([*arguments, "--objective", "f3"]) == 2
     assert "unknown objective 'f3'" in capsys.readouterr().err
+
+
+def reordered(data: Path, folder: Path, names: dict[str, str] | None = None) -> Path:
+    """The same images and labels, with the columns the other way round, and under other names."""
+    labels = read_labels(data)
+    header = [(names or {}).get(name, name) for name in labels.attributes]
+    write_labels(folder / "labels.csv", Labels(labels.images, header[::-1], labels.values[:, ::-1]))
+    (folder / "images").symlink_to(data / "images")
+    return folder
+
+
+JUDGES = [["tune"], ["evaluate"], ["audit", "--output", "report"], ["export", "--output", "model"]]
+
+
+@pytest.mark.parametrize("command", JUDGES[:3], ids=lambda command: command[0])
+def test_columns_in_another_order_are_the_same_data(
+    command: list[str], tiny_model: AimonkModel, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    found = []
+    for data in (drawn, reordered(drawn, tmp_path / "other")):
+        tiny_model.save_pretrained("model")
+        assert main([*command, "--model", "model", "--data-dir", str(data)]) == 0
+        printed = capsys.readouterr().out
+        if command[0] == "tune":
+            found.append((AimonkModel.from_pretrained("model").config.thresholds, read_json(Path("model/metrics.json"))))
+        elif command[0] == "audit":
+            suspects = read_json(Path("report/audit.json"))["suspects"]
+            found.append(sorted((one["image"], one["attribute"], one["score"]) for one in suspects["labels"] + suspects["fillable"]))
+        else:
+            found.append(printed)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("names", [{"belt": "sash"}, {"belt": "a", "collar": "b", "stripes": "c", "sleeves": "d"}], ids=["one", "all"])
+@pytest.mark.parametrize("command", JUDGES, ids=lambda command: command[0])
+def test_columns_of_other_names_are_refused_before_anything_is_written(
+    command: list[str],
+    names: dict[str, str],
+    tiny_model: AimonkModel,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    reordered(drawn, tmp_path / "other", names)
+    tiny_model.save_pretrained("model")
+    before = {path: path.read_bytes() for path in Path("model").iterdir()}
+    assert main([*command, "--model", "model", "--data-dir", "other"]) == 2
+    assert "labels.csv has no attribute" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("model").iterdir()} == before
+    assert not Path("report").exists()
+
+
+def test_thresholds_decide_by_name_whatever_their_order(tiny_model: AimonkModel, drawn: Path, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    model, dataset = AimonkModel.from_pretrained(tmp_path / "model"), AttributeDataset.from_folder(drawn)
+    model.config.thresholds = dict(zip(ATTRIBUTES, (0.0, 0.4, 0.6, 1.0), strict=True))
+    report = evaluate(model, dataset)
+    model.config.thresholds = dict(reversed(model.config.thresholds.items()))
+    assert evaluate(model, dataset) == report
 
 
 def test_audit_by_a_model_leaves_its_training_images_out(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:

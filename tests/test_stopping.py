@@ -125,6 +125,28 @@ def test_changed_data_is_named_and_refused_unless_forced(stopped: tuple[Path, Pa
     assert (out / "model.safetensors").is_file()
 
 
+def test_other_attributes_are_refused_at_resume_even_where_forced(stopped: tuple[Path, Path], tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(stopped[0], data)
+    shutil.copytree(stopped[1], out)
+    labels = (data / "labels.csv").read_text()
+    (data / "labels.csv").write_text(labels.replace("collar", "sash", 1))
+    for forced in (False, True):
+        with pytest.raises(AimonkError, match="trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash"):
+            train(settings(data, out, resume=True, ignore_changes=forced))
+
+
+def test_rows_in_another_order_are_refused_at_resume(stopped: tuple[Path, Path], tmp_path: Path) -> None:
+    """By the order and the seed the images were divided: in another one the model would report from images that it was trained on."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(stopped[0], data)
+    shutil.copytree(stopped[1], out)
+    header, *rows = (data / "labels.csv").read_text().splitlines()
+    (data / "labels.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
+    with pytest.raises(AimonkError, match=r"the data has changed since \(the rows are in another order\)"):
+        train(settings(data, out, resume=True))
+
+
 def test_changed_settings_are_named_and_refused_unless_forced(stopped: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = stopped[0], tmp_path / "out"
     shutil.copytree(stopped[1], out)

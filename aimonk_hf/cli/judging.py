@@ -92,8 +92,9 @@ def _tune(options: argparse.Namespace) -> int:
     if not options.output and not Path(options.model).is_dir():
         raise AimonkError(f"{options.model} is no folder: say with --output where the tuned model goes")
     dataset = choose_part(_read_data(options), options.model, options.part)
-    problems = dataset.find_problems(progress=True)
     model = AimonkModel.from_pretrained(options.model)
+    dataset = dataset.match(model.config.attributes)
+    problems = dataset.find_problems(progress=True)
     before, earlier = dict(model.config.thresholds), model.metrics or {}
     usable = dataset.select(row for row in range(len(dataset)) if row not in problems)
     if not len(usable):

@@ -62,6 +62,8 @@ def _export(options: argparse.Namespace) -> int:
     labelled = (options.data_dir, options.labels, options.images_dir, options.attributes)
     dataset = AttributeDataset.from_folder(*labelled) if options.data_dir else None
     model = AimonkModel.from_pretrained(options.model)
+    if dataset is not None:
+        dataset = dataset.match(model.config.attributes)  # refused before anything is written
     files = export_folder(model, options.output, options.int8)
     for file in files:
         print(f"written:  {file}  ({file.stat().st_size / 1e6:.1f} MB)")

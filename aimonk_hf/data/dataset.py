@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.data.images import check_image, read_image
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
 from aimonk_hf.data.metadata_csv import METADATA_FILE
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, near_names
 
 
 class AttributeDataset(Dataset[dict[str, Any]]):
@@ -74,6 +74,21 @@ class AttributeDataset(Dataset[dict[str, Any]]):
     def select(self, rows: Iterable[int]) -> "AttributeDataset":
         """Return the dataset of the given rows."""
         return AttributeDataset(self.labels.select(rows), self.images_dir, self.transform)
+
+    def columns_of(self, attributes: list[str]) -> list[int]:
+        """Return the label columns of a model's `attributes`, by name; raises `AimonkError` where one is missing."""
+        own = {name: column for column, name in enumerate(self.attributes)}
+        if missing := [name for name in attributes if name not in own]:
+            hint = near_names(missing[0], self.attributes) or f"; the labels have {', '.join(self.attributes[:8])}"
+            raise AimonkError(
+                f"{self.labels.source} has no attribute {missing[0]!r}{hint} (--attributes names the columns of a labels.txt)"
+            )
+        return [own[name] for name in attributes]
+
+    def match(self, attributes: list[str]) -> "AttributeDataset":
+        """Return the dataset with the label columns of a model's `attributes`, in their order; raises `AimonkError` where one is missing."""
+        values = self.labels.values[:, self.columns_of(attributes)]
+        return AttributeDataset(Labels(self.labels.images, list(attributes), values, self.labels.source), self.images_dir, self.transform)
 
     def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False) -> dict[int, str]:
         """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""

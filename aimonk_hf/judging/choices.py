@@ -46,7 +46,7 @@ def choose_and_judge(
         choices["calibration"], scores = _calibrate(model, labels, scores, seed)
     if objective is not None:
         choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
-    stored = list(model.config.thresholds.values())
+    stored = model.config.threshold_values
     if len(report_set):
         labels, scores, groups = _readable(model, report_set)
         words = ("the report part of the split", "its images chose neither epoch, threshold nor calibration")
@@ -87,7 +87,7 @@ def choose_and_judge_out_of_fold(
         choices["calibration"], scores = _calibrate(model, labels, scores, seed)
     if objective is not None:
         choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
-    stored = list(model.config.thresholds.values())
+    stored = model.config.threshold_values
     decisions = decide(scores, stored) if objective is None else cross_fit(labels, scores, objective, seed=seed)
     n_folds = int(fold_of.max()) + 1
     note = "each image is scored by the model of the fold that left it out" + (
@@ -173,7 +173,8 @@ def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) ->
 
 
 def _readable(model: AimonkModel, dataset: AttributeDataset) -> tuple[Labels, Scores, NDArray[np.int64]]:
-    """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read."""
+    """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read; label columns are matched by name."""
+    dataset = dataset.match(model.config.attributes)
     scores, failures = score_images(model, dataset.paths, progress=True)
     for path, reason in failures.items():
         _logger.warning("%s can no longer be read (%s): its labels count nowhere", shown_name(path), reason)

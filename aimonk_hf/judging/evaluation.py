@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.images import shown_name
-from aimonk_hf.errors import AimonkError, ImageError, near_names
+from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.judging.calibration import expected_calibration_error
 from aimonk_hf.judging.metrics import build_report, mean_defined, nan_to_none
 from aimonk_hf.model.modeling import AimonkModel
@@ -48,7 +48,7 @@ def judge_dataset(
 
     `measured_on` is given where the model has seen some of the images: which ones they are, and why there is no verdict.
     """
-    labels = match_columns(model.config.attributes, dataset)
+    labels = dataset.match(model.config.attributes).labels.values
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
     for path, reason in failures.items():
         _logger.warning("left out %s: %s", shown_name(path), reason)
@@ -57,8 +57,7 @@ def judge_dataset(
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
     every = dataset.paths
     paths = [every[row] for row in readable]
-    thresholds = model.config.thresholds
-    decisions = decide(scores[readable], list(thresholds.values()))
+    decisions = decide(scores[readable], model.config.threshold_values)
     words = measured_on or (
         "the images of this dataset",
         "taken to be new to the model; they chose neither epoch, threshold nor calibration",
@@ -86,15 +85,6 @@ def judge_scores(
     report["macro"]["calibration_error"] = nan_to_none(mean_defined(errors))
     report["measured_on"] = dict(zip(("images", "note"), measured_on, strict=True))
     return report
-
-
-def match_columns(attributes: list[str], dataset: AttributeDataset) -> NDArray[np.float32]:
-    """Return the label columns of `attributes`, in that order."""
-    own = dataset.attributes
-    if missing := [name for name in attributes if name not in own]:
-        hint = near_names(missing[0], own) or f"; the labels have {', '.join(own[:8])}"
-        raise AimonkError(f"{dataset.labels.source} has no attribute {missing[0]!r}{hint} (--attributes names the columns of a labels.txt)")
-    return dataset.labels.values[:, [own.index(name) for name in attributes]]
 
 
 def score_images(

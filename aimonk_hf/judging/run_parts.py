@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.evaluation import match_columns, score_images
+from aimonk_hf.judging.evaluation import score_images
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.storage import read_json
 
@@ -56,12 +56,11 @@ def seen_before(model: str, data_dir: str, dataset: AttributeDataset) -> tuple[s
 def scores_of_unseen(model: str, dataset: AttributeDataset) -> tuple[NDArray[np.float64], str]:
     """Return the model's scores [N, K] with NaN for its training images, in the order of the dataset's attributes, and whose they are."""
     network = AimonkModel.from_pretrained(model)
-    match_columns(network.config.attributes, dataset)
+    columns = dataset.columns_of(network.config.attributes)
     parts = read_parts(model)
     unseen = [row for row, image in enumerate(dataset.labels.images) if parts.get(image) != "train"]
     scores = np.full(dataset.labels.values.shape, np.nan)
     found, _ = score_images(network, [dataset.paths[row] for row in unseen], progress=True)
-    columns = [dataset.attributes.index(name) for name in network.config.attributes]
     scores[np.ix_(unseen, columns)] = found
     note = "which it was not trained on" if parts else "none of which it should have been trained on"
     return scores, f"the scores of {model} for images {note}"

@@ -65,6 +65,11 @@ class AimonkConfig:
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
+    @property
+    def threshold_values(self) -> list[float]:
+        """The thresholds in the attributes' order."""
+        return [self.thresholds[name] for name in self.attributes]
+
     def to_dict(self) -> dict[str, Any]:
         """Return config.json's content: the keys of timm, of transformers' TimmWrapper, and ours at the root."""
         return self.extra | {

@@ -18,7 +18,6 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
-from aimonk_hf.judging.evaluation import match_columns
 from aimonk_hf.judging.metrics import build_report
 from aimonk_hf.model.backbones import REFUSALS
 from aimonk_hf.model.config import AimonkConfig
@@ -126,7 +125,7 @@ def compare_metrics(model: AimonkModel, files: list[Path], dataset: AttributeDat
 
     Returns {"n_images", "torch": macro figures, FILE: macro figures and "largest_score_difference"}.
     """
-    labels = match_columns(model.config.attributes, dataset)
+    labels = dataset.match(model.config.attributes).labels.values
     expected = _torch_logits(dataset.paths, model)
     readable = ~np.isnan(expected).all(axis=1)
     if not readable.any():
@@ -136,7 +135,7 @@ def compare_metrics(model: AimonkModel, files: list[Path], dataset: AttributeDat
         (path.name, _logits(dataset.paths, model.transform, onnx_network(path, model.transform))) for path in files
     ]:
         scores = 1 / (1 + np.exp(-logits[readable]))
-        decisions = decide(scores, list(model.config.thresholds.values()))
+        decisions = decide(scores, model.config.threshold_values)
         macro = build_report(labels[readable], scores, decisions, model.config.attributes, model.config.thresholds)["macro"]
         difference = np.abs(scores - 1 / (1 + np.exp(-expected[readable]))).max()
         report[name] = {key: macro[key] for key in ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")}

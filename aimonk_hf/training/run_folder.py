@@ -81,20 +81,31 @@ class RunFolder:
         write_json(self.path / _CONFIG, {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished})
 
     def check_data(self, dataset: AttributeDataset) -> None:
-        """Note names, sizes and labels of the images; at --resume, raise `AimonkError` naming what is no longer as it was noted."""
+        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming what is no longer as it was noted.
+
+        Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained on under other names.
+        """
+        names = "\n".join(dataset.attributes)  # of a row without an image name, which no image can have
         cells = [
             [image, _size(path), ",".join(map(cell_text, row))]
             for image, path, row in zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
         ]
         path = self.checkpoints / _DATA
-        if self.config.resume and path.is_file() and not self.config.ignore_changes:
+        if self.config.resume and path.is_file():
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 before = {row["image"]: row for row in csv.DictReader(file)}
-            if changes := _changes(before, {image: {"bytes": size, "labels": labels} for image, size, labels in cells}):
+            noted = before.pop("", {"labels": names})["labels"]  # earlier versions noted no attributes
+            if noted != names:
+                was, now = (", ".join(text.split("\n")) for text in (noted, names))
+                raise AimonkError(
+                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now}; restore them, or use --overwrite"
+                )
+            changes = _changes(before, {image: {"bytes": size, "labels": labels} for image, size, labels in cells})
+            if changes and not self.config.ignore_changes:
                 raise AimonkError(
                     f"cannot resume {self.path}: the data has changed since ({changes}); restore it, or use --overwrite or --ignore-changes"
                 )
-        write_text(path, _csv_text(["image", "bytes", "labels"], cells))
+        write_text(path, _csv_text(["image", "bytes", "labels"], [["", "", names], *cells]))
 
     def write_split(self, images: list[str], parts: list[str]) -> None:
         """Write split.csv: the part of each image."""
@@ -130,7 +141,7 @@ def _matters(name: str, own: dict[str, Any], old: Any) -> bool:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say which images are gone, new, of another size, or labelled otherwise."""
+    """Say which images are gone, new, of another size, labelled otherwise, or in another order, by which they are divided into parts."""
     both = [image for image in before if image in now]
     groups = {
         "gone": [image for image in before if image not in now],
@@ -138,7 +149,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
         "with other labels": [image for image in both if before[image]["labels"] != now[image]["labels"]],
         "of another file size": [image for image in both if before[image]["bytes"] != now[image]["bytes"]],
     }
-    return "; ".join(f"{len(images)} image(s) {words}, first {images[0]}" for words, images in groups.items() if images)
+    found = [f"{len(images)} image(s) {words}, first {images[0]}" for words, images in groups.items() if images]
+    if not found and list(before) != list(now):
+        found = ["the rows are in another order"]
+    return "; ".join(found)
 
 
 def _cell(value: Any) -> str:
