@@ -1,7 +1,9 @@
 """Two CPU processes take the steps that one process takes with twice the batch."""
 
 import csv
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,6 +155,93 @@ def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_pa
     assert "another process of this run has ended: its own message says why; --resume goes on" in errors or "Signal 9 (SIGKILL)" in errors
     assert not any(psutil.pid_exists(pid) for pid in trainers)
     assert load_checkpoint(out / "checkpoints") is not None
+
+
+def test_batch_norm_goes_by_the_images_of_every_process(sample: Path, tmp_path: Path) -> None:
+    data = few_labels(sample, tmp_path / "data", 12, lambda row: True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, processes, batch_size in ((one, 1, 12), (two, 2, 6)):  # one step
+        launch(data, out, processes, batch_size, "--architecture", "test_resnet", "--epochs", "1", "--val-split", "0")
+    networks = [load_checkpoint(out / "checkpoints")["network"] for out in (one, two)]
+    first = next(name for name in networks[0] if name.endswith("running_mean"))
+    np.testing.assert_allclose(*[network[first].numpy() for network in networks], atol=1e-6)
+
+
+# the process group of the program gives up after 10 seconds; the first process takes longer to save a fold
+PROGRAM = """
+import json, os, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from accelerate import PartialState
+from aimonk_hf import AimonkModel, TrainConfig, train
+
+here, rank = Path(sys.argv[1]), os.environ["RANK"]
+(here / f"imported-{rank}").touch()
+while len(list(here.glob("imported-*"))) < 2:
+    time.sleep(0.05)
+PartialState(cpu=True, timeout=timedelta(seconds=10))
+scored, stream, save = [], AimonkModel.stream, AimonkModel.save_pretrained
+
+def counted(model, images, *more, **named):
+    images = list(images)
+    scored.append(len(images))
+    return stream(model, images, *more, **named)
+
+def slow(model, folder, *more, **named):
+    if Path(folder).name == "fold-1":
+        time.sleep(13)
+    return save(model, folder, *more, **named)
+
+AimonkModel.stream, AimonkModel.save_pretrained = counted, slow
+small = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1, "num_workers": 0, "mixed_precision": "no"}
+small |= json.loads(sys.argv[3])
+model = train(TrainConfig(data_dir=sys.argv[2], output_dir=str(here / "out"), recipe="demo", tune_thresholds=True, **small))
+record = {"scored": scored, "complete": (here / "out" / "sample_predictions.png").is_file(), "thresholds": model.config.thresholds,
+          "metrics": model.metrics, "weights": [tensor.double().sum().item() for tensor in model.state_dict().values()],
+          "group": dist.is_initialized()}
+(here / f"record-{rank}.json").write_text(json.dumps(record))
+"""
+
+
+@pytest.mark.parametrize(("settings", "scored"), [({"folds": 2}, [15, 15]), ({"val_split": 0.5}, [15])])
+def test_all_processes_score_wait_for_the_first_and_return_its_model(
+    settings: dict[str, object], scored: list[int], sample: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [*torchrun(2), str(tmp_path / "program.py"), str(tmp_path), str(sample), json.dumps(settings)]
+    done = subprocess.run(command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"record-{rank}.json").read_text()) for rank in (0, 1))
+    for record in (first, second):
+        assert record["scored"][: len(scored)] == scored  # half of each part
+        assert record["complete"]
+        assert record["group"]  # the program's own, left to it
+    assert first["weights"] == second["weights"]
+    assert first["thresholds"] == second["thresholds"] != dict.fromkeys(first["thresholds"], 0.5)
+    assert first["metrics"] == second["metrics"]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
+    command = [*torchrun(2), "train.py", *flags]
+    run = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    trainers = sorted((process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()), key=rank_of)
+    trainers[1].send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=90)
+    said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", errors)
+    assert said, errors
+    assert "another process of this run has ended" not in errors
+    assert not any(trainer.is_running() for trainer in trainers)
+    assert load_checkpoint(out / "checkpoints")["step"] == int(said[1])
+
+
+def rank_of(process: psutil.Process) -> str:
+    return str(process.environ()["RANK"])
 
 
 @pytest.mark.parametrize("format", ["csv", "json"])

@@ -1,6 +1,7 @@
 """Runs in stages: freezing, features computed once, plateau, early stopping, the best epoch, and resuming at any step of them."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.errors import AimonkError
@@ -23,6 +25,23 @@ NAN = float("nan")
 def settings(sample: Path, out: Path, **changes: object) -> TrainConfig:
     values = {"recipe": "demo", "epochs": 2, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"} | changes
     return TrainConfig(data_dir=str(sample), output_dir=str(out), **values)  # type: ignore[arg-type]
+
+
+def test_an_image_lost_before_its_features_are_computed_is_named(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample, data)
+    said = Accelerator.print
+
+    def vanish(self: Accelerator, *words: str, **named: str) -> None:
+        said(self, *words, **named)
+        if "to train on" in words[0]:  # all were read and divided
+            (data / "images" / "garment_0007.png").unlink()
+
+    monkeypatch.setattr(Accelerator, "print", vanish)
+    train(settings(data, tmp_path / "out", freeze="backbone", feature_views=1, val_split=0, image_cache=False))
+    assert capsys.readouterr().out.count("garment_0007.png can no longer be read") == 1
 
 
 def two_stages(sample: Path, out: Path, **changes: object) -> TrainConfig:

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from aimonk_hf import TrainConfig, train
 from aimonk_hf.cli.main import main
@@ -193,3 +195,82 @@ def test_the_command_line_says_stopped_once(
     flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--image-size", "32"]
     assert main(["train", *flags]) == 130
     assert capsys.readouterr().err.strip().endswith("aimonk-hf: stopped")
+
+
+@pytest.mark.parametrize(
+    ("precision", "processes", "said"), [("bf16", 1, "mixed_precision was no, now bf16"), ("no", 2, "processes was 2, now 1")]
+)
+def test_another_machine_is_named_and_refused_unless_forced(
+    precision: str,
+    processes: int,
+    said: str,
+    stopped: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(stopped[1], out)
+    record = (out / "train_config.json").read_text()
+    (out / "train_config.json").write_text(record.replace('"processes": 1', f'"processes": {processes}'))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch --mixed_precision bf16` does
+    flags = ["--data-dir", str(stopped[0]), "--output-dir", str(out), "--recipe", "demo", "--epochs", "1", "--batch-size", "16"]
+    flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
+    assert main(["train", *flags]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "--ignore-changes" in told
+    assert main(["train", *flags, "--ignore-changes"]) == 0
+
+
+def test_a_run_goes_on_with_a_gradient_scaler_that_its_checkpoint_lacks(
+    stopped: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(stopped[1], out)
+    real = Accelerator.__init__
+
+    def scaled(self: Accelerator, **given: object) -> None:
+        real(self, **given)  # type: ignore[arg-type]
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    monkeypatch.setattr(Accelerator, "__init__", scaled)
+    train(settings(stopped[0], out, resume=True, ignore_changes=True))
+    assert (out / "model.safetensors").is_file()
+
+
+# Ctrl-C reaches the whole process group while the first features are computed; SIGTERM comes when the model is about to be saved
+INTERRUPTED = {
+    "caching": """
+import os, signal
+from torch.utils.data import DataLoader
+begin = DataLoader.__iter__
+def interrupted(loader):
+    batches = begin(loader)
+    yield next(batches)
+    os.killpg(0, signal.SIGINT)
+    yield from batches
+DataLoader.__iter__ = interrupted
+""",
+    "judging": """
+import os, signal
+from aimonk_hf import AimonkModel
+AimonkModel.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+""",
+}
+
+
+@pytest.mark.parametrize(("phase", "status", "said"), [("caching", 130, "stopped: "), ("judging", 143, "stopped and saved after step 3: ")])
+def test_a_signal_outside_the_steps_ends_the_run_at_once_and_says_how_to_go_on(
+    phase: str, status: int, said: str, sample: Path, tmp_path: Path
+) -> None:
+    flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--architecture", "test_resnet"]
+    flags += ["--epochs", "1", "--freeze", "backbone", "--feature-views", "1", "--batch-size", "16", "--image-size", "32"]
+    flags += ["--num-workers", "1", "--no-pretrained"]
+    code = INTERRUPTED[phase] + "import sys; from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", *flags]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280, start_new_session=True)
+    assert done.returncode == status, done.stderr
+    assert f"{said}the same command with --resume goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main(["train", *flags, "--resume"]) == 0

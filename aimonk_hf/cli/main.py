@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TextIO, cast, get_args, get_origin
+from types import FrameType, UnionType
+from typing import Any, NoReturn, TextIO, cast, get_args, get_origin
 
 from aimonk_hf import __version__
 from aimonk_hf.cli.judging import add_judging_commands
@@ -130,10 +132,23 @@ def _train(options: argparse.Namespace) -> int:
     from aimonk_hf.training.train_config import TrainConfig
 
     config = TrainConfig(**{key: value for key, value in vars(options).items() if key != "run"})
+    import torch.distributed as dist
+
     from aimonk_hf.training.run import train
     from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS
 
-    train(config)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        before = signal.signal(
+            signal.SIGTERM, _end
+        )  # as Ctrl-C does: what is half written is removed, other processes are not left waiting
+    try:
+        train(config)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         folder = Path(config.output_dir)
         print(f"model:    {folder}")
@@ -141,6 +156,10 @@ def _train(options: argparse.Namespace) -> int:
         print(f"predict:  {PROG} predict PICTURE --model {folder}")
         print(f"serve:    {PROG} app --model {folder}")
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
 """What happens to a trained model before it is saved: calibration, thresholds, and figures from images that chose neither."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,14 +36,17 @@ def choose_and_judge(
     objective: str | None,
     epoch_chosen: bool = False,
     seed: int = 0,
+    score: Callable[[AimonkModel, list[Path]], tuple[Scores, dict[Path, str]]] | None = None,
 ) -> dict[str, Any]:
     """Calibrate and tune `model` on the validation images as far as asked for, in place, and return its metrics.json.
 
     `objective` is that of `tune_thresholds`; None leaves the thresholds. The figures come from `report_set`, which chooses nothing; where it
     is empty, from the validation images: each is then judged by thresholds tuned on the others, and there are intervals and a verdict only
-    if nothing at all was chosen on them.
+    if nothing at all was chosen on them. Label columns are matched by name. `score` stands in for `score_images`.
     """
-    labels, scores, groups = _readable(model, validation)
+    score = score or partial(score_images, progress=True)
+    validation, report_set = (part.match(model.config.attributes) for part in (validation, report_set))
+    labels, scores, groups = _readable(validation, *score(model, validation.paths))
     choices: dict[str, Any] = {}
     if calibration:
         choices["calibration"], scores = _calibrate(model, labels, scores, seed)
@@ -48,7 +54,7 @@ def choose_and_judge(
         choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
     stored = model.config.threshold_values
     if len(report_set):
-        labels, scores, groups = _readable(model, report_set)
+        labels, scores, groups = _readable(report_set, *score(model, report_set.paths))
         words = ("the report part of the split", "its images chose neither epoch, threshold nor calibration")
         report = judge_scores(model, labels, scores, decide(scores, stored), words, True, groups)
     else:
@@ -172,10 +178,8 @@ def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) ->
     return entries, 1 / (1 + np.exp(-(found.scale * to_logits(scores) + found.shift)))
 
 
-def _readable(model: AimonkModel, dataset: AttributeDataset) -> tuple[Labels, Scores, NDArray[np.int64]]:
-    """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read; label columns are matched by name."""
-    dataset = dataset.match(model.config.attributes)
-    scores, failures = score_images(model, dataset.paths, progress=True)
+def _readable(dataset: AttributeDataset, scores: Scores, failures: dict[Path, str]) -> tuple[Labels, Scores, NDArray[np.int64]]:
+    """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read."""
     for path, reason in failures.items():
         _logger.warning("%s can no longer be read (%s): its labels count nowhere", shown_name(path), reason)
     readable = dataset.select(np.flatnonzero(~np.isnan(scores).all(axis=1)))

@@ -138,10 +138,10 @@ def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_m
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=ignore_interrupt,
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the first process of the run saves its state before it ends its readers
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of the terminal, to the process that trains: it ends its readers when it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.judging.evaluation import score_images
 from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.training.fitting import build_model, fit, resolved_settings
+from aimonk_hf.training.fitting import build_model, fit, machine_settings, resolved_settings
 from aimonk_hf.training.run_folder import RunFolder
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.train_config import TrainConfig
@@ -36,10 +38,9 @@ def cross_validate(config: TrainConfig, accelerator: Accelerator, run: RunFolder
     """Train a model without each fold, in `folds/fold-K` of the run folder, and return the scores of the images left out.
 
     Folds are stratified as the settings divide images, and copies of one image share a fold. Where the settings choose an epoch, each model
-    takes its validation images from those it trains on: a fold that is scored chooses nothing. Finished folds are kept at --resume. Only the
-    first process holds scores.
+    takes its validation images from those it trains on: a fold that is scored chooses nothing. Finished folds are kept at --resume.
     """
-    groups = duplicate_groups(dataset.paths)
+    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])  # files may change between one process's look and another's
     fold_of = split_rows(dataset.labels.values, [1 / config.folds] * config.folds, config.split, config.seed, groups)
     if accelerator.is_main_process:
         run.write_folds(dataset, fold_of)
@@ -49,11 +50,33 @@ def cross_validate(config: TrainConfig, accelerator: Accelerator, run: RunFolder
         held_out = np.flatnonzero(fold_of == fold)
         accelerator.print(f"fold {fold + 1} of {config.folds}: {len(dataset) - len(held_out)} images to train on, {len(held_out)} left out")
         model = _fold_model(_fold_config(config, run.folds / f"fold-{fold + 1}"), accelerator, dataset, fold_of != fold, groups)
-        if accelerator.is_main_process:
-            scores[held_out], _ = score_images(model, dataset.select(held_out).paths, progress=True)
+        scores[held_out], failures = score_together(accelerator, model, dataset.select(held_out).paths)
+        for path, reason in failures.items():
+            accelerator.print(f"{shown_name(path)} can no longer be read ({reason}): its labels count nowhere")
     if accelerator.is_main_process:
         run.write_out_of_fold(dataset, scores)
     return OutOfFold(dataset, scores, fold_of, groups)
+
+
+def score_together(accelerator: Accelerator, model: AimonkModel, paths: list[Path]) -> tuple[NDArray[np.float64], dict[Path, str]]:
+    """Return on every process what `score_images` returns for the first one's model; each process scores its share."""
+    rank, n_processes = accelerator.process_index, accelerator.num_processes
+    hand_on(accelerator, model)
+    own = score_images(model, paths[rank::n_processes], progress=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    scores, failures = np.full((len(paths), len(model.config.attributes)), np.nan), {}
+    for number, (part, unread) in enumerate(gather_object([own])):
+        scores[number::n_processes] = part
+        failures |= unread
+    return scores, failures
+
+
+def hand_on(accelerator: Accelerator, model: AimonkModel) -> None:
+    """Give every process the first one's weights, thresholds and metrics, when it has come so far."""
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        [(weights, model.config, model.metrics)] = broadcast_object_list([(model.state_dict(), model.config, model.metrics)])
+        model.load_state_dict(weights)
 
 
 def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: AttributeDataset) -> None:
@@ -76,6 +99,7 @@ def _fold_model(
     """Return the model of one fold, from its folder where it is finished."""
     run = RunFolder(config)
     run.check()
+    run.check_machine(machine_settings(accelerator))
     if run.finished:
         return AimonkModel.from_pretrained(run.path)
     if accelerator.is_main_process:
@@ -95,5 +119,4 @@ def _fold_model(
         model.save_pretrained(run.path)
         run.write_config(resolved, finished=True)
         shutil.rmtree(run.checkpoints)
-    accelerator.wait_for_everyone()
     return model

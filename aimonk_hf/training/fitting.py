@@ -93,28 +93,33 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
         progress.after_step(loss, lr)
         due = config.checkpoint_minutes and time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
         within_epoch = trainer.epoch_sums.steps < trainer.batches.n_steps  # else the one after the epoch follows at once
-        if (due or stop.asked) and within_epoch and accelerator.is_main_process:
-            save_checkpoint(run.checkpoints, trainer.step, trainer.state())
-            saved_at = time.monotonic()
-            stop.leave_if_asked(trainer.step)
-
-    with closing(progress), StopRequest() as stop:
-        while not trainer.finished:
-            try:
-                row = trainer.train_epoch(after_step)
-            except LossNotFinite as error:
-                raise LossNotFinite(f"{error}; {_where_to_go_on(run)}") from error
-            if len(validation):
-                row |= trainer.validate(validation)
-            ended_early = trainer.end_epoch(row)
+        stop.agree(accelerator)
+        if (due or stop.asked) and within_epoch:
             if accelerator.is_main_process:
-                write_line(_epoch_line(row, config))
-                if ended_early:
-                    write_line(ended_early)
-                run.write_history(trainer.history)
                 save_checkpoint(run.checkpoints, trainer.step, trainer.state())
+            saved_at = time.monotonic()
+            stop.leave_if_asked(accelerator)
+
+    with closing(progress):
+        while not trainer.finished:
+            trainer.prepare_epoch()  # a signal ends the run at once here: all that was trained is saved
+            with StopRequest() as stop:
+                try:
+                    row = trainer.train_epoch(after_step)
+                except LossNotFinite as error:
+                    raise LossNotFinite(f"{error}; {_where_to_go_on(run)}") from error
+                if len(validation):
+                    row |= trainer.validate(validation)
+                ended_early = trainer.end_epoch(row)
+                if accelerator.is_main_process:
+                    write_line(_epoch_line(row, config))
+                    if ended_early:
+                        write_line(ended_early)
+                    run.write_history(trainer.history)
+                    save_checkpoint(run.checkpoints, trainer.step, trainer.state())
                 saved_at = time.monotonic()
-                stop.leave_if_asked(trainer.step)
+                stop.agree(accelerator)
+                stop.leave_if_asked(accelerator)
             progress.skip_to(trainer.step, trainer.planned_steps)
             accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
             accelerator.wait_for_everyone()
@@ -152,14 +157,20 @@ def _warn_one_sided(trainer: Trainer) -> None:
 
 def resolved_settings(trainer: Trainer) -> dict[str, Any]:
     """Return what "auto" and the defaults came to, for train_config.json."""
-    accelerator = trainer.accelerator
+    return {
+        **machine_settings(trainer.accelerator),
+        "num_workers": trainer.workers,
+        "image_size": list(trainer.model.transform.size),
+        "pos_weight": dict(zip(trainer.dataset.attributes, trainer.pos_weight.tolist(), strict=True)),
+    }
+
+
+def machine_settings(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what accelerate came to on this machine, as far as the steps depend on it."""
     return {
         "mixed_precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "num_workers": trainer.workers,
-        "image_size": list(trainer.model.transform.size),
-        "pos_weight": dict(zip(trainer.dataset.attributes, trainer.pos_weight.tolist(), strict=True)),
     }
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from aimonk_hf.model.folding import fold_batch_norms
 from aimonk_hf.model.inference import SMALL_BATCH, in_own_threads, threads_alone
 from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.training.batches import EpochBatches, TrainImages
+from aimonk_hf.training.batches import EpochBatches, TrainImages, ignore_interrupt
 from aimonk_hf.training.network_cut import NetworkCut, cut_frozen, cut_head
 from aimonk_hf.training.train_config import TrainConfig
 
@@ -57,19 +57,24 @@ class FrozenFeatures:
         self._view: View | None = None
         self._validation: Tensor | None = None
 
-    def batches(self, batches: EpochBatches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield features [N, ...], labels [N, K] and rows [N] of each forward pass, in the order of `batches`."""
-        number = (batches.epoch - self.epochs.start) * self.n_views // len(self.epochs)
+    def prepare(self, epoch: int) -> View:
+        """Return the view of an epoch, computed where the last one was another."""
+        number = (epoch - self.epochs.start) * self.n_views // len(self.epochs)
         if self._view is None or self._view.number != number:
             self._view = None  # so that its memory is free for the next
             self._view = self._compute(number)
-        view, labels = self._view, torch.from_numpy(self.images.dataset.labels.values)
+        return self._view
+
+    def batches(self, batches: EpochBatches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield features [N, ...], labels [N, K] and rows [N] of each forward pass, in the order of `batches`; -1 - row where the image is lost."""
+        view, labels = self.prepare(batches.epoch), torch.from_numpy(self.images.dataset.labels.values)
         for places in batches:
             given = torch.tensor([row for _, row in places])
             rows = torch.where(given < 0, -1 - given, given)
             own = labels[rows].clone()
-            own[(given < 0) | view.lost[rows]] = torch.nan
-            yield self._shaped(view.features[rows], view.shape), own, rows
+            lost = view.lost[rows]
+            own[(given < 0) | lost] = torch.nan
+            yield self._shaped(view.features[rows], view.shape), own, torch.where(lost, -1 - rows, rows)
 
     def fit_for(self, n_images: int) -> bool:
         """Return whether the features of so many images may be held."""
@@ -105,10 +110,11 @@ class FrozenFeatures:
         def computed(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return self._features_of(frozen, batch[0]).flatten(1), batch[2]
 
-        loader = DataLoader(images, batch_sampler=chunks, num_workers=self.workers)
+        loader = DataLoader(images, batch_sampler=chunks, num_workers=self.workers, worker_init_fn=ignore_interrupt)
         for features, rows in in_own_threads(computed, loader, threads_alone()) if on_cpu else map(computed, loader):
             places = torch.where(rows < 0, -1 - rows, rows)
             table[places], lost[places] = features, (rows < 0).to(lost)
+        accelerator.wait_for_everyone()
         return View(number, accelerator.reduce(table, "sum").cpu(), shape, accelerator.reduce(lost, "sum").cpu() > 0)
 
     def _features_of(self, frozen: nn.Module, pixels: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """A training run from data folder to run folder."""
 
 import os
+import sys
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
@@ -22,11 +26,12 @@ from aimonk_hf.model.hub_push import create_repository, push_model_folder
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.training.augmentation import train_augmentation
-from aimonk_hf.training.cross_validation import OutOfFold, cross_validate
+from aimonk_hf.training.cross_validation import OutOfFold, cross_validate, hand_on, score_together
 from aimonk_hf.training.epoch_choice import best_epoch
-from aimonk_hf.training.fitting import build_model, fit, resolved_settings, try_steps
+from aimonk_hf.training.fitting import build_model, fit, machine_settings, resolved_settings, try_steps
 from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.training.seeding import seed_everything
+from aimonk_hf.training.stop_request import stopped_line
 from aimonk_hf.training.train_config import TrainConfig
 from aimonk_hf.training.trainer import Trainer
 
@@ -39,8 +44,8 @@ _PLOTTED_IMAGES = 12
 def train(config: TrainConfig) -> AimonkModel:
     """Train, write the run folder, and return the kept model in eval mode.
 
-    Every process of an `accelerate launch` calls this; the first one writes. Raises `AimonkError` with one line on data, settings or a
-    machine that cannot be used.
+    Every process of an `accelerate launch` calls this; the first one writes, and all return when the run folder is complete. The process
+    group stays open. Raises `AimonkError` with one line on data, settings or a machine that cannot be used.
     """
     run = RunFolder(config)
     run.check()
@@ -50,19 +55,22 @@ def train(config: TrainConfig) -> AimonkModel:
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     listed.labels.check_observed("listed images")
     accelerator = _start_accelerator(config)
-    if accelerator.is_main_process:
-        if config.push_to_hub:
-            create_repository(config.push_to_hub)  # before the run, so that a wrong token is said now
-        run.open()
-    accelerator.wait_for_everyone()
-    seed_everything(config.seed)
-    model = build_model(config, listed.attributes)  # before the images are read: what cannot be had or trained is said at once
-    try_steps(config, accelerator, model)
-    fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
-    dataset = _usable(config, listed, fingerprints, accelerator)
-    if accelerator.is_main_process:
-        run.check_data(dataset)
+    size = config.image_size or 224
     try:
+        run.check_machine(machine_settings(accelerator))
+        if accelerator.is_main_process:
+            if config.push_to_hub:
+                create_repository(config.push_to_hub)  # before the run, so that a wrong token is said now
+            run.open()
+        accelerator.wait_for_everyone()
+        seed_everything(config.seed)
+        model = build_model(config, listed.attributes)  # before the images are read: what cannot be had or trained is said at once
+        try_steps(config, accelerator, model)
+        size = model.transform.size[0]
+        fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
+        dataset = _usable(config, listed, fingerprints, accelerator)
+        if accelerator.is_main_process:
+            run.check_data(dataset)
         out_of_fold = cross_validate(config, accelerator, run, dataset) if config.folds else None
         train_set, validation, report_set = _split(config, dataset, run, accelerator)
         seed_everything(config.seed)
@@ -70,20 +78,47 @@ def train(config: TrainConfig) -> AimonkModel:
         fit(trainer, run, validation)
         return _finish(trainer, run, validation, report_set, out_of_fold)
     except (RuntimeError, MemoryError, ValueError) as error:
-        if explained := explain_failure(error, config.batch_size, model.transform.size[0]):
+        if explained := explain_failure(error, config.batch_size, size):
             raise explained from error
         raise
+    except (KeyboardInterrupt, SystemExit):
+        if accelerator.is_main_process:
+            print(stopped_line(run.path), file=sys.stderr, flush=True)
+        raise
     finally:
-        accelerator.end_training()
+        accelerator.close()
 
 
-def _start_accelerator(config: TrainConfig) -> Accelerator:
+class _Processes(Accelerator):
+    """An accelerator whose processes wait for each other however long it takes.
+
+    Figures of many images, or reading them on a slow disk, take longer than the timeout of a process group; one that ends is noticed at once.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        # each step gives all processes the same batch-norm statistics: DDP need not copy those of the first
+        super().__init__(**settings, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
+
+    def wait_for_everyone(self) -> None:
+        if self._patient is not None:
+            dist.barrier(group=self._patient)
+
+    def close(self) -> None:
+        """End trackers and the group made here; the process group itself is left to the program, which may train again."""
+        for tracker in self.trackers:
+            tracker.finish()
+        if self._patient is not None:
+            dist.destroy_process_group(self._patient)
+
+
+def _start_accelerator(config: TrainConfig) -> _Processes:
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
     precision = resolve_precision(
         _launched_precision() or config.mixed_precision, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     )
     try:
-        accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
+        accelerator = _Processes(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
     except (ValueError, ImportError) as error:
         raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
     if accelerator.device.type == "cpu":
@@ -102,11 +137,14 @@ def _launched_precision() -> str | None:
 
 
 def _usable(config: TrainConfig, dataset: AttributeDataset, fingerprints: set[str], accelerator: Accelerator) -> AttributeDataset:
-    """Return the images that can be read, and name the others; every process finds the same."""
+    """Return the images that can be read, and name the others; each process reads its share, and all return the same."""
+    rank, n_processes = accelerator.process_index, accelerator.num_processes
     caches = [PixelCache(dataset.images_dir, fingerprint) for fingerprint in fingerprints] if config.image_cache else []
-    problems = dataset.find_problems(
+    own = dataset.select(range(rank, len(dataset), n_processes)).find_problems(
         progress=accelerator.is_main_process, known_good=lambda path: any(cache.holds(path) for cache in caches)
     )
+    accelerator.wait_for_everyone()
+    problems = dict(sorted(gather_object([(rank + n_processes * row, reason) for row, reason in own.items()])))
     if problems:
         lines = [f"  {shown_name(dataset.labels.images[row])}: {reason}" for row, reason in problems.items()]
         accelerator.print(f"{len(problems)} of {len(dataset)} listed images cannot be used and are left out:", *lines, sep="\n")
@@ -123,7 +161,7 @@ def _split(
     config: TrainConfig, dataset: AttributeDataset, run: RunFolder, accelerator: Accelerator
 ) -> tuple[AttributeDataset, AttributeDataset, AttributeDataset]:
     """Return the images to train on, to validate on, and to report from; the last two may be empty."""
-    groups = duplicate_groups(dataset.paths)
+    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])  # files may change between one process's look and another's
     fractions = _fractions(config, len(np.unique(groups)), accelerator)
     part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
     if accelerator.is_main_process:
@@ -166,10 +204,14 @@ def _warn_one_sided(dataset: AttributeDataset, accelerator: Accelerator) -> None
 def _finish(
     trainer: Trainer, run: RunFolder, validation: AttributeDataset, report_set: AttributeDataset, out_of_fold: OutOfFold | None
 ) -> AimonkModel:
-    """Calibrate, choose thresholds, judge, and write model, figures and plots; the other processes only get the model."""
-    config, resolved = trainer.config, resolved_settings(trainer)
+    """Calibrate, choose thresholds, judge, and write model, figures and plots; the other processes help to score and wait for the model."""
+    accelerator, config, resolved = trainer.accelerator, trainer.config, resolved_settings(trainer)
     model = trainer.finished_model()
-    if not trainer.accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        for part in (validation, report_set) if out_of_fold is None else ():
+            if len(part):
+                score_together(accelerator, model, part.paths)
+        hand_on(accelerator, model)
         return model
     shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
     if model.metrics:
@@ -184,6 +226,7 @@ def _finish(
     run.write_config(resolved, finished=True)
     if config.push_to_hub:
         print(f"pushed:   {push_model_folder(run.path, config.push_to_hub).url}")
+    hand_on(accelerator, model)
     return model
 
 
@@ -221,6 +264,7 @@ def _judge(
             objective=objective,
             epoch_chosen=config.chooses_epoch,
             seed=config.seed,
+            score=partial(score_together, trainer.accelerator),
         )
         model.metrics = report | summary
     shown = validation if len(validation) else trainer.dataset

@@ -58,6 +58,16 @@ class RunFolder:
                 f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
             )
 
+    def check_machine(self, now: dict[str, Any]) -> None:
+        """Raise `AimonkError` where --resume goes on with another device, precision or number of processes than the run began with."""
+        if not self.config.resume or not self.earlier or self.config.ignore_changes:
+            return
+        before = self.earlier["resolved"]
+        if changed := [f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value]:
+            raise AimonkError(
+                f"cannot resume {self.path} on this machine: {'; '.join(changed)}; go on as the run began, or use --overwrite or --ignore-changes"
+            )
+
     @property
     def finished(self) -> bool:
         """Whether the run that --resume names has nothing left to do."""

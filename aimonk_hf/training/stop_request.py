@@ -1,10 +1,21 @@
 """Ctrl-C and SIGTERM during a run: noted, so that the state can be saved before the process ends."""
 
 import signal
-import sys
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+def stopped_line(folder: Path) -> str:
+    """Say what a stopped run has saved, in its own folder or in that of a fold, and how to go on."""
+    saved = sorted(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        return "stopped: the same command with --resume goes on"
+    return f"stopped and saved after step {int(saved[-1].name.removeprefix('step-'))}: the same command with --resume goes on from there"
 
 
 class StopRequest:
@@ -25,11 +36,17 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
 
-    def leave_if_asked(self, step: int) -> None:
-        """Where a signal came, say that the state after `step` is saved, and end as it would have: KeyboardInterrupt, or status 143."""
+    def agree(self, accelerator: Accelerator) -> None:
+        """Let every process know of a signal that any of them got, so that all stop after the same step."""
+        if accelerator.num_processes > 1:
+            number = int(accelerator.gather(torch.tensor([self.asked or 0], device=accelerator.device)).max())
+            self.asked = self.asked or (signal.Signals(number) if number else None)
+
+    def leave_if_asked(self, accelerator: Accelerator) -> None:
+        """Where a signal came, end as it would have, KeyboardInterrupt or status 143, when all processes have come so far."""
         if self.asked is None:
             return
-        print(f"stopped and saved after step {step}: the same command with --resume goes on from there", file=sys.stderr, flush=True)
+        accelerator.wait_for_everyone()  # a launcher ends the others at once when one has ended, also while the first one saves
         if self.asked is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

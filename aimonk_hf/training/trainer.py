@@ -112,19 +112,26 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
         self._prepared = self.stage
 
+    def prepare_epoch(self) -> None:
+        """Begin the stage where it is new, and compute the features that the next epoch trains on; nothing is lost if this is interrupted."""
+        start = time.perf_counter()
+        if self._prepared != self.stage:
+            self._prepare()
+        # counted by plan: an earlier stage may have ended early
+        self.batches.epoch = sum(stage.epochs for stage in self.config.stages[: self.stage]) + self.stage_epoch
+        if self.features is not None:
+            self.features.prepare(self.batches.epoch)
+        self.epoch_sums.seconds += time.perf_counter() - start
+
     def train_epoch(self, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
         """Take one pass over the training images, or what is left of it; return its row of the history, without validation figures.
 
         `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
         """
+        self.prepare_epoch()
         start = time.perf_counter()
-        if self._prepared != self.stage:
-            self._prepare()
         sums = self.epoch_sums
-        planned = (
-            sum(stage.epochs for stage in self.config.stages[: self.stage]) + self.stage_epoch
-        )  # an earlier stage may have ended early
-        self.batches.epoch, self.batches.first_step = planned, sums.steps
+        self.batches.first_step = sums.steps
         set_train_mode(self.network)
         lowered = self._lowered()
         lr = 0.0
@@ -207,10 +214,22 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._share_statistics()
         self.step += 1
         if self.average is not None:
             self.average.update(self.model.timm_model, step=self.step)
         return mean_loss, observed
+
+    def _share_statistics(self) -> None:
+        """Give every process the mean of all processes' batch-norm statistics, so that each has seen the whole batch."""
+        if self.accelerator.num_processes == 1:
+            return
+        modules = [module for module in self.network.modules() if module.training]  # frozen ones are alike
+        buffers = [buffer for module in modules for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")]
+        if buffers:
+            mean = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), "mean")
+            for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
 
     def _mix(self, number: int, pixels: Tensor) -> BatchMix | None:
         if not (self.config.mixup or self.config.cutmix):
@@ -295,7 +314,7 @@ class Trainer:
         if state["optimizer"] is not None:
             self._prepare()
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and state["scaler"]:  # a run that went on in fp16 (--ignore-changes) begins with a new one
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _load_network(self, weights: dict[str, Tensor]) -> None:
