@@ -303,7 +303,6 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     assert f"{metrics['trivial']['all_positive']['macro_f1']:.3f}" in text
     assert f"<code>{tiny_model.config.architecture}</code>" in text
     assert "Nobody has measured it" in model_page("shop", tiny_model.config, None)
-    assert "n/a" in model_page("shop", tiny_model.config, {"per_attribute": {"collar": {}}})
     assert "<details" not in text
     many = replace(tiny_model.config, attributes=[f"tag {n}" for n in range(80)], thresholds={})
     assert "<summary>80 attributes</summary>" in model_page("shop", many, None)

@@ -30,6 +30,7 @@ from strange_files import overlapping_tags, saved
 import aimonk_hf.model.hub_push
 import aimonk_hf.model.modeling
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
+from aimonk_hf.app.serve import app_folder, open_page
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
@@ -490,6 +491,8 @@ def hostile_data(tmp_path_factory: pytest.TempPathFactory) -> AttributeDataset:
     names = [
         "<script>alert(1)<b>.png",
         "`<img src=x onerror=alert(2)>`.png",
+        "\\|<img src=x onerror=alert(4)>.png",
+        "\\[a](javascript:b).png",
         "two\n\n<b>lines.png",
         "[a](javascript:b).png",
         "\x1b[2J.png",
@@ -557,16 +560,17 @@ def hostile_metrics() -> dict[str, Any]:
     scores = np.linspace(0.1, 0.9, labels.size).reshape(labels.shape)
     metrics = build_report(labels, scores, scores >= 0.5, ATTACKS, dict.fromkeys(ATTACKS, 0.5))
     for row in metrics["per_attribute"].values():
-        row |= {"threshold_fallback": SCRIPT, "threshold_spread95": None, "n_positive": SCRIPT}
+        row |= {"threshold_fallback": SCRIPT, "threshold_spread95": None}
     return metrics | {
         "verdict": SCRIPT,
         "measured_on": {"images": SCRIPT, "note": SCRIPT},
         "thresholds_tuned": True,
-        "calibration": {"n_calibrated": SCRIPT, "ece_before": 0.1, "ece_after": 0.1, "fitted_on": SCRIPT},
+        "calibration": {"n_calibrated": 1, "ece_before": 0.1, "ece_after": 0.1, "fitted_on": SCRIPT},
         "macro": metrics["macro"] | {"calibration_error": 0.1},
         "training": {
-            **dict.fromkeys(("recipe", "backbone", "epochs", "n_train", "n_validation", "n_report"), f"`{SCRIPT}`"),
-            "data": {"labels": {SCRIPT: [SCRIPT] * 3}, "findings": [SCRIPT]},
+            **dict.fromkeys(("recipe", "backbone"), f"`{SCRIPT}`"),
+            **dict.fromkeys(("epochs", "n_train", "n_validation", "n_report"), 1),
+            "data": {"labels": {SCRIPT: [1, 2, 3]}, "findings": [SCRIPT]},
         },
     }
 
@@ -584,17 +588,91 @@ def test_a_card_of_hostile_names_and_metrics_holds_no_html_and_its_metadata_stay
     assert card.count("alert(") > 10, "they are told, as text"
 
 
-@pytest.mark.parametrize(
-    "metrics",
-    [{}, {"macro": 3}, {"macro": {"f1": "high"}}, {"n_images": 1, "macro": {}, "per_attribute": []}, {"n_images": 1, "macro": {"f1": 0.5}}],
-)
-def test_metrics_of_another_form_are_told_in_one_line(metrics: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+def changed_metrics(*path: str, value: Any) -> str:
+    """Metrics of the model in `folder` with one value replaced, as JSON."""
+    labels, scores = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32), np.array([[0.9, 0.1], [0.2, 0.6], [0.7, 0.7]])
+    metrics = build_report(labels, scores, scores >= 0.5, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 0.5))
+    place = metrics
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    return json.dumps(metrics)
+
+
+_MALFORMED_METRICS = {
+    "no JSON": "{",
+    "a list": "[]",
+    "null": "null",
+    "a key twice": '{"n_images": 1, "n_images": 2}',
+    "deep nesting": '{"a":' * 50_000,
+    "empty": "{}",
+    "a count that is HTML": changed_metrics("n_images", value="<img src=x onerror=alert(1)>"),
+    "a count that no float can hold": changed_metrics("n_images", value=10**400),
+    "a count below 0": changed_metrics("n_images", value=-1),
+    "a verdict that is a list": changed_metrics("verdict", value=[SCRIPT]),
+    "a number for a table": changed_metrics("macro", value=5),
+    "a text for a figure": changed_metrics("macro", "f1", value="high"),
+    "true for a figure": changed_metrics("macro", "f1", value=True),
+    "a figure beyond 1": changed_metrics("per_attribute", "belt", "auroc", value=7.5),
+    "an interval of one end": changed_metrics("per_attribute", "belt", "auroc_ci95", value=[0.5]),
+    "an interval of words": changed_metrics("per_attribute", "belt", "auroc_ci95", value="ab"),
+    "rows that are a list": changed_metrics("per_attribute", value=[]),
+    "a row that is null": changed_metrics("per_attribute", "belt", value=None),
+    "a row without counts": changed_metrics("per_attribute", "belt", value={}),
+    "an attribute of another model": changed_metrics("per_attribute", "hat", value={}),
+    "null for the trivial predictors": changed_metrics("trivial", value=None),
+    "a text for a trivial predictor": changed_metrics("trivial", "majority", value="none"),
+    "a source that is a number": changed_metrics("measured_on", value=5),
+    "a training that is a list": changed_metrics("training", value=["demo"]),
+    "label counts that are words": changed_metrics("training", "data", value={"labels": {"belt": "abc"}, "findings": []}),
+}
+
+
+@pytest.mark.parametrize("name", _MALFORMED_METRICS)
+def test_malformed_metrics_are_told_and_the_model_is_used_without_them(
+    name: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "metrics.json").write_text(_MALFORMED_METRICS[name])
+    with app_folder() as place:
+        page = open_page(str(folder), place)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert str(folder) in warning
+    assert "metrics.json" in warning
+    assert "\n" not in warning
+    shown = next(block.value for block in page.blocks.values() if getattr(block, "elem_id", None) == "model-page")
+    assert "The figures of this model are not shown: metrics.json" in shown
+    assert str(folder) not in shown
+    assert "<img" not in shown
+    assert "<table" not in shown
     model = AimonkModel.from_pretrained(folder)
-    with pytest.raises(AimonkError, match="have not the form of metrics.json") as caught:
+    assert model.metrics is None
+    model.save_pretrained(tmp_path / "again")
+    assert "Nobody has measured it" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_well_formed_metrics_are_kept(folder: Path, tmp_path: Path) -> None:
+    written = changed_metrics("folds", value={"n_folds": 5})
+    (folder / "metrics.json").write_text(written)
+    AimonkModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == json.loads(written)
+
+
+def test_metrics_that_a_program_sets_are_checked_before_they_are_saved(folder: Path, tmp_path: Path) -> None:
+    model = AimonkModel.from_pretrained(folder)
+    model.metrics = {"n_images": 1, "macro": {"f1": 0.5}}
+    with pytest.raises(AimonkError, match=r"metrics\.json: trivial must be an object"):
         model.save_pretrained(tmp_path / "again")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "again").exists()
+
+
+def test_texts_of_metrics_cannot_free_the_html_of_a_later_name(folder: Path) -> None:
+    names = ["a", "<img src=x onerror=alert(1)>", "b|<b>", "[c](javascript:alert(1))"]
+    metrics = build_report(np.eye(4, dtype=np.float32), np.eye(4), np.eye(4) > 0, names, dict.fromkeys(names, 0.5))
+    for text in ("`", "\\", "\\`", "\\[x](javascript:alert(1))", "``", "\\|"):
+        for row in metrics["per_attribute"].values():
+            row |= {"threshold_fallback": text, "threshold_spread95": None}
+        card = render_card(AimonkConfig("test_resnet", names), metrics | {"thresholds_tuned": True, "verdict": text})
+        assert html_of(card.split("---\n", 2)[2]) == []
 
 
 # Temporary files

@@ -11,22 +11,26 @@ MANY = 30
 _COUNTS = ("n_positive", "n_negative", "n_missing")
 
 
-def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
-    """Return HTML: name, attributes, verdict, the averages with the trivial predictors, and a row per attribute."""
+def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, problem: str = "") -> str:
+    """Return HTML: name, attributes, verdict, the averages with the trivial predictors, and a row per attribute.
+
+    `metrics` are checked ones (`check_metrics`); where a metrics.json could not be used, `problem` is the reason.
+    """
     height, width = config.pretrained_cfg.get("input_size", [3, 224, 224])[1:]
     parts = [
         f"<h2>{html.escape(name)}</h2>",
         f'<p class="facts">Architecture <code>{html.escape(config.architecture)}</code>, pictures of {height} x {width} pixels.</p>',
         _attributes(config.attributes),
     ]
-    if not metrics:
+    if problem:
+        parts.append(f'<p class="problem" role="alert">The figures of this model are not shown: {html.escape(problem)}.</p>')
+    elif metrics is None:
         parts.append("<p>Nobody has measured it: no metrics.json lies beside the weights. <code>aimonk-hf evaluate</code> makes one.</p>")
-        return "\n".join(parts)
-    if metrics.get("verdict"):
-        parts.append(f'<p class="verdict">{html.escape(metrics["verdict"])}</p>')
-    parts.append(f"<p>Measured on {metrics.get('n_images', 'an unknown number of')} images. A missing label counts nowhere.</p>")
-    parts.append(_averages(metrics))
-    parts.append(_per_attribute(metrics))
+    if metrics is not None:
+        if metrics.get("verdict"):
+            parts.append(f'<p class="verdict">{html.escape(metrics["verdict"])}</p>')
+        parts.append(f"<p>Measured on {metrics['n_images']} images. A missing label counts nowhere.</p>")
+        parts += [_averages(metrics), _per_attribute(metrics)]
     return "\n".join(parts)
 
 
@@ -54,13 +58,13 @@ def _attributes(names: list[str]) -> str:
 
 
 def _averages(metrics: dict[str, Any]) -> str:
-    macro, trivial = metrics.get("macro", {}), metrics.get("trivial", {})
+    macro, trivial = metrics["macro"], metrics["trivial"]
     header = ["", "macro F1", "macro average precision", "macro AUROC", "Hamming accuracy", "exact match"]
     keys = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
     rows = [["this model", *(_figure(macro.get(key)) for key in keys)]]
-    prevalence = trivial.get("prevalence", {}).get("macro_average_precision")
+    prevalence = trivial["prevalence"].get("macro_average_precision")
     for label, key in (("everything present", "all_positive"), ("each attribute's majority", "majority")):
-        row = trivial.get(key, {})
+        row = trivial[key]
         rows.append(
             [
                 label,
@@ -89,10 +93,10 @@ def _per_attribute(metrics: dict[str, Any]) -> str:
         "missing",
     ]
     rows = []
-    for name, row in metrics.get("per_attribute", {}).items():
+    for name, row in metrics["per_attribute"].items():
         interval = row.get("auroc_ci95")
         between = f"{_figure(interval[0])} to {_figure(interval[1])}" if interval else "n/a"
-        rows.append([name, *(_figure(row.get(key)) for key in _FIGURES), between, *(str(row.get(key, "")) for key in _COUNTS)])
+        rows.append([name, *(_figure(row.get(key)) for key in _FIGURES), between, *(str(row[key]) for key in _COUNTS)])
     return _table("Each attribute", header, rows)
 
 

@@ -31,7 +31,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
                 thresholds = build_predict_tab(served, examples, page, sessions)
             build_batch_tab(served, thresholds, sessions)
             with gr.Tab("Model", id="model"):
-                gr.HTML(model_page(served.name, model.config, model.metrics), elem_id="model-page")
+                gr.HTML(model_page(served.name, model.config, model.metrics, model.metrics_problem), elem_id="model-page")
     uploads_only(page, served.limits.folder)
     return page
 

@@ -1,9 +1,8 @@
 """An audit as text: audit.md, and the same lines for the terminal."""
 
-from html import escape
 from typing import Any
 
-from aimonk_hf.data.images import shown_name
+from aimonk_hf.model.card import as_code, as_text
 
 _MOST = 20
 
@@ -11,7 +10,7 @@ _MOST = 20
 def audit_markdown(findings: dict[str, Any]) -> str:
     """Return audit.md for the content of audit.json."""
     data = findings["data"]
-    lines = [f"# Audit of {_cell(data['labels'])}", "", *(f"- {_cell(line)}" for line in summary(findings)), ""]
+    lines = [f"# Audit of {as_text(data['labels'])}", "", *(f"- {as_text(line)}" for line in summary(findings)), ""]
     lines += _files(findings["files"]) + _duplicates(findings["duplicates"]) + _labels(findings)
     for section in (_leakage, _probe, _suspects):
         lines += section(findings)
@@ -66,9 +65,9 @@ def _files(files: dict[str, Any]) -> list[str]:
         lines.append(f"### {len(found)} {words}")
         lines.append("")
         items = (
-            [f"{_code(name)}: {_cell(reason)}" for name, reason in found.items()]
+            [f"{as_code(name)}: {as_text(reason)}" for name, reason in found.items()]
             if isinstance(found, dict)
-            else [_code(name) for name in found]
+            else [as_code(name) for name in found]
         )
         lines += _bullets(items)
     return lines if len(lines) > 2 else [*lines, "Every listed image is there and plain, and no other lies beside them.", ""]
@@ -83,8 +82,8 @@ def _duplicates(duplicates: dict[str, Any]) -> list[str]:
         lines += [f"### {words}: {len(pairs)} pairs", "", "| images | agreement | conflicting labels |", "| --- | ---: | --- |"]
         for pair in sorted(pairs, key=lambda pair: -len(pair["conflicts"])):
             told = ", ".join(f"{name} {first} / {second}" for name, (first, second) in pair["conflicts"].items())
-            names = ", ".join(_code(name) for name in pair["images"])
-            lines.append(f"| {names} | {pair['correlation']:.3f} | {_cell(told) or 'none'} |")
+            names = ", ".join(as_code(name) for name in pair["images"])
+            lines.append(f"| {names} | {pair['correlation']:.3f} | {as_text(told) or 'none'} |")
         lines.append("")
     return lines if len(lines) > 2 else [*lines, "None.", ""]
 
@@ -93,18 +92,18 @@ def _labels(findings: dict[str, Any]) -> list[str]:
     lines = ["## Labels", "", "| attribute | positive | negative | NA | NA rate |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, row in findings["labels"].items():
         rate = row["n_missing"] / max(findings["data"]["n_listed"], 1)
-        lines.append(f"| {_cell(name)} | {row['n_positive']} | {row['n_negative']} | {row['n_missing']} | {rate:.1%} |")
+        lines.append(f"| {as_text(name)} | {row['n_positive']} | {row['n_negative']} | {row['n_missing']} | {rate:.1%} |")
     lines += ["", f"{findings['n_without_any_label']} images have no label at all.", ""]
-    items = [f"{_code(name)}: {reason}" for name, reason in findings["one_sided"].items()]
+    items = [f"{as_code(name)}: {reason}" for name, reason in findings["one_sided"].items()]
     items += [
-        f"{_code(pair['attributes'][0])} and {_code(pair['attributes'][1])} are nearly {_relation(pair['phi'])} "
+        f"{as_code(pair['attributes'][0])} and {as_code(pair['attributes'][1])} are nearly {_relation(pair['phi'])} "
         f"(phi {pair['phi']:.2f} over {pair['n_shared']} images)"
         for pair in findings["copies"]
     ]
     lines += _bullets(items)
     if patterns := findings["missing_not_at_random"]:
         lines += ["### Missing labels that depend on other labels", ""]
-        lines += _bullets([f"{_cell(_pattern(one))} (p {one['p_value']:.1e})" for one in patterns])
+        lines += _bullets([f"{as_text(_pattern(one))} (p {one['p_value']:.1e})" for one in patterns])
     return lines
 
 
@@ -112,12 +111,12 @@ def _leakage(findings: dict[str, Any]) -> list[str]:
     if "leakage" not in findings:
         return []
     leakage = findings["leakage"]
-    lines = ["## Split", "", f"{_code(leakage['split'])}: {leakage['n_in_no_part']} images stand in no part.", ""]
+    lines = ["## Split", "", f"{as_code(leakage['split'])}: {leakage['n_in_no_part']} images stand in no part.", ""]
     items = [
-        f"{' and '.join(map(_code, pair['images']))} ({pair['kind']}): {' and '.join(map(_cell, pair['parts']))}"
+        f"{' and '.join(map(as_code, pair['images']))} ({pair['kind']}): {' and '.join(map(as_text, pair['parts']))}"
         for pair in leakage["pairs_across_parts"]
     ]
-    items += [f"{_code(name)} stands in two parts" for name in leakage["in_two_parts"]]
+    items += [f"{as_code(name)} stands in two parts" for name in leakage["in_two_parts"]]
     return lines + (_bullets(items) if items else ["No duplicates lie in different parts.", ""])
 
 
@@ -125,11 +124,11 @@ def _probe(findings: dict[str, Any]) -> list[str]:
     if "probe" not in findings:
         return []
     probed = findings["probe"]
-    lines = ["## Is there signal?", "", f"**{_cell(probed['verdict'])}**", "", f"{_cell(probed['method'])}.", ""]
+    lines = ["## Is there signal?", "", f"**{as_text(probed['verdict'])}**", "", f"{as_text(probed['method'])}.", ""]
     lines += ["| attribute | AUROC | p |", "| --- | ---: | ---: |"]
     for name, row in probed["per_attribute"].items():
         told = ["n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "p_value")]
-        lines.append(f"| {_cell(name)} | {told[0]} | {told[1]} |")
+        lines.append(f"| {as_text(name)} | {told[0]} | {told[1]} |")
     return [*lines, ""]
 
 
@@ -140,13 +139,13 @@ def _suspects(findings: dict[str, Any]) -> list[str]:
     lines = [
         "## Suspect labels",
         "",
-        f"By {_cell(suspects['source'])}, over {suspects['n_scored']} images. All of them stand in `suggestions.csv`.",
+        f"By {as_text(suspects['source'])}, over {suspects['n_scored']} images. All of them stand in `suggestions.csv`.",
         "",
     ]
     shown = suspects["labels"][: 2 * _MOST]
     if shown:
         lines += ["| image | attribute | label | score |", "| --- | --- | ---: | ---: |"]
-        lines += [f"| {_code(one['image'])} | {_cell(one['attribute'])} | {one['label']} | {one['score']:.3f} |" for one in shown]
+        lines += [f"| {as_code(one['image'])} | {as_text(one['attribute'])} | {one['label']} | {one['score']:.3f} |" for one in shown]
     if len(suspects["labels"]) > len(shown):
         lines += ["", f"and {len(suspects['labels']) - len(shown)} more."]
     return [*lines, "", f"{suspects['n_fillable']} of {suspects['n_missing']} missing labels could be filled with confidence.", ""]
@@ -172,14 +171,3 @@ def _relation(phi: float) -> str:
 
 def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.0%}"
-
-
-def _code(text: str) -> str:
-    """Return a name between backticks, where Markdown reads no HTML."""
-    shown = shown_name(text).replace("|", "\\|").replace("`", "'")
-    return f"`{shown}`"
-
-
-def _cell(text: str) -> str:
-    """Escape what would break a table, be read as HTML, or make a link."""
-    return escape(shown_name(text), quote=False).replace("|", "\\|").replace("[", "\\[")

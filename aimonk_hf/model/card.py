@@ -1,10 +1,12 @@
 """The model card: README.md of a saved folder, rendered from model_card.md."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.data.images import shown_name
 from aimonk_hf.model.config import AimonkConfig
+from aimonk_hf.model.saved_metrics import check_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -19,10 +21,11 @@ _INDEXED = {
 
 
 def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
-    """Return the card's Markdown for a configuration and the content of metrics.json, if there is one."""
+    """Return the card's Markdown for a configuration and the content of metrics.json, if there is one; raises `AimonkError` as `check_metrics`."""
     from huggingface_hub import ModelCard
-    from jinja2 import UndefinedError
 
+    if metrics is not None:
+        check_metrics(metrics, config.attributes)
     content: dict[str, Any] = {
         "title": f"Image attributes by {config.architecture}",
         "attributes": config.attributes,
@@ -31,13 +34,8 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
         "size": config.pretrained_cfg.get("input_size", [3, 224, 224])[1:],
         "metrics": metrics,
     }
-    content |= {"figure": _figure, "interval": _interval, "cell": _cell, "code": _code}
-    try:
-        card = ModelCard.from_template(_metadata(config, metrics), template_str=_template().read_text(encoding="utf-8"), **content)
-    except (UndefinedError, TypeError, ValueError, LookupError, AttributeError) as error:  # metrics.json may come from anywhere
-        raise AimonkError(
-            f"the model's metrics have not the form of metrics.json ({reason_of(error)}): remove that file, or set model.metrics to None"
-        ) from error
+    content |= {"figure": _figure, "interval": _interval, "cell": as_text, "code": as_code}
+    card = ModelCard.from_template(_metadata(config, metrics), template_str=_template().read_text(encoding="utf-8"), **content)
     return str(card).rstrip() + "\n"
 
 
@@ -61,7 +59,7 @@ def _index(config: AimonkConfig, metrics: dict[str, Any] | None) -> "list[EvalRe
 
     if metrics is None:
         return []
-    where = metrics.get("measured_on", {}).get("images", "labelled images")
+    where = (metrics.get("measured_on") or {}).get("images", "labelled images")
     return [
         EvalResult(
             task_type="image-classification",
@@ -83,21 +81,20 @@ def _template() -> Path:
     return packaged if packaged.is_file() else _PACKAGE.parent / "model_card.md"
 
 
-def _figure(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}".removeprefix("0")
+def _figure(value: Any) -> str:
+    return f"{value:.3f}".removeprefix("0") if isinstance(value, int | float) else "n/a"
 
 
 def _interval(ends: list[float] | None) -> str:
     return f" ({_figure(ends[0])} to {_figure(ends[1])})" if ends else ""
 
 
-def _cell(text: object) -> str:
-    """Escape what would break a Markdown table, be read as HTML, or make a link."""
-    plain = " ".join(str(text).split())
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[")
+def as_text(value: object) -> str:
+    """Return one line of Markdown that shows a text as it is, in a table too: no HTML, no link, no image, no code."""
+    return re.sub(r"([\\`\[|])", r"\\\1", shown_name(str(value)).replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def _code(text: object) -> str:
-    """Return a name between backticks, where Markdown reads neither HTML nor entities."""
-    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
-    return f"`{plain}`"
+def as_code(value: object) -> str:
+    """Return a name between backticks, or as text where a character of it could end the code."""
+    shown = shown_name(str(value))
+    return as_text(shown) if re.search(r"[\\`|<&]", shown) else f"`{shown}`"

@@ -60,7 +60,7 @@ class AimonkConfig:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
         if self.model_args.get("in_chans", 3) != 3:
             raise AimonkError(
-                f"model_args: in_chans must be 3, because images are read as RGB, found {_short(self.model_args['in_chans'])}"
+                f"model_args: in_chans must be 3, because images are read as RGB, found {short(self.model_args['in_chans'])}"
             )
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
@@ -92,10 +92,10 @@ class AimonkConfig:
         """Read config.json's content, also after transformers saved it; thresholds that are not there are 0.5."""
         model_type = values.get("model_type", MODEL_TYPE)
         if model_type != MODEL_TYPE:
-            raise AimonkError(f"config.json has model_type {_short(model_type)}; a folder of this library has {MODEL_TYPE!r}")
+            raise AimonkError(f"config.json has model_type {short(model_type)}; a folder of this library has {MODEL_TYPE!r}")
         if values.get("problem_type") != PROBLEM_TYPE:
             raise AimonkError(
-                f"config.json has problem_type {_short(values.get('problem_type'))}, not {PROBLEM_TYPE!r}: "
+                f"config.json has problem_type {short(values.get('problem_type'))}, not {PROBLEM_TYPE!r}: "
                 "its scores are not one sigmoid per attribute"
             )
         named = _labels_of(values.get("id2label"))
@@ -107,7 +107,7 @@ class AimonkConfig:
             pretrained_cfg=_given(values, "pretrained_cfg", {}),
         )
         if _given(values, "num_classes", len(config.attributes)) != len(config.attributes):
-            raise AimonkError(f"config.json names {len(config.attributes)} attributes but num_classes is {_short(values['num_classes'])}")
+            raise AimonkError(f"config.json names {len(config.attributes)} attributes but num_classes is {short(values['num_classes'])}")
         if named and named != config.attributes:
             raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
         config.extra = {key: value for key, value in values.items() if key not in config.to_dict() and key not in _CODE_KEYS}
@@ -124,14 +124,14 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
     known = set(attributes)
-    if unknown := [name if str(name).isprintable() else _short(name) for name in thresholds if name not in known]:
+    if unknown := [name if str(name).isprintable() else short(name) for name in thresholds if name not in known]:
         raise AimonkError(
             f"thresholds for unknown attributes: {', '.join(str(name)[:60] for name in unknown[:8])}; "
-            f"the model has {', '.join(name if name.isprintable() else _short(name) for name in attributes[:50])}"
+            f"the model has {', '.join(name if name.isprintable() else short(name) for name in attributes[:50])}"
         )
     for name, value in thresholds.items():
-        if not _is_number(value) or not 0 <= value <= 1:
-            raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {_short(value)}")
+        if not is_number(value) or not 0 <= value <= 1:
+            raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {short(value)}")
     return {name: float(thresholds.get(name, DEFAULT_THRESHOLD)) for name in attributes}
 
 
@@ -141,9 +141,9 @@ def _check_attributes(attributes: Any) -> list[str]:
     if not isinstance(attributes, list | tuple) or not attributes:
         raise AimonkError("a model needs at least one attribute name (label_names in config.json)")
     if bad := [name for name in attributes if not isinstance(name, str) or not name.strip() or not is_text(name)]:
-        raise AimonkError(f"attribute names must be words, found {_short(bad[0])}")
+        raise AimonkError(f"attribute names must be words, found {short(bad[0])}")
     if repeated := [name for name, count in Counter(attributes).items() if count > 1]:
-        raise AimonkError(f"the attribute name {_short(repeated[0])} stands twice")
+        raise AimonkError(f"the attribute name {short(repeated[0])} stands twice")
     return list(attributes)
 
 
@@ -153,7 +153,7 @@ def _check_sizes(value: Any) -> None:
         for item in value.values() if isinstance(value, dict) else value:
             _check_sizes(item)
     elif isinstance(value, int) and abs(value) > _LARGEST_ARGUMENT:
-        raise AimonkError(f"model_args holds {_short(value)}: no network has numbers above {_LARGEST_ARGUMENT}")
+        raise AimonkError(f"model_args holds {short(value)}: no network has numbers above {_LARGEST_ARGUMENT}")
 
 
 def _check_preprocessing(cfg: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ def _check_preprocessing(cfg: dict[str, Any]) -> None:
 
     def check(key: str, is_right: Callable[[Any], bool], wanted: str) -> None:
         if cfg.get(key) is not None and not is_right(cfg[key]):
-            raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {_short(cfg[key])}")
+            raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {short(cfg[key])}")
 
     def is_size(value: Any) -> bool:
         return _are_numbers(value, 3) and value[0] == 3 and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in value)
@@ -172,15 +172,17 @@ def _check_preprocessing(cfg: dict[str, Any]) -> None:
     check("interpolation", lambda value: value in _INTERPOLATIONS, " or ".join(_INTERPOLATIONS))
     check("crop_mode", lambda value: value in _CROP_MODES, " or ".join(_CROP_MODES))
     longest = max((cfg.get("input_size") or [3, 224, 224])[1:])
-    check("crop_pct", lambda value: _is_number(value) and longest / _LARGEST_SIDE <= value <= 10, "a share of the picture")
+    check("crop_pct", lambda value: is_number(value) and longest / _LARGEST_SIDE <= value <= 10, "a share of the picture")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value's repr for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, numpy's scalars too; booleans are none."""
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
     # compared before isfinite, which fails on whole numbers that no float can hold
@@ -188,7 +190,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == count and all(map(_is_number, value))
+    return isinstance(value, list | tuple) and len(value) == count and all(map(is_number, value))
 
 
 def _given(values: dict[str, Any], key: str, default: Any) -> Any:

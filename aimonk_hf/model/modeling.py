@@ -1,5 +1,6 @@
 """The model: a timm network whose sigmoid outputs are attributes, saved so that timm and transformers read it too."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -37,8 +38,11 @@ from aimonk_hf.model.persistence import (
 )
 from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.model.saved_metrics import read_metrics
 from aimonk_hf.model.thresholds import resolve_thresholds
 from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
+
+_logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bf16")
 Thresholds = float | dict[str, float] | NDArray[np.floating[Any]] | None
@@ -72,6 +76,7 @@ class AimonkModel(nn.Module):
         self.config = replace(config, pretrained_cfg=known | config.pretrained_cfg | {"num_classes": len(config.attributes)})
         self.transform = EvalTransform(self.config.pretrained_cfg)
         self.metrics: dict[str, Any] | None = None
+        self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
 
     @classmethod
     def from_timm(
@@ -293,5 +298,9 @@ class AimonkModel(nn.Module):
         check_state(model.timm_model, state, folder / WEIGHTS_FILE)
         model.timm_model.load_state_dict(state)
         if (folder / METRICS_FILE).is_file():
-            model.metrics = read_json(folder / METRICS_FILE)
+            try:
+                model.metrics = read_metrics(folder / METRICS_FILE, config.attributes)
+            except AimonkError as error:
+                model.metrics_problem = str(error)
+                _logger.warning("%s: %s; the model is loaded without its metrics", folder, error)
         return model.eval().check_outputs()
