@@ -2,8 +2,10 @@
 
 import asyncio
 import csv
+import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from aimonk_hf.app.serve import app_folder, launch, open_page
 from aimonk_hf.model.modeling import AimonkModel
@@ -205,6 +208,43 @@ def test_nothing_outside_the_upload_folder_is_read(app: RunningApp, tmp_path: Pa
         assert httpx.get(f"{app.url}/gradio_api/file={place}").status_code in (403, 404)
 
 
+def example_contents(folder: Path) -> dict[str, bytes]:
+    """Serve a model folder and return the content of every file that the page's configuration offers, by its name."""
+    with running_app(folder) as running:
+        config = httpx.get(f"{running.url}/config").text
+        places = set(re.findall(r'"path":"(/[^"]+)"', config))
+        assert not [place for place in places if not Path(place).is_relative_to(running.folder)]
+        return {Path(place).name: httpx.get(f"{running.url}/gradio_api/file={place}").content for place in places}
+
+
+def test_examples_are_served_as_pixels_and_nothing_else(
+    tiny_model: AimonkModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "model", write_pictures(tmp_path / "outside", 1)[0]
+    tiny_model.save_pretrained(folder)
+    (folder / "examples").mkdir()
+    (folder / "examples" / "passwd.png").symlink_to("/etc/passwd")
+    (folder / "examples" / "private.png").symlink_to(outside)
+    (folder / "examples" / "page.jpg").write_text("<script>alert(1)</script>")
+    os.mkfifo(folder / "examples" / "pipe.png")
+    Image.new("RGB", (2000, 1000), "teal").save(folder / "examples" / "dress.jpg", comment=b"<script>", exif=b"Exif\0\0secret")
+    with (folder / "examples" / "dress.jpg").open("ab") as file:
+        file.write(b"<script>secret</script>")
+    ((name, content),) = example_contents(folder).items()
+    assert name == "dress_0.png"
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.size, image.info) == ("PNG", (1024, 512), {})
+    told = capsys.readouterr().err
+    assert all(f"examples/{name} is not shown" in told for name in ("page.jpg", "passwd.png", "pipe.png", "private.png"))
+
+
+def test_a_folder_of_examples_that_is_a_link_is_not_served(tiny_model: AimonkModel, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    write_pictures(tmp_path / "outside", 2)
+    (tmp_path / "model" / "examples").symlink_to(tmp_path / "outside")
+    assert example_contents(tmp_path / "model") == {}
+
+
 def test_uploads_above_the_limit_are_refused(app: RunningApp) -> None:
     answer = httpx.post(f"{app.url}/gradio_api/upload", files={"files": ("large.png", bytes(1_100_000))})
     assert answer.status_code == 413
@@ -303,3 +343,94 @@ def test_nothing_is_sent_elsewhere(tiny_model: AimonkModel, tmp_path: Path) -> N
         [sys.executable, "-c", WATCH, str(tmp_path / "model")], capture_output=True, text=True, check=True, timeout=400, env=environment
     )
     assert done.stdout.splitlines()[-1] == "asked []"
+
+
+def test_a_refusal_of_a_direct_call_is_a_client_error_in_words(app: RunningApp, capfd: pytest.CaptureFixture[str]) -> None:
+    decide = next(number for number, each in app.page.fns.items() if each.fn.__name__ == "decide")
+    run = f"{app.url}/gradio_api/run/predict"
+    for body, words in (
+        ({"data": [None], "event_data": {"thresholds": [7] * 4}}, "between 0 and 1"),
+        ({"data": [None], "event_data": {"thresholds": "all"}}, "thresholds must be"),
+        ({"data": [None]}, "thresholds must be"),
+        ({"data": []}, "values are wanted"),
+        ({"data": [{"path": "http://127.0.0.1:1/a.png", **MARK}], "event_data": {}}, "not its address"),
+    ):
+        answer = httpx.post(run, json={"fn_index": decide} | body)
+        assert answer.status_code == 422, body
+        assert words in answer.json()["error"]
+    good = httpx.post(run, json={"fn_index": decide, "data": [None], "event_data": {"thresholds": [0.5] * 4}})
+    assert good.status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_every_answer_forbids_sniffing(app: RunningApp, picture_path: Path) -> None:
+    (place,) = httpx.post(f"{app.url}/gradio_api/upload", files={"files": ("a.html", picture_path.read_bytes())}).json()
+    answers = [
+        *(
+            httpx.get(f"{app.url}{path}")
+            for path in ("/", "/config", "/theme.css", "/gradio_api/info", f"/gradio_api/file={place}", "/nowhere")
+        ),
+        httpx.get(f"{app.url}/gradio_api/file={place}", headers={"Range": "bytes=0-9", "X-Content-Type-Options": "sniff"}),
+        httpx.get(f"{app.url}/gradio_api/file=/etc/passwd"),
+        httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}),
+        httpx.post(f"{app.url}/gradio_api/run/predict", json={"fn_index": 0, "data": []}),
+        httpx.post(f"{app.url}/gradio_api/queue/join", content=b"no JSON"),
+    ]
+    assert {answer.status_code for answer in answers} >= {200, 400, 403, 404, 422}
+    for answer in answers:
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"], answer.url
+
+
+@pytest.mark.parametrize("header", ["Host", "X-Forwarded-Host", "X-Gradio-Server"])
+@pytest.mark.parametrize(
+    "value", ["evil.example", "evil.example:80", "http://evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "9.9.9.9"]
+)
+def test_a_forged_host_is_refused_and_in_no_answer(header: str, value: str, app: RunningApp) -> None:
+    for path in ("/", "/config", "/gradio_api/info"):
+        answer = httpx.get(f"{app.url}{path}", headers={header: value})
+        assert answer.status_code == 400
+        assert "--allowed-host" in answer.json()["detail"]
+        assert value not in answer.text
+        assert value not in str(answer.headers)
+
+
+def test_a_request_s_headers_are_in_no_answer(app: RunningApp, picture_path: Path) -> None:
+    (place,) = httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()
+    for path in ("/", "/config", f"/gradio_api/file={place}"):
+        answer = httpx.get(f"{app.url}{path}", headers={"Range": "bytes=0-9", "Cookie": "a=marked", "X-Any": "marked"})
+        assert answer.status_code == 200
+        assert "marked" not in str(answer.headers)
+        assert "marked" not in answer.text
+
+
+def test_a_host_that_is_allowed_is_served(tiny_model: AimonkModel, tmp_path: Path) -> None:
+    with app_folder() as folder:
+        page = open_page(str(tmp_path / "nowhere"), folder)
+        launch(page, "127.0.0.1", None, wait=False, allowed_hosts=["shop.example"])
+        try:
+            for headers, status in (
+                ({"Host": "shop.example"}, 200),
+                ({"X-Forwarded-Host": "shop.example, 10.0.0.1", "X-Forwarded-Proto": "https"}, 200),
+                ({"Host": "localhost:8080"}, 200),
+                ({"Host": "shop.example.evil.example"}, 400),
+            ):
+                assert httpx.get(page.local_url, headers=headers).status_code == status, headers
+        finally:
+            page.close()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "damaged"])
+def test_the_page_without_a_model_names_no_local_path(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    with app_folder() as folder:
+        page = open_page(str(tmp_path / name), folder)
+        launch(page, "127.0.0.1", None, wait=False)
+        try:
+            answer = httpx.get(page.local_url)
+            assert name in answer.text
+            assert str(tmp_path) not in answer.text
+            assert str(folder) not in answer.text
+        finally:
+            page.close()
+    assert str(tmp_path / name) in capsys.readouterr().err

@@ -4,16 +4,19 @@ import json
 import math
 import re
 import shutil
+import socket
 import time
 from asyncio import timeout
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 
 Message = MutableMapping[str, Any]
@@ -27,18 +30,46 @@ _PAGES = re.compile(
     r"|queue/(data|status)|call/(v2/)?[^/]+/[^/]+|file=(?!.{0,20}://).*))?/?"
 )
 _CALLS = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset|(?P<kind>call/v2|call|run)/(?P<name>[^/]+))/?")
+_HOST_HEADERS = (b"host", b"x-forwarded-host", b"x-gradio-server")
+_ODD = re.compile(r"[^A-Za-z0-9.:/\[\]_-]")
 MAX_SESSION_NAME = 100  # letters; gradio keeps what visitors call their sessions
 UPLOAD_SECONDS = 1800  # a slow line has half an hour for one upload; files are kept as long
+
+
+class Hosts:
+    """The names under which the app is served: those of this machine where it listens, its address at share, and `allowed` ones."""
+
+    def __init__(self, page: gr.Blocks, host: str, allowed: Sequence[str] = ()) -> None:
+        self.page, self.on_every_address = page, host in ("0.0.0.0", "::", "")
+        own = (socket.gethostname(), socket.getfqdn()) if self.on_every_address else (host,)
+        self.names = {name.lower() for name in ("localhost", "127.0.0.1", "::1", *own, *allowed)}
+
+    def know(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether all headers from which gradio takes the host name one that is known; a Space's own proxy decides for it."""
+        named = [value.decode("latin-1") for name, value in headers if name in _HOST_HEADERS]
+        return "*" in self.names or all(self._knows(value) for value in named)
+
+    def _knows(self, value: str) -> bool:
+        address = value.split(",")[0].strip()
+        try:
+            parts = urlsplit(address if "://" in address else f"//{address}")
+            name = (parts.hostname or "").rstrip(".")
+            if name in self.names or (self.page.share_url and name == urlsplit(self.page.share_url).hostname):
+                return not _ODD.search(address)
+            return self.on_every_address and bool(ip_address(name)) and not _ODD.search(address)
+        except ValueError:  # no address, or no IP address
+            return False
 
 
 class Gate:
     """An ASGI layer around the app of `page`.
 
-    JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes each, which come to lie in `folder`.
+    JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes each, which come to lie in `folder`. Requests for a
+    host that is not one of `hosts` are refused: gradio builds the addresses in its answers from it.
     """
 
-    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int) -> None:
-        self.app, self.page, self.folder, self.max_json, self.max_upload = app, page, folder, max_json, max_upload
+    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int, hosts: Hosts) -> None:
+        self.app, self.page, self.folder, self.max_json, self.max_upload, self.hosts = app, page, folder, max_json, max_upload, hosts
         self._uploads: list[float] = []  # the times at which those under way began
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -46,7 +77,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _while_heard(send)
+        send = _while_heard(_unsniffed(send))
+        if not self.hosts.know(scope["headers"]):
+            await _refuse(send, 400, "this app is not served under that host name; app --allowed-host NAME adds one")
+            return
+        # gradio copies all headers of a request for a part of a file into its answer
+        scope = scope | {"headers": [header for header in scope["headers"] if header[0] != b"range"]}
         path, method = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")), scope["method"]
         call = _CALLS.fullmatch(path) if method == "POST" else None
         if method in ("GET", "HEAD", "OPTIONS") and _PAGES.fullmatch(path):
@@ -95,7 +131,7 @@ class Gate:
         async def again() -> Message:
             return waiting.pop() if waiting else await receive()
 
-        await self.app(scope, again, send)
+        await self.app(scope, again, _refusing(send) if call["kind"] == "run" else send)
 
     def _why_no_call(self, kind: str, name: str | None, content: Any) -> tuple[int, str]:
         """Return status and reason, the latter empty where the call may go on to gradio."""
@@ -201,6 +237,34 @@ def _while_heard(send: Send) -> Send:
                 raise
 
     return send_unless_closed
+
+
+def _unsniffed(send: Send) -> Send:
+    """Let no browser take an answer for another kind than its content type says."""
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-content-type-options"] = "nosniff"
+        await send(message)
+
+    return send_with_header
+
+
+def _refusing(send: Send) -> Send:
+    """Answer 422 where gradio answers 500 to a call that the app refuses in words."""
+    held: list[Message] = []
+
+    async def send_with_status(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 500:
+            held.append(message)
+            return
+        if held:
+            start = held.pop()
+            is_refusal = "duration" in json.loads(message["body"])  # of `gr.Error` only
+            await send(start | {"status": 422} if is_refusal else start)
+        await send(message)
+
+    return send_with_status
 
 
 async def _refuse(send: Send, status: int, words: str) -> None:

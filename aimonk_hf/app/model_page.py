@@ -16,7 +16,7 @@ def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, 
 
     `metrics` are checked ones (`check_metrics`); where a metrics.json could not be used, `problem` is the reason.
     """
-    height, width = config.pretrained_cfg.get("input_size", [3, 224, 224])[1:]
+    height, width = config.image_size
     parts = [
         f"<h2>{html.escape(name)}</h2>",
         f'<p class="facts">Architecture <code>{html.escape(config.architecture)}</code>, pictures of {height} x {width} pixels.</p>',

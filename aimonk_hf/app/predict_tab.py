@@ -1,5 +1,6 @@
 """The first tab: a picture in, a bar with a movable threshold per attribute, and why; and the endpoint /predict."""
 
+import html
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, ses
                 alt_text="heat map of one attribute over the picture",
                 elem_id="heat",
             )
-            caption = gr.Markdown(visible=False, elem_id="heat-caption")
+            caption = gr.HTML(visible=False, elem_id="heat-caption")
         with gr.Column(scale=6, min_width=300, elem_id="predict-right"):
             panel = _panel(served)
     _bind(served, picture, panel, heat, caption, kept, thresholds)
@@ -66,7 +67,7 @@ def _panel(served: Served) -> gr.HTML:
 
 
 def _bind(
-    served: Served, picture: gr.Image, panel: gr.HTML, heat: gr.Image, caption: gr.Markdown, kept: gr.State, thresholds: gr.State
+    served: Served, picture: gr.Image, panel: gr.HTML, heat: gr.Image, caption: gr.HTML, kept: gr.State, thresholds: gr.State
 ) -> None:
     def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, ...]:
         """Score a new picture; a removed or unusable one empties the bars."""
@@ -102,10 +103,10 @@ def _bind(
             image = served.read(value).image
             heat_values = heat_map(served.scorer, image, attribute)
         except AimonkError as error:
-            return gr.update(visible=False), gr.update(visible=True, value=f"No heat map: {error}.")
+            return gr.update(visible=False), gr.update(visible=True, value=_paragraph(f"No heat map: {error}."))
         shown = overlay(served.scorer.model.transform.pixels(image), heat_values)
         words = f"Where the network looked for {attribute}: bright parts raised its score. The picture is shown as the network sees it."
-        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(visible=True, value=words)
+        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(visible=True, value=_paragraph(words))
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
     picture.change(show, [picture, thresholds], [panel, kept, heat, caption], show_progress="hidden", **private)
@@ -113,6 +114,10 @@ def _bind(
     panel.select(explain, [picture, kept], [heat, caption], show_progress="minimal", scroll_to_output=True, **private)
     if served.save_folder is not None:
         panel.submit(save, kept, [panel, thresholds], queue=False, show_progress="hidden", **private)
+
+
+def _paragraph(words: str) -> str:
+    return f"<p>{html.escape(words)}</p>"
 
 
 def _checked(served: Served, event: gr.EventData) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Starting the app: which model, where it listens, what visitors may do, and that nothing of theirs stays behind."""
 
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,7 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from aimonk_hf.app.examples import example_pictures
-from aimonk_hf.app.gate import Gate
+from aimonk_hf.app.gate import Gate, Hosts
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.served import Served
@@ -38,18 +39,19 @@ def serve(
     share: bool = False,
     allow_save: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve a model folder or Hub repository (None: $AIMONK_MODEL, else outputs/demo) until interrupted.
 
-    A model that cannot be loaded gives a page that says so. `max_file_size` is in megabytes. Raises `AimonkError` where the port is taken or
-    where `allow_save` meets a model or an audience that it is not for.
+    A model that cannot be loaded gives a page that says so. `max_file_size` is in megabytes; `allowed_hosts` are names under which
+    a proxy offers the app. Raises `AimonkError` where the port is taken or where `allow_save` meets a model or an audience that it is not for.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)  # a container is stopped by it; without this the visitors' files would stay
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size)
         try:
-            launch(page, host, port, share, max_file_size)
+            launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts)
         except OSError as error:
             raise AimonkError(
                 f"cannot listen on {host}:{port}: it is taken or not this machine's; choose another --port or --host"
@@ -70,7 +72,7 @@ def open_page(
         served = load_served(wanted, max_file_size, save_folder)
     except AimonkError as error:
         print(f"no model: {error}", file=sys.stderr)
-        return build_missing_page(wanted, str(error))
+        return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
     model_folder = Path(wanted) if Path(wanted).is_dir() else None
     return build_page(served, example_pictures(model_folder, list(served.stored), folder))
 
@@ -81,12 +83,26 @@ def load_served(wanted: str, max_file_size: int = MAX_FILE_SIZE, save_folder: Pa
     return Served(Scorer(AimonkModel.from_pretrained(wanted)), _shown_name(wanted), limits, save_folder)
 
 
-def launch(page: gr.Blocks, host: str, port: int | None, share: bool = False, max_file_size: int = MAX_FILE_SIZE, wait: bool = True) -> str:
+def launch(
+    page: gr.Blocks,
+    host: str,
+    port: int | None,
+    share: bool = False,
+    max_file_size: int = MAX_FILE_SIZE,
+    wait: bool = True,
+    allowed_hosts: Sequence[str] = (),
+) -> str:
     """Start the server and return its address; with `wait` only when it is interrupted. In a Space the Space decides where it listens."""
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    max_upload = MAX_AT_ONCE * max_file_size * MEGABYTE
-    gate = Middleware(Gate, page=page, folder=make_folder(Path(get_upload_folder())), max_json=MAX_JSON, max_upload=max_upload)
+    gate = Middleware(
+        Gate,
+        page=page,
+        folder=make_folder(Path(get_upload_folder())),
+        max_json=MAX_JSON,
+        max_upload=MAX_AT_ONCE * max_file_size * MEGABYTE,
+        hosts=Hosts(page, host, ["*"] if on_space() else allowed_hosts),
+    )
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
         server_name=host,
@@ -143,5 +159,13 @@ def _save_folder(wanted: str, allow_save: bool, share: bool) -> Path | None:
 
 
 def _shown_name(wanted: str) -> str:
-    """Return a folder's own name, which says nothing of the machine's disk, or the repository's."""
-    return Path(wanted).resolve().name if Path(wanted).is_dir() else wanted
+    """Return a local folder's own name, which says nothing of the machine's disk, or the repository's."""
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", wanted) and not wanted.startswith(".") and not Path(wanted).is_dir()
+    return wanted if is_repository else Path(wanted).resolve().name
+
+
+def _shown_reason(wanted: str, reason: str) -> str:
+    """Return the reason why there is no model for visitors to read: without the local folder, and not where another path is in it."""
+    shown = reason.replace(wanted, _shown_name(wanted))
+    has_path = re.search(r"(^|[^\w./-])(~?/|[A-Za-z]:\\)", shown)
+    return "the log of this app says why the model cannot be loaded" if has_path else shown

@@ -89,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--share", action="store_true", help="make a public link through Gradio")
     app.add_argument("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
+    app.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name under which a proxy offers the app (repeatable; * for any)",
+    )
     app.add_argument("--max-file-size", type=int, default=100, metavar="MB", help="refuse larger uploads (100)")
     return parser
 
@@ -241,5 +248,5 @@ def _app(options: argparse.Namespace) -> int:
         raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
     from aimonk_hf.app import serve
 
-    serve(options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)
+    serve(options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size, options.allowed_host)
     return 0

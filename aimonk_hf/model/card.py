@@ -31,7 +31,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
         "attributes": config.attributes,
         "thresholds": config.thresholds,
         "architecture": config.architecture,
-        "size": config.pretrained_cfg.get("input_size", [3, 224, 224])[1:],
+        "size": config.image_size,
         "metrics": metrics,
     }
     content |= {"figure": _figure, "interval": _interval, "cell": as_text, "code": as_code}

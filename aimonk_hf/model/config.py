@@ -70,6 +70,12 @@ class AimonkConfig:
         """The thresholds in the attributes' order."""
         return [self.thresholds[name] for name in self.attributes]
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the network's input; timm's default where config.json holds none."""
+        _, height, width = self.pretrained_cfg.get("input_size") or (3, 224, 224)
+        return height, width
+
     def to_dict(self) -> dict[str, Any]:
         """Return config.json's content: the keys of timm, of transformers' TimmWrapper, and ours at the root."""
         return self.extra | {
@@ -176,7 +182,7 @@ def _check_preprocessing(cfg: dict[str, Any]) -> None:
 
 
 def short(value: Any) -> str:
-    """Return a value's repr for a message, cut to 60 characters."""
+    """Return a value as Python writes it, cut to 60 characters, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
