@@ -132,6 +132,15 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def check_no_link_outside(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise `AimonkError` where a file of `folder` is a link to a file elsewhere; the Hub's cache links to its own blobs."""
+    root = folder.resolve()
+    inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in paths:
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise AimonkError(f"{path} is a link to a file outside {folder}: replace it by a copy, if that file is meant to be published")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

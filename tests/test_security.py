@@ -39,9 +39,12 @@ from aimonk_hf.judging.audit_report import audit_markdown
 from aimonk_hf.judging.contact_sheet import write_contact_sheet
 from aimonk_hf.judging.metrics import build_report
 from aimonk_hf.model.card import render_card
+from aimonk_hf.model.hub import download
+from aimonk_hf.model.hub_push import push_model_folder
 from aimonk_hf.model.persistence import check_state, load_weights
 from aimonk_hf.model.prediction import Prediction
 from aimonk_hf.sharing.convert import convert_checkpoint
+from aimonk_hf.sharing.spaces import write_space
 from aimonk_hf.storage import atomic_path, staged_folder, write_text
 
 __all__ = ["hub"]  # a fixture
@@ -429,6 +432,29 @@ def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(hub: Loop
     assert not any("evil" in name for name in sys.modules)
     loaded.push_to_hub("user/clean")
     assert "auto_map" not in json.loads(hub.repos["model", "user/clean"].files()["config.json"])
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "onnx/model.onnx"])
+def test_a_link_to_a_file_elsewhere_is_not_published(name: str, folder: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(AimonkError, match=f"{name} is a link to a file outside"):
+        push_model_folder(folder, "user/secret")
+    assert not hub.repos
+    if "/" not in name:
+        with pytest.raises(AimonkError, match=f"{name} is a link to a file outside"):
+            write_space(tmp_path / "space", str(folder))
+        assert not (tmp_path / "space").exists()
+
+
+def test_the_hub_s_own_cache_whose_files_are_links_can_be_pushed(folder: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    push_model_folder(folder, "user/first")
+    snapshot = download("user/first", ["*"], cache_dir=tmp_path / "cache")
+    assert (snapshot / "config.json").is_symlink()
+    push_model_folder(snapshot, "user/second")
+    assert "config.json" in hub.repos["model", "user/second"].files()
 
 
 # Pictures that start programs

@@ -9,7 +9,7 @@ from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.model.hub import hub_errors
 from aimonk_hf.model.persistence import CARD_FILE, CONFIG_FILE, FINGERPRINT, METRICS_FILE, MODEL_FILES, WEIGHTS_FILE
-from aimonk_hf.storage import read_json
+from aimonk_hf.storage import check_no_link_outside, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,7 +42,7 @@ def push_model_folder(
     """Push a model folder's files, and no other file that lies there, as one commit; an unchanged folder makes none.
 
     metrics.json, onnx/ and preprocessor_config.json of earlier weights are removed from the repository by the same commit. Raises
-    `AimonkError` for a folder that is no model, an export of other weights, and whatever the Hub refuses.
+    `AimonkError` for a folder that is no model, links to files outside it, an export of other weights, and whatever the Hub refuses.
     """
     files: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
@@ -51,6 +51,7 @@ def push_model_folder(
     }
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]:
         raise AimonkError(f"{folder} is no model folder: it has no {missing[0]}")
+    check_no_link_outside(folder, [folder / name for name in files])
     _check_export(folder)
     if CARD_FILE in files:
         card = (folder / CARD_FILE).read_text(encoding="utf-8")

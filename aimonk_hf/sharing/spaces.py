@@ -8,7 +8,7 @@ from pathlib import Path
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.model.hub_push import Pushed, push_files
 from aimonk_hf.model.persistence import MODEL_FILES
-from aimonk_hf.storage import staged_folder, write_text
+from aimonk_hf.storage import check_no_link_outside, staged_folder, write_text
 
 _PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
@@ -62,9 +62,10 @@ def write_space(folder: Path, model: str, title: str | None = None) -> list[Path
         if local.is_dir():
             served = MODEL_FOLDER
             (stage / MODEL_FOLDER).mkdir()
-            for name in MODEL_FILES:
-                if (local / name).is_file():
-                    shutil.copy(local / name, stage / MODEL_FOLDER)
+            files = [local / name for name in MODEL_FILES if (local / name).is_file()]
+            check_no_link_outside(local, files)
+            for file in files:
+                shutil.copy(file, stage / MODEL_FOLDER)
         write_text(stage / "app.py", _APP.format(model=served))
         write_text(stage / "requirements.txt", _requirements())
         write_text(stage / "README.md", _readme(model, title))
