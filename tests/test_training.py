@@ -206,7 +206,18 @@ def test_a_batch_without_any_label_changes_nothing_and_is_counted(tmp_path: Path
 
 
 def test_a_run_without_any_training_label_ends_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    flags = ["--recipe", "demo", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--output-dir", str(tmp_path / "out")]
+    flags = [
+        "--recipe",
+        "demo",
+        "--image-size",
+        "32",
+        "--num-workers",
+        "0",
+        "--mixed-precision",
+        "no",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     none = write_data(tmp_path / "none", {f"{number}.png": "NA NA" for number in range(6)})
     assert main(["train", "--data-dir", str(none), *flags]) == 2
     told = f"aimonk-hf: {none / 'labels.txt'}: none of the 6 listed images has a label (all are NA): label some of them with 1 or 0\n"

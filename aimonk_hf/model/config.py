@@ -59,9 +59,7 @@ class AimonkConfig:
         if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
         if self.model_args.get("in_chans", 3) != 3:
-            raise AimonkError(
-                f"model_args: in_chans must be 3, because images are read as RGB, found {short(self.model_args['in_chans'])}"
-            )
+            raise AimonkError(f"model_args: in_chans must be 3, because images are read as RGB, found {short(self.model_args['in_chans'])}")
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
