@@ -53,6 +53,15 @@ def test_calibration_helps_on_images_that_did_not_fit_it() -> None:
     np.testing.assert_allclose(found.before, before, atol=0.08)
 
 
+def test_copies_of_an_image_are_judged_by_fits_to_other_images() -> None:
+    labels, logits = distorted(80)
+    groups = np.tile(np.arange(80), 3)
+    found = calibrate(np.tile(labels, (3, 1)), np.tile(logits, (3, 1)), groups=groups)
+    assert found.reasons == [None, None]
+    copies = found.held_out.reshape(3, 80, 2)
+    assert (copies == copies[0]).all()
+
+
 def test_what_it_does_not_help_is_left_alone_and_said() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(300, 3)) * 2

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.judging.evaluation import score_images
-from aimonk_hf.judging.suspect_labels import read_scores
+from aimonk_hf.judging.suspect_labels import read_scores, write_labels
 from aimonk_hf.training import cross_validation as cross_validation_module
 
 
@@ -72,6 +73,33 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
     assert {name: row["threshold"] for name, row in report["per_attribute"].items()} == pytest.approx(model.config.thresholds)
     assert (out / "sample_predictions.png").is_file()
     assert "out-of-fold" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"folds": 2}, {"folds": 0, "val_split": 0.6}], ids=["folds", "validation"])
+def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibration(
+    changes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    """The run starts from a model without batch norm, and learns nothing; its scores tell the labels apart, but are too high."""
+    torch.manual_seed(0)
+    start = AimonkModel.from_timm("test_convnext", ["sleeves", "stripes", "collar", "belt"], pretrained=False, image_size=32)
+    with torch.no_grad():
+        start.timm_model.get_classifier().weight.normal_(0, 0.5)
+        start.timm_model.get_classifier().bias.fill_(2.0)
+    start.save_pretrained(tmp_path / "start")
+    dataset = AttributeDataset.from_folder(data)
+    scores, _ = score_images(start.eval(), dataset.paths)
+    flips = np.random.default_rng(0).random(scores.shape) < 0.2
+    values = ((scores > np.median(scores, axis=0)) ^ flips).astype(np.float32)
+    write_labels(tmp_path / "labels.csv", Labels(dataset.labels.images, dataset.attributes, values))
+    files = {"labels": str(tmp_path / "labels.csv"), "images_dir": str(data / "images")}
+    kept = {"architecture": f"local-dir:{tmp_path / 'start'}", "lr": 1e-12, "calibrate": True}
+    model = train(settings(data, tmp_path / "out", **kept, **files, **changes))
+    assert model.metrics is not None
+    rows = model.metrics["per_attribute"].values()
+    assert any(row["calibration"]["left_alone"] is None for row in rows)
+    for row in rows:
+        assert row["calibration_error"] == pytest.approx(row["calibration"]["ece_after"])
+    assert model.metrics["macro"]["calibration_error"] == pytest.approx(model.metrics["calibration"]["ece_after"])
 
 
 def test_a_recipe_that_chooses_an_epoch_takes_its_validation_images_from_inside(data: Path, tmp_path: Path) -> None:

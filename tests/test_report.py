@@ -192,6 +192,26 @@ def test_thresholds_decide_by_name_whatever_their_order(tiny_model: AimonkModel,
     assert evaluate(model, dataset) == report
 
 
+def test_copies_of_an_image_choose_no_threshold_for_each_other(tiny_model: AimonkModel, drawn: Path, tmp_path: Path) -> None:
+    """With every image there twice, the same thresholds are tuned, and judged as with every image there once."""
+    labels = read_labels(drawn)
+    values = np.random.default_rng(0).integers(0, 2, labels.values.shape)  # noise: what a copy tells could not be learned otherwise
+    (tmp_path / "images").mkdir()
+    for name in labels.images:
+        for copy in ("", "copy "):
+            (tmp_path / "images" / f"{copy}{name}").symlink_to(drawn / "images" / name)
+    write_labels(tmp_path / "once.csv", Labels(labels.images, ATTRIBUTES, values))
+    names = labels.images + [f"copy {name}" for name in labels.images]
+    write_labels(tmp_path / "twice.csv", Labels(names, ATTRIBUTES, np.concatenate([values, values])))
+    reports = []
+    for table in ("once.csv", "twice.csv"):
+        tiny_model.save_pretrained(tmp_path / "m")
+        assert main(["tune", "--model", str(tmp_path / "m"), "--data-dir", str(tmp_path), "--labels", str(tmp_path / table)]) == 0
+        reports.append(read_json(tmp_path / "m" / "metrics.json")["per_attribute"])
+    for key in ("f1", "precision", "recall", "threshold", "threshold_spread95"):
+        assert {name: row[key] for name, row in reports[0].items()} == {name: row[key] for name, row in reports[1].items()}, key
+
+
 def test_audit_by_a_model_leaves_its_training_images_out(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:
     assert (
         main(

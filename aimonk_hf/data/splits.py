@@ -44,6 +44,14 @@ def split_rows(
     return parts[groups]
 
 
+def split_folds(labels: NDArray[Any], n_folds: int, seed: int = 0, groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Return the fold (0, 1, ...) of each row [N], stratified over `labels` [N, K]; fewer folds where there are fewer groups."""
+    n_folds = min(n_folds, len(labels) if groups is None else len(np.unique(groups)))
+    if n_folds < 2:
+        return np.zeros(len(labels), dtype=np.int64)
+    return split_rows(labels.astype(np.float32), [1 / n_folds] * n_folds, seed=seed, groups=groups)
+
+
 def _rarest(labels: NDArray[np.float32]) -> int:
     positives = (labels == 1).sum(axis=0)
     return int(np.argmin(np.where(positives > 0, positives, len(labels) + 1)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from timm.data import resolve_data_config
 from torch import nn
 
-from aimonk_hf.data.splits import split_rows
+from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.model.backbones import heads
 
@@ -26,11 +26,13 @@ _SMALLEST_SCALE = 0.05  # below it the ranking would be lost to rounding, at or 
 class Calibration:
     """Per attribute: logits become `scale` * logits + `shift` [K]; `reasons` says why one was left alone (None where it was not).
 
-    `before` and `after` hold the expected calibration error [K] on validation images that did not fit the numbers they are judged by.
+    `held_out` [N, K] are the logits of the same images, each scaled by the fit to the other folds; `before` and `after` are the expected
+    calibration errors [K] without and with that.
     """
 
     scale: Floats
     shift: Floats
+    held_out: Floats
     before: Floats
     after: Floats
     reasons: list[str | None]
@@ -87,7 +89,7 @@ def fit_scaling(truth: Floats, logits: Floats) -> tuple[float, float]:
 
     point = np.array([1.0, 0.0])
     for _ in range(100):
-        score = _sigmoid(point[0] * logits + point[1])
+        score = to_scores(point[0] * logits + point[1])
         error, weight = score - target, score * (1 - score)
         gradient = np.array([error @ logits + (point[0] - 1), error.sum()])
         crossed = weight @ logits
@@ -101,46 +103,45 @@ def fit_scaling(truth: Floats, logits: Floats) -> tuple[float, float]:
     return float(point[0]), float(point[1])
 
 
-def calibrate(labels: Floats, logits: Floats, seed: int = 0) -> Calibration:
+def calibrate(labels: Floats, logits: Floats, seed: int = 0, groups: NDArray[np.int64] | None = None) -> Calibration:
     """Fit scale and shift per attribute to labels and logits [N, K], and leave alone what that does not help on images that did not fit it.
 
-    Help means a lower log loss and no higher calibration error, both over five folds each judged by the fit to the other four.
+    Help means a lower log loss and no higher calibration error, both over five folds each judged by the fit to the other four. Images with
+    one number in `groups` [N] share a fold.
     """
     n_attributes = labels.shape[1]
-    scores = _sigmoid(logits)
-    found = Calibration(
-        np.ones(n_attributes), np.zeros(n_attributes), expected_calibration_error(labels, scores), np.full(n_attributes, np.nan), []
-    )
-    folds = min(_FOLDS, len(labels))
-    fold_of = split_rows(labels.astype(np.float32), [1 / folds] * folds, seed=seed) if folds > 1 else np.zeros(len(labels), dtype=int)
+    before = expected_calibration_error(labels, to_scores(logits))
+    found = Calibration(np.ones(n_attributes), np.zeros(n_attributes), logits.copy(), before, before, [])
+    fold_of = split_folds(labels, _FOLDS, seed, groups)
     for k in range(n_attributes):
         observed = ~np.isnan(labels[:, k])
-        truth, own, fold = labels[observed, k], logits[observed, k], fold_of[observed]
-        reason, found.after[k] = _worth_it(truth, own, fold)
+        truth, own = labels[observed, k], logits[observed, k]
+        reason, fitted = _worth_it(truth, own, fold_of[observed])
         if reason is None:
             found.scale[k], found.shift[k] = fit_scaling(truth, own)
         if found.scale[k] < _SMALLEST_SCALE:
             found.scale[k], found.shift[k], reason = 1.0, 0.0, "its scores do not rise with the share of positives"
-        if reason is not None:
-            found.after[k] = found.before[k]
+        if reason is None:
+            found.held_out[observed, k] = fitted
         found.reasons.append(reason)
+    found.after = expected_calibration_error(labels, to_scores(found.held_out))
     return found
 
 
-def _worth_it(truth: Floats, logits: Floats, fold_of: NDArray[np.int64]) -> tuple[str | None, float]:
-    """Return why an attribute is better left alone, or None, and its cross-fitted calibration error."""
+def _worth_it(truth: Floats, logits: Floats, fold_of: NDArray[np.int64]) -> tuple[str | None, Floats]:
+    """Return why an attribute is better left alone, or None, and its logits [N], each scaled by the fit to the other folds."""
+    fitted = logits.copy()
     if min((truth == 1).sum(), (truth == 0).sum()) < MIN_OF_EACH:
-        return f"fewer than {MIN_OF_EACH} positives or negatives", float("nan")
-    fitted = np.empty(len(truth))
+        return f"fewer than {MIN_OF_EACH} positives or negatives", fitted
     for fold in np.unique(fold_of):
         held_out = fold_of == fold
         scale, shift = fit_scaling(truth[~held_out], logits[~held_out])
         fitted[held_out] = scale * logits[held_out] + shift
-    after = float(expected_calibration_error(truth[:, None], _sigmoid(fitted)[:, None])[0])
-    before = float(expected_calibration_error(truth[:, None], _sigmoid(logits)[:, None])[0])
+    after = float(expected_calibration_error(truth[:, None], to_scores(fitted)[:, None])[0])
+    before = float(expected_calibration_error(truth[:, None], to_scores(logits)[:, None])[0])
     if _log_loss(truth, fitted) >= _log_loss(truth, logits) or after > before:
-        return "it does not help on images that did not fit it", after
-    return None, after
+        return "it does not help on images that did not fit it", fitted
+    return None, fitted
 
 
 def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> None:
@@ -172,7 +173,8 @@ def to_logits(scores: Floats) -> Floats:
     return np.log(clipped / (1 - clipped))
 
 
-def _sigmoid(logits: Floats) -> Floats:
+def to_scores(logits: Floats) -> Floats:
+    """Return the scores of logits [N, K]."""
     from scipy.special import expit
 
     values: Floats = expit(logits)

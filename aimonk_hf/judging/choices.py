@@ -13,7 +13,7 @@ from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.calibration import calibrate, fold_into_classifier, to_logits
+from aimonk_hf.judging.calibration import calibrate, fold_into_classifier, to_logits, to_scores
 from aimonk_hf.judging.evaluation import judge_scores, score_images
 from aimonk_hf.judging.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.model.modeling import AimonkModel
@@ -48,10 +48,11 @@ def choose_and_judge(
     validation, report_set = (part.match(model.config.attributes) for part in (validation, report_set))
     labels, scores, groups = _readable(validation, *score(model, validation.paths))
     choices: dict[str, Any] = {}
+    held_out = scores
     if calibration:
-        choices["calibration"], scores = _calibrate(model, labels, scores, seed)
+        choices["calibration"], scores, held_out = _calibrate(model, labels, scores, groups, seed)
     if objective is not None:
-        choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
+        choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed, groups)
     stored = model.config.threshold_values
     if len(report_set):
         labels, scores, groups = _readable(report_set, *score(model, report_set.paths))
@@ -59,9 +60,9 @@ def choose_and_judge(
         report = judge_scores(model, labels, scores, decide(scores, stored), words, True, groups)
     else:
         chosen = ["the epoch"] * epoch_chosen + ["thresholds"] * (objective is not None) + ["calibration"] * calibration
-        decisions = decide(scores, stored) if objective is None else cross_fit(labels, scores, objective, seed=seed)
+        decisions = _decide_held_out(labels, held_out, groups, stored, objective, seed)
         words = ("the validation images", _what_validation_chose(chosen, objective is not None))
-        report = judge_scores(model, labels, scores, decisions, words, not chosen, groups)
+        report = judge_scores(model, labels, scores, decisions, words, not chosen, groups, held_out=held_out)
     _add_choices(report, choices)
     report["measured_on"] |= {"n_validation": len(validation), "n_report": len(report_set)}
     return report | {"thresholds_tuned": objective is not None}
@@ -89,17 +90,19 @@ def choose_and_judge_out_of_fold(
     every = scores.copy()
     labels, scores, fold_of, groups = labels[readable], scores[readable], fold_of[readable], groups[readable]
     choices: dict[str, Any] = {}
+    held_out = scores
     if calibration:
-        choices["calibration"], scores = _calibrate(model, labels, scores, seed)
+        choices["calibration"], scores, held_out = _calibrate(model, labels, scores, groups, seed)
     if objective is not None:
-        choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed)
+        choices["thresholds"] = choose_thresholds(model, labels, scores, objective, seed, groups)
     stored = model.config.threshold_values
-    decisions = decide(scores, stored) if objective is None else cross_fit(labels, scores, objective, seed=seed)
+    decisions = _decide_held_out(labels, held_out, groups, stored, objective, seed)
     n_folds = int(fold_of.max()) + 1
     note = "each image is scored by the model of the fold that left it out" + (
         ", and decided by thresholds tuned on other images" if objective is not None else ""
     )
-    report = judge_scores(model, labels, scores, decisions, (f"out-of-fold scores of {n_folds} folds", note), True, groups)
+    words = (f"out-of-fold scores of {n_folds} folds", note)
+    report = judge_scores(model, labels, scores, decisions, words, True, groups, held_out=held_out)
     _add_choices(report, choices)
     if "calibration" in choices:
         report["calibration"]["fitted_on"] = "the out-of-fold scores; errors over five folds, each judged by the fit to the other four"
@@ -126,11 +129,13 @@ def _fold_figures(labels: Labels, scores: Scores, decisions: NDArray[np.bool_], 
     return {"n_folds": n_folds, "macro": spread}
 
 
-def choose_thresholds(model: AimonkModel, labels: Labels, scores: Scores, objective: str, seed: int = 0) -> dict[str, dict[str, Any]]:
+def choose_thresholds(
+    model: AimonkModel, labels: Labels, scores: Scores, objective: str, seed: int = 0, groups: NDArray[np.int64] | None = None
+) -> dict[str, dict[str, Any]]:
     """Store tuned thresholds in the model's config; return by attribute the threshold, its bootstrap spread, and why it stayed at 0.5."""
     tuned, reasons = tune_with_reasons(labels, scores, objective)
     model.config.thresholds = dict(zip(model.config.attributes, tuned.tolist(), strict=True))
-    spread = threshold_spread(labels, scores, objective, seed=seed)
+    spread = threshold_spread(labels, scores, objective, seed=seed, groups=groups)
     return {
         name: {
             "threshold": float(tuned[k]),
@@ -165,17 +170,29 @@ def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:
     return {"labels": counts, "findings": findings}
 
 
-def _calibrate(model: AimonkModel, labels: Labels, scores: Scores, seed: int) -> tuple[dict[str, Any], Scores]:
-    """Fold what helps into the classifier; return the calibration's entries of metrics.json by attribute, and the scores as they now are."""
-    found = calibrate(labels, to_logits(scores), seed)
+def _calibrate(
+    model: AimonkModel, labels: Labels, scores: Scores, groups: NDArray[np.int64], seed: int
+) -> tuple[dict[str, Any], Scores, Scores]:
+    """Fold what helps into the classifier; return the calibration's entries of metrics.json by attribute, and the scores as they now are.
+
+    The scores come back a second time, each calibrated by the fit to other images: these judge the calibration.
+    """
+    found = calibrate(labels, to_logits(scores), seed, groups)
     if any(reason is None for reason in found.reasons):
         try:
             fold_into_classifier(model.timm_model, found.scale, found.shift)
         except AimonkError as error:
-            found.scale[:], found.shift[:], found.after = 1.0, 0.0, found.before
+            found.scale[:], found.shift[:], found.held_out, found.after = 1.0, 0.0, to_logits(scores), found.before
             found.reasons = [str(error)] * len(found.reasons)
     entries: dict[str, Any] = nan_to_none(found.to_dict(model.config.attributes))
-    return entries, 1 / (1 + np.exp(-(found.scale * to_logits(scores) + found.shift)))
+    return entries, to_scores(found.scale * to_logits(scores) + found.shift), to_scores(found.held_out)
+
+
+def _decide_held_out(
+    labels: Labels, held_out: Scores, groups: NDArray[np.int64], stored: list[float], objective: str | None, seed: int
+) -> NDArray[np.bool_]:
+    """Return decisions [N, K] on images that chose thresholds and calibration, each by what other images chose."""
+    return decide(held_out, stored) if objective is None else cross_fit(labels, held_out, objective, seed=seed, groups=groups)
 
 
 def _readable(dataset: AttributeDataset, scores: Scores, failures: dict[Path, str]) -> tuple[Labels, Scores, NDArray[np.int64]]:

@@ -75,11 +75,15 @@ def judge_scores(
     chose_nothing: bool,
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
+    held_out: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """Return metrics.json with calibration errors and `measured_on`: which images these are, and what they chose."""
+    """Return metrics.json with calibration errors and `measured_on`: which images these are, and what they chose.
+
+    `held_out` are the scores whose calibration error is reported, where `scores` were calibrated on these very images.
+    """
     names = model.config.attributes
     report = build_report(labels, scores, decisions, names, model.config.thresholds, chose_nothing, groups, seed)
-    errors = expected_calibration_error(labels, scores)
+    errors = expected_calibration_error(labels, scores if held_out is None else held_out)
     for name, error in zip(names, errors, strict=True):
         report["per_attribute"][name]["calibration_error"] = nan_to_none(float(error))
     report["macro"]["calibration_error"] = nan_to_none(mean_defined(errors))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.data.splits import split_rows
+from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.model.config import DEFAULT_THRESHOLD, check_thresholds
 
@@ -51,26 +51,41 @@ def tune_with_reasons(labels: Floats, scores: Floats, objective: str = "f1") -> 
     return np.array([threshold for threshold, _ in found]), [reason for _, reason in found]
 
 
-def threshold_spread(labels: Floats, scores: Floats, objective: str = "f1", n_resamples: int = 200, seed: int = 0) -> NDArray[np.float64]:
-    """Return per attribute the range [K, 2] that holds 95% of the thresholds tuned on resamples of the rows; NaN where none is tuned."""
+def threshold_spread(
+    labels: Floats,
+    scores: Floats,
+    objective: str = "f1",
+    n_resamples: int = 200,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Return per attribute the range [K, 2] that holds 95% of the thresholds tuned on resamples of the rows; NaN where none is tuned.
+
+    Rows with one number in `groups` [N] are drawn together.
+    """
     rng = np.random.default_rng(seed)
+    group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = len(np.unique(group_of))
     tuned = np.full((n_resamples, labels.shape[1]), np.nan)
     stays = np.array([reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]])
     for resample in range(n_resamples):
-        rows = rng.integers(0, len(labels), len(labels))
+        times = np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)[group_of]
+        rows = np.repeat(np.arange(len(labels)), times)
         tuned[resample] = tune_thresholds(labels[rows], scores[rows], objective)
     tuned[:, stays] = np.nan
     return np.quantile(tuned, [0.025, 0.975], axis=0).T
 
 
-def cross_fit(labels: Floats, scores: Floats, objective: str = "f1", folds: int = 5, seed: int = 0) -> NDArray[np.bool_]:
-    """Return decisions [N, K] in which each row is judged by thresholds tuned on the other folds only."""
-    folds = min(folds, len(labels))
-    if folds < 2:
-        return decide(scores, [DEFAULT_THRESHOLD] * labels.shape[1])
-    fold_of = split_rows(labels.astype(np.float32), [1 / folds] * folds, seed=seed)
+def cross_fit(
+    labels: Floats, scores: Floats, objective: str = "f1", folds: int = 5, seed: int = 0, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Return decisions [N, K] in which each row is judged by thresholds tuned on the other folds only.
+
+    Rows with one number in `groups` [N] share a fold; where all do, the thresholds are 0.5.
+    """
+    fold_of = split_folds(labels, folds, seed, groups)
     decisions = np.zeros(labels.shape, dtype=bool)
-    for fold in range(folds):
+    for fold in np.unique(fold_of):
         held_out = fold_of == fold
         decisions[held_out] = decide(scores[held_out], tune_thresholds(labels[~held_out], scores[~held_out], objective))
     return decisions
