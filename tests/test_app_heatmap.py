@@ -140,8 +140,17 @@ def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: Ai
     with pytest.raises(AimonkError, match="no attribute 'hat'"):
         heat_map(Scorer(tiny_model), Image.new("RGB", (64, 64)), "hat")
     mixer = AimonkModel.from_timm("mixer_s32_224", ["one"], pretrained=False)
-    with pytest.raises(AimonkError, match="not available for MlpMixer"):
+    with pytest.raises(AimonkError, match="not available for mixer_s32_224 .none of its stages keeps rows and columns"):
         heat_map(Scorer(mixer), Image.new("RGB", (64, 64)), "one")
+
+
+@pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "deit_tiny_distilled_patch16_224"])
+def test_token_networks_have_a_map_or_a_sentence(architecture: str) -> None:
+    scorer = Scorer(AimonkModel.from_timm(architecture, ["one"], pretrained=False, image_size=96))
+    try:
+        assert heat_map(scorer, Image.new("RGB", (64, 64)), "one").shape == (96, 96)
+    except AimonkError as error:
+        assert str(error).startswith(f"heat maps are not available for {architecture} (")  # noqa: PT017
 
 
 def test_without_the_library_the_install_hint_is_given(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_separable_scores_stay_finite() -> None:
     assert np.isfinite(to_logits(np.array([0.0, 1.0, 0.5]))).all()
 
 
-@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "deit_tiny_distilled_patch16_224"])
 def test_folded_weights_scale_the_logits_for_every_reader(architecture: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AimonkModel.from_timm(architecture, ["a", "b", "c"], pretrained=False).eval()

@@ -77,6 +77,20 @@ def test_onnxruntime_agrees_with_torch_on_pictures_in_any_batch(architecture: st
             assert np.allclose(logits, model(pixels).logits.numpy(), atol=1e-4)
 
 
+def test_what_torch_cannot_export_is_one_sentence(
+    model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: object, **__: object) -> None:
+        page = "Failed to convert the exported program to an ONNX model.\n\n## Next steps\nReport it"
+        raise torch.onnx.OnnxExporterError(page) from RuntimeError("no ONNX function for aten.unfold")
+
+    model.save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    assert main(["export", "--model", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
+    told = "torch cannot export test_efficientnet to ONNX (no ONNX function for aten.unfold): nothing was exported"
+    assert capsys.readouterr().err == f"aimonk-hf: {told}\n"
+
+
 def test_the_command_writes_a_whole_model_folder(exported: Path, model: AimonkModel, sample: Path):
     written = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     onnx_files = {"onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/comparison.json"}

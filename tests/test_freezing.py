@@ -46,6 +46,21 @@ def test_what_stays_trained(freeze: str, left: set[str]) -> None:
     assert trained(model) == left
 
 
+@pytest.mark.parametrize(
+    ("architecture", "left"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"head", "head_dist"}),
+        ("levit_128s", {"head", "head_dist"}),
+        ("crossvit_9_240", {"head"}),
+        ("volo_d1_224", {"head", "aux_head"}),
+    ],
+)
+def test_all_heads_are_trained_where_the_backbone_is_frozen(architecture: str, left: set[str]) -> None:
+    model = network(architecture)
+    freeze_parameters(model, "backbone")
+    assert trained(model) == left
+
+
 def test_transformer_layers_count_as_blocks() -> None:
     model = network("test_vit")
     freeze_parameters(model, "first-4")

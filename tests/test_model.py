@@ -36,6 +36,7 @@ def change_config(folder: Path, **changes: object) -> None:
         ("efficientnet_b0", {}),
         ("mobilenetv2_100", {"pad_type": "same", "drop_rate": 0.2}),
         ("test_vit", {}),
+        ("coat_tiny", {}),  # its blocks share tensors
     ],
 )
 def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path, picture: Image.Image) -> None:
