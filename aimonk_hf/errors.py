@@ -9,8 +9,8 @@ class ImageError(AimonkError):
     """An image that cannot be read; its text is the reason, without the image's name."""
 
 
-class LossNotFinite(AimonkError):
-    """A training step whose loss is infinite or no number."""
+class NotFiniteError(AimonkError):
+    """A loss, a weight or an output of the network that is infinite or NaN."""
 
 
 def reason_of(error: BaseException) -> str:

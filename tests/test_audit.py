@@ -241,6 +241,7 @@ def test_scores_from_a_csv(tmp_path: Path) -> None:
         ("image,b\ny.png,0.2\n", "no column a"),
         ("image,a,b\ny.png,2,0\n", "between 0 and 1"),
         ("image,a,b\ny.png,x,0\n", "oof.csv:2"),
+        ("image,a,b\ny.png,nan,0\n", "oof.csv:2: the score 'nan' is not a number"),
     ):
         path.write_text(text)
         with pytest.raises(AimonkError, match=message):

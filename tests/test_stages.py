@@ -258,8 +258,8 @@ def test_averages_mixing_growing_pictures_and_balanced_sampling_resume_too(step:
 def scripted_validation(monkeypatch: pytest.MonkeyPatch, values: dict[str, list[float]]) -> None:
     """Make validation return the given figures, epoch by epoch."""
 
-    def validate(self: Trainer, validation: AttributeDataset) -> dict[str, float]:
-        return {"val_loss": NAN, "macro_f1": NAN, "macro_average_precision": NAN, "macro_auroc": NAN} | {
+    def validate(self: Trainer, validation: AttributeDataset) -> dict[str, float | None]:
+        return dict.fromkeys(("val_loss", "macro_f1", "macro_average_precision", "macro_auroc")) | {
             name: figures[self.epoch - 1] for name, figures in values.items()
         }
 

@@ -1,7 +1,6 @@
 """From scores and thresholds to what the page shows; the network has no part in it."""
 
 import keyword
-import math
 import re
 from typing import Any
 
@@ -76,4 +75,4 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
     """Round scores to six digits for an answer in JSON; the decision is made on the exact ones."""
-    return {name: round(score, 6) if math.isfinite(score) else score for name, score in scores.items()}
+    return {name: round(score, 6) for name, score in scores.items()}

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aimonk_hf.app.scoring import Scorer
-from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
 from aimonk_hf.model.backbones import REFUSALS
 
 MIN_CELLS = 6  # maps with fewer rows or columns say too little about the place
@@ -42,6 +42,8 @@ def heat_map(scorer: Scorer, image: Image.Image, attribute: str) -> Heat:
                 heat: Heat = cam(values.requires_grad_(True), [lambda logits: logits[index]])[0]
         except REFUSALS as error:
             raise AimonkError(f"heat maps are not available for {scorer.model.config.architecture} ({reason_of(error)})") from error
+    if not np.isfinite(heat).all():
+        raise NotFiniteError("the network's output is not finite (infinite or NaN): it gives no heat map")
     return heat
 
 

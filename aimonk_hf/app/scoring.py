@@ -12,6 +12,7 @@ from torch import Tensor
 from aimonk_hf.app.uploads import Picture, read_picture
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.model.folding import LazilyFolded
+from aimonk_hf.model.inference import finite
 from aimonk_hf.model.modeling import AimonkModel
 
 
@@ -38,13 +39,13 @@ class Scorer:
             return read_picture(source)
 
     def score(self, image: Image.Image) -> dict[str, float]:
-        """Return the scores of an RGB image; waits for its turn."""
+        """Return the scores of an RGB image; waits for its turn. Raises `AimonkError` where the network's output is not finite."""
         with self._decoding:
             pixels = self.model.transform.pixels(image)
         answer: Future[Tensor] = Future()
         self._waiting.append((pixels, answer))
         self._thread.submit(self._score_waiting)
-        scores = answer.result().tolist()
+        scores = finite(answer.result(), image).sigmoid().tolist()
         return dict(zip(self.model.config.attributes, scores, strict=True))
 
     def close(self) -> None:
@@ -61,12 +62,12 @@ class Scorer:
         try:
             with self.network_lock:
                 pixels = torch.stack([pixels for pixels, _ in batch])
-                scores = self.model.logits_of_pixels(pixels, network=self._network).sigmoid()
+                logits = self.model.logits_of_pixels(pixels, network=self._network)
         except (RuntimeError, MemoryError) as error:
             for answer in answers:
                 answer.set_exception(AimonkError(f"the network failed on this batch ({reason_of(error)}): try again"))
             return
         self.n_images += len(batch)
         self.n_batches += 1
-        for answer, row in zip(answers, scores, strict=True):
+        for answer, row in zip(answers, logits, strict=True):
             answer.set_result(row)

@@ -22,9 +22,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([joined(lines[0]), "  ".join("-" * width for width in widths), *map(joined, lines[1:])])
 
 
-def figure(value: float | None) -> str:
-    """Format a metric in [0, 1]; an undefined one is n/a."""
-    return "n/a" if value is None or np.isnan(value) else f"{value:.3f}"
+def figure(value: float | None, digits: int = 3) -> str:
+    """Format a metric or a loss; an undefined one is n/a."""
+    return "n/a" if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
 def labels_table(labels: Labels) -> str:

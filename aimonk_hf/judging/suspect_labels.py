@@ -128,7 +128,7 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     """Return scores [N, K] in the order of `images` and `attributes` from a CSV with a column `image` and one per attribute.
 
     Rows of other images, other columns and empty cells are passed over: an image without scores has NaN. Raises `AimonkError` for a missing
-    column and for values outside [0, 1].
+    column and for values that are NaN or outside [0, 1].
     """
     row_of = {image: row for row, image in enumerate(images)}
     scores = np.full((len(images), len(attributes)), np.nan)
@@ -151,10 +151,15 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
 
 
 def _score_in(cell: str | None, path: Path, number: int) -> float:
+    if not cell:
+        return np.nan
     try:
-        return float(cell) if cell else np.nan
+        score = float(cell)
     except (TypeError, ValueError):
-        raise AimonkError(f"{path}:{number}: a score is not a number") from None
+        score = np.nan
+    if np.isnan(score):
+        raise AimonkError(f"{path}:{number}: the score {cell!r} is not a number; leave the cell empty where there is none")
+    return score
 
 
 def cell_text(value: float) -> str:

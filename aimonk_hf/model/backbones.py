@@ -11,7 +11,7 @@ from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.model.hub import download
-from aimonk_hf.model.persistence import CONFIG_FILE, WEIGHTS_FILE
+from aimonk_hf.model.persistence import CONFIG_FILE, WEIGHTS_FILE, require_finite
 from aimonk_hf.storage import read_json
 
 # What a reader of the saved folder needs of timm's pretrained_cfg; the rest tells where ImageNet weights came from.
@@ -82,6 +82,8 @@ def build_network(
         raise AimonkError(f"timm cannot build {architecture} with {str(model_args)[:200]}: {reason_of(error)}") from error
     if any(parameter.is_meta for parameter in network.parameters()):
         raise AimonkError("torch's default device is meta, which holds no weights: load the model outside of torch.device('meta')")
+    if weights:
+        require_finite(network, str(weights))
     return network
 
 

@@ -34,6 +34,7 @@ from aimonk_hf.model.persistence import (
     check_state,
     load_weights,
     plain_names,
+    require_finite,
     save_weights,
 )
 from aimonk_hf.model.prediction import Prediction
@@ -232,8 +233,10 @@ class AimonkModel(nn.Module):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write config.json, model.safetensors, README.md and, where known, metrics.json; a new folder appears whole.
 
-        Raises `AimonkError`, and writes nothing, where the weights are not those of the architecture in `config`: nobody could load them.
+        Raises `AimonkError`, and writes nothing, where the weights are infinite or NaN, or not those of the architecture in `config`: nobody
+        could load them.
         """
+        require_finite(self.timm_model, f"{folder} was not written")
         state, target = plain_names(self.timm_model.state_dict()), Path(folder) / WEIGHTS_FILE
         config = self.config
         with built_for(state, target):
@@ -280,7 +283,7 @@ class AimonkModel(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> "AimonkModel":
-        """Load a saved folder or a Hub repository, in eval mode; strict: missing, surplus or misshapen tensors raise `AimonkError`."""
+        """Load a saved folder or a Hub repository, in eval mode; strict: missing, surplus, misshapen or non-finite tensors raise `AimonkError`."""
         folder = Path(name_or_path)
         if not folder.is_dir():
             folder = download(fspath(name_or_path), list(MODEL_FILES), revision, token, cache_dir, local_files_only)
@@ -297,6 +300,7 @@ class AimonkModel(nn.Module):
             model = cls(config)
         check_state(model.timm_model, state, folder / WEIGHTS_FILE)
         model.timm_model.load_state_dict(state)
+        require_finite(model.timm_model, str(folder / WEIGHTS_FILE))
         if (folder / METRICS_FILE).is_file():
             try:
                 model.metrics = read_metrics(folder / METRICS_FILE, config.attributes)

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.errors import AimonkError, NotFiniteError, near_names
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -68,6 +69,17 @@ def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
             raise AimonkError(f"{path}: {name} has shape {list(state[name].shape)}, the architecture wants {list(tensor.shape)}")
         if state[name].is_floating_point() != tensor.is_floating_point():
             raise AimonkError(f"{path}: {name} holds {state[name].dtype}, the architecture wants {tensor.dtype}")
+
+
+def require_finite(network: nn.Module, whose: str) -> None:
+    """Raise `NotFiniteError`, which names the tensor, where parameters or batch-norm statistics are infinite or NaN."""
+    statistics = ((name, tensor) for name, tensor in network.named_buffers() if ".running_" in name)
+    for name, tensor in chain(network.named_parameters(), statistics):  # other buffers may hold infinities for good reasons
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # the sum is faster, but of finite numbers it may overflow too
+            raise NotFiniteError(
+                f"{whose}: {name} is not finite (infinite or NaN), so that no score can be computed: "
+                "train with a lower --lr, or restore the weights from a good copy"
+            )
 
 
 @contextmanager

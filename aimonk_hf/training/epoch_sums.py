@@ -28,8 +28,8 @@ class EpochSums:
             "epoch": epoch,
             "stage": stage,
             "lr": lr,
-            "train_loss": self.loss / self.observed if self.observed else float("nan"),
+            "train_loss": self.loss / self.observed if self.observed else None,
             "seconds": self.seconds,
-            "images_per_second": n_images / self.seconds if self.seconds else float("nan"),
+            "images_per_second": n_images / self.seconds if self.seconds else None,
             "skipped_steps": self.skipped,
         }

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.errors import AimonkError, LossNotFinite, reason_of
+from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
 from aimonk_hf.judging.console import duration, figure
 from aimonk_hf.model.backbones import REFUSALS, cannot_compute
 from aimonk_hf.model.devices import explain_failure
@@ -106,10 +106,11 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
             with StopRequest() as stop:
                 try:
                     row = trainer.train_epoch(after_step)
-                except LossNotFinite as error:
-                    raise LossNotFinite(f"{error}; {_where_to_go_on(run)}") from error
-                if len(validation):
-                    row |= trainer.validate(validation)
+                    if len(validation):
+                        row |= trainer.validate(validation)
+                except NotFiniteError as error:
+                    narrow = "fp16 overflows early, try --mixed-precision no; " if accelerator.mixed_precision == "fp16" else ""
+                    raise NotFiniteError(f"{error}; {narrow}{_where_to_go_on(run)}") from error
                 ended_early = trainer.end_epoch(row)
                 if accelerator.is_main_process:
                     write_line(_epoch_line(row, config))
@@ -121,7 +122,9 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
                 stop.agree(accelerator)
                 stop.leave_if_asked(accelerator)
             progress.skip_to(trainer.step, trainer.planned_steps)
-            accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, step=trainer.step)
+            accelerator.log(
+                {key: value for key, value in row.items() if key not in ("epoch", "stage") and value is not None}, step=trainer.step
+            )
             accelerator.wait_for_everyone()
 
 
@@ -179,15 +182,15 @@ def _epoch_line(row: dict[str, Any], config: TrainConfig) -> str:
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
     if len(config.stages) > 1:
         parts.append(f"stage {row['stage']}")
-    parts.append(f"loss {row['train_loss']:.4f}")
+    parts.append(f"loss {figure(row['train_loss'], 4)}")
     if "val_loss" in row:
         parts += [
-            f"validation loss {row['val_loss']:.4f}",
+            f"validation loss {figure(row['val_loss'], 4)}",
             f"mAP {figure(row['macro_average_precision'])}",
             f"AUROC {figure(row['macro_auroc'])}",
             f"F1 at 0.5 {figure(row['macro_f1'])}",
         ]
-    parts += [f"{row['images_per_second']:.0f} images/s", duration(row["seconds"])]
+    parts += [f"{figure(row['images_per_second'], 0)} images/s", duration(row["seconds"])]
     if row["skipped_steps"]:
         parts.append(f"{row['skipped_steps']} step(s) without any label skipped")
     return "  ".join(parts)

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +16,7 @@ from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.training.batches import EpochBatches, TrainImages, ignore_interrupt
 from aimonk_hf.training.network_cut import NetworkCut, cut_frozen, cut_head
 from aimonk_hf.training.train_config import TrainConfig
+from aimonk_hf.training.validation import Gathered
 
 # The features of one view take no more than this; where they would, the stage trains on the pictures.
 _MOST_BYTES = 2**31
@@ -55,7 +54,7 @@ class FrozenFeatures:
     def __post_init__(self) -> None:
         self.trained = self.cut.trained(self.model.timm_model)
         self._view: View | None = None
-        self._validation: Tensor | None = None
+        self._validation: Gathered | None = None
 
     def prepare(self, epoch: int) -> View:
         """Return the view of an epoch, computed where the last one was another."""
@@ -80,18 +79,22 @@ class FrozenFeatures:
         """Return whether the features of so many images may be held."""
         return 4 * n_images * math.prod(self.cut.shape) <= _MOST_BYTES
 
-    def validation_logits(self, network: nn.Module, gather: Callable[..., NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return the logits [N, K] of a network with this frozen part on the validation images, of which `gather` computes features once."""
+    def validation_logits(self, network: nn.Module, gather: Callable[..., Gathered]) -> Gathered:
+        """Return what `gather` would of a network with this frozen part: logits [N, K] of the validation images and which could be read [N].
+
+        `gather` computes their features once.
+        """
         if self._validation is None:
             frozen = fold_batch_norms(self.cut.frozen(network.eval()), self.probe)
-            self._validation = torch.from_numpy(gather(network=_Flat(frozen), width=math.prod(self.cut.shape)))
+            self._validation = gather(network=_Flat(frozen), width=math.prod(self.cut.shape))
+        table, readable = self._validation
         trained = self.cut.trained(network).eval()
         with torch.inference_mode(), self.accelerator.autocast():
             logits = [
                 trained(self._shaped(features, self.cut.shape).to(self.accelerator.device)).float().cpu()
-                for features in self._validation.split(_BATCH)
+                for features in torch.from_numpy(table).split(_BATCH)
             ]
-        return torch.cat(logits).numpy()
+        return torch.cat(logits).numpy(), readable
 
     def _compute(self, number: int) -> View:
         """Return a view's features; each process computes its share."""

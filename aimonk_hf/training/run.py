@@ -217,10 +217,11 @@ def _finish(
     if model.metrics:
         print(metrics_table(model.metrics))
     model.save_pretrained(run.path)
-    validated = [(row["epoch"] * trainer.batches.n_steps, row["val_loss"]) for row in trainer.history if "val_loss" in row]
+    rows = [row for row in trainer.history if row.get("val_loss") is not None]
+    validated = [(row["epoch"] * trainer.batches.n_steps, row["val_loss"]) for row in rows]
     stages = [row["stage"] for row in trainer.history]
     starts = [place * trainer.batches.n_steps for place in range(1, len(stages)) if stages[place] != stages[place - 1]]
-    kept = None if config.metric_for_best_model == "none" else best_epoch(trainer.history, config.metric_for_best_model)
+    kept = None if config.metric_for_best_model == "none" else best_epoch(rows, config.metric_for_best_model)
     plot_loss_curve(trainer.losses, validated, run.path / LOSS_CURVE, config.run_name, starts, kept)
     plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
     run.write_config(resolved, finished=True)

@@ -1,5 +1,6 @@
 """What a training run needs; every field is a flag of `aimonk-hf train`."""
 
+import math
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -207,13 +208,16 @@ class TrainConfig:
                 raise AimonkError(
                     f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out, also of --stage-lr and --stage-freeze"
                 )
-            if not stage.lr > 0:
-                raise AimonkError(f"--lr must be above 0, found {stage.lr}")
+            if not 0 < stage.lr <= 1e30:
+                raise AimonkError(f"--lr must be above 0 and at most 1e30, found {stage.lr}")
         if self.train_scale is not None and (len(self.train_scale) != 2 or not all(0 < scale <= 2 for scale in self.train_scale)):
             raise AimonkError(f"--train-scale takes two numbers above 0 and at most 2, found {','.join(map(str, self.train_scale))}")
         for gamma in self.asymmetric_gammas or []:
             _not_negative("asymmetric_gammas", gamma)
         parse_objective(self.threshold_objective)
+        for name, value in vars(self).items():
+            if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)):
+                raise AimonkError(f"{_flag(name)} must be finite, found {value}")
 
     @property
     def stages(self) -> list[Stage]:

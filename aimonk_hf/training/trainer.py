@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.pixel_cache import PixelCache
-from aimonk_hf.errors import AimonkError, LossNotFinite, reason_of
+from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
 from aimonk_hf.judging.metrics import nan_to_none
 from aimonk_hf.model.devices import default_workers
 from aimonk_hf.model.losses import positive_weights, smooth_labels
 from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.model.persistence import require_finite
 from aimonk_hf.training.augmentation import augmentations_by_epoch
 from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights, train_loader
 from aimonk_hf.training.depthwise import DepthwiseGradients
@@ -147,8 +148,13 @@ class Trainer:
             start = now
             after_step(loss if observed else None, lr)
         self.epoch += 1
+        self._require_finite(f"the weights after epoch {self.epoch} (step {self.step})")
         self.epoch_sums = EpochSums()
         return sums.row(self.epoch, self.stage + 1, lr, len(self.dataset))
+
+    def _require_finite(self, whose: str) -> None:
+        for network in (self.model.timm_model, self.kept_network()):
+            require_finite(network, whose)
 
     def _scheduled(self, step: int) -> float:
         """The stage's learning rate in a step of this epoch, as the schedule has it."""
@@ -209,7 +215,7 @@ class Trainer:
         mean_loss = float(self.accelerator.reduce(total, "mean"))
         if not np.isfinite(mean_loss):
             names = [shown_name(self.dataset.labels.images[row]) for _, _, rows in passes for row in rows.tolist() if row >= 0]
-            raise LossNotFinite(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
+            raise NotFiniteError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
@@ -261,16 +267,22 @@ class Trainer:
                 self.lost_images.add(name)
                 write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
 
-    def validate(self, validation: AttributeDataset) -> dict[str, float]:
-        """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes."""
+    def validate(self, validation: AttributeDataset) -> dict[str, Any]:
+        """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes.
+
+        Raises `NotFiniteError` where its outputs are infinite or NaN.
+        """
         gather = partial(gather_outputs, accelerator=self.accelerator, transform=self.model.transform, dataset=validation)
         gather = partial(gather, memory_format=self.memory_format, batch_size=max(32, self.config.batch_size), cache=self.eval_cache)
         still = self.average is None or self.stage == 0  # an average of an earlier stage's weights goes on moving
-        if still and self._prepared == self.stage and self.features is not None and self.features.fit_for(len(validation)):
-            logits = self.features.validation_logits(self.kept_network(), gather)
-        else:
-            logits = gather(network=self.kept_network(), width=len(validation.attributes))
-        return validation_figures(logits, validation.labels.values, self.loss, self.pos_weight.cpu())
+        try:
+            if still and self._prepared == self.stage and self.features is not None and self.features.fit_for(len(validation)):
+                logits, readable = self.features.validation_logits(self.kept_network(), gather)
+            else:
+                logits, readable = gather(network=self.kept_network(), width=len(validation.attributes))
+            return validation_figures(logits[readable], validation.labels.values[readable], self.loss, self.pos_weight.cpu())
+        except NotFiniteError as error:
+            raise NotFiniteError(f"epoch {self.epoch} (step {self.step}) cannot be validated: {error}") from error
 
     def kept_network(self) -> torch.nn.Module:
         """Return the network that the run keeps: the averaged one where there is one."""
@@ -307,6 +319,7 @@ class Trainer:
                 self.average.module.load_state_dict(state["average"] or state["network"])
         except RuntimeError as error:
             raise AimonkError(f"the checkpoint does not fit these settings: {reason_of(error)}") from error
+        self._require_finite(f"the checkpoint of step {state['step']} (delete it to go on from the one before)")
         for name in _PROGRESS:
             setattr(self, name, state[name])
         self.epoch_sums = EpochSums(**state["epoch_sums"])

@@ -1,5 +1,8 @@
 """How a network in training stands on the validation images, over all processes."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -8,11 +11,14 @@ from torch import Tensor, nn
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.pixel_cache import PixelCache
-from aimonk_hf.errors import ImageError
-from aimonk_hf.judging.metrics import auroc, average_precision, count_decisions, f1, mean_defined
+from aimonk_hf.errors import ImageError, NotFiniteError
+from aimonk_hf.judging.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.model.inference import stream_logits
 from aimonk_hf.model.losses import Loss
 from aimonk_hf.model.processing import EvalTransform
+
+# Outputs [N, width], and which of the N images could be read; the rows of the others mean nothing.
+Gathered = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 def gather_outputs(
@@ -24,13 +30,14 @@ def gather_outputs(
     memory_format: torch.memory_format,
     batch_size: int,
     cache: PixelCache | None = None,
-) -> NDArray[np.float32]:
-    """Return the network's outputs [N, width] on every process, NaN rows where an image cannot be read; each process computes its share.
+) -> Gathered:
+    """Return the network's outputs [N, width] on every process, and which images could be read [N]; each process computes its share.
 
     The network is left in eval mode. A `cache` with the transform's fingerprint keeps the decoded pictures.
     """
     own = list(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     table = torch.zeros(len(dataset), width, device=accelerator.device)
+    readable = torch.zeros(len(dataset), device=accelerator.device)
     network.eval()
 
     def score(pixels: Tensor) -> Tensor:
@@ -43,19 +50,26 @@ def gather_outputs(
         (paths[row] for row in own), transform.pixels, score, batch_size, cache=cache, on_cpu=accelerator.device.type == "cpu"
     )
     for row, (_, outputs) in zip(own, stream, strict=True):
-        table[row] = torch.nan if isinstance(outputs, ImageError) else outputs
-    gathered: Tensor = accelerator.reduce(table, "sum")
-    return gathered.cpu().numpy()
+        if not isinstance(outputs, ImageError):
+            table[row], readable[row] = outputs, 1
+    table, readable = accelerator.reduce(table, "sum"), accelerator.reduce(readable, "sum")
+    return table.cpu().numpy(), readable.cpu().numpy() > 0
 
 
-def validation_figures(logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor) -> dict[str, float]:
-    """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K]; rows of NaN logits are left out."""
-    readable = ~np.isnan(logits).any(axis=1)
-    logits, labels = logits[readable], labels[readable]
+def validation_figures(logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor) -> dict[str, Any]:
+    """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K], None where a figure is undefined.
+
+    Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
+    """
+    observed = not np.isnan(labels).all()
+    mean_loss = float(loss(torch.from_numpy(logits), torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
+    if not np.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
+        raise NotFiniteError("the logits of the validation images, or their loss, are not finite (infinite or NaN): try a lower --lr")
     scores = torch.from_numpy(logits).double().sigmoid().numpy()
-    return {
-        "val_loss": float(loss(torch.from_numpy(logits), torch.from_numpy(labels), pos_weight, None)),
+    figures = {
+        "val_loss": mean_loss,
         "macro_f1": mean_defined(f1(count_decisions(labels, scores >= 0.5))),
         "macro_average_precision": mean_defined(average_precision(labels, scores)),
         "macro_auroc": mean_defined(auroc(labels, scores)),
     }
+    return dict(nan_to_none(figures))

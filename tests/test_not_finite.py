@@ -1,0 +1,210 @@
+"""Losses, weights and outputs that are infinite or NaN, and figures that are undefined: never best, never saved, never shown as numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from app_support import running_app, write_pictures
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from aimonk_hf import AimonkModel, TrainConfig, read_labels, train
+from aimonk_hf.app.heatmap import heat_map
+from aimonk_hf.app.scoring import Scorer
+from aimonk_hf.cli.main import main
+from aimonk_hf.errors import AimonkError
+
+# one step in the epoch, as long as the learning rate says
+LEAPS: dict[str, Any] = {"batch_size": 64, "optimizer": "sgd", "clip_grad": 0.0, "warmup": 0.0, "schedule": "constant"}
+
+
+def settings(sample: Path, out: Path, **changes: Any) -> TrainConfig:
+    values = {"epochs": 1, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no", "calibrate": False} | changes
+    return TrainConfig(data_dir=str(sample), output_dir=str(out), **{"recipe": "demo", "architecture": "test_resnet"} | values)
+
+
+def fill(folder: Path, name: str, value: float) -> Path:
+    """Fill a tensor of a saved folder."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].fill_(value)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overflowing(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of finite weights whose outputs are infinite."""
+    folder = tmp_path_factory.mktemp("overflowing") / "model"
+    tiny_model.save_pretrained(folder)
+    return fill(folder, "fc.weight", 3e38)
+
+
+@pytest.mark.parametrize("metric", ["none", "val_loss", "macro_f1"])
+def test_a_run_whose_validation_is_not_finite_ends_with_the_reason(metric: str, sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(
+        AimonkError, match=r"^epoch 1 \(step 1\) cannot be validated: the network's output for .*garment_.* --lr; there is no"
+    ):
+        train(settings(sample, out, batch_size=64, lr=1e6, warmup=0.0, schedule="constant", metric_for_best_model=metric))
+    assert not (out / "model.safetensors").exists()
+    assert not list((out / "checkpoints").glob("step-*"))
+
+
+def test_a_head_on_cached_features_whose_validation_is_not_finite_ends_the_run_too(sample: Path, tmp_path: Path) -> None:
+    changes = LEAPS | {"lr": 1e20, "weight_decay": 1e19}
+    with pytest.raises(AimonkError, match=r"^epoch 1 \(step 1\) cannot be validated: the logits of the validation images.* --lr"):
+        train(settings(sample, tmp_path / "out", stage_freeze=["backbone"], drop_rate=0.0, feature_views=1, **changes))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_weights_that_the_last_step_makes_infinite_are_not_saved(ema_decay: float, sample: Path, tmp_path: Path) -> None:
+    changes = LEAPS | {"lr": 1e30, "weight_decay": 1e30}
+    with pytest.raises(AimonkError, match=r"^the weights after epoch 1 \(step 1\): .*weight is not finite .* --lr"):
+        train(settings(sample, tmp_path / "out", val_split=0.0, tune_thresholds=False, ema_decay=ema_decay, **changes))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_resumed(sample: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"ema_decay": 0.9, "val_split": 0.0, "tune_thresholds": False}
+    train(settings(sample, tmp_path, **changes))
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    state = dict(json.loads((checkpoint / "state.json").read_text())["pairs"])
+    record = json.loads((tmp_path / "train_config.json").read_text())
+    (tmp_path / "train_config.json").write_text(json.dumps(record | {"finished": False}))
+    whole = load_file(checkpoint / "state.safetensors")
+    for part in ("network", "average"):
+        tensors = {name: tensor.clone() for name, tensor in whole.items()}
+        tensors[dict(state[part]["pairs"])["fc.weight"]["tensor"]][0, 0] = torch.nan
+        save_file(tensors, checkpoint / "state.safetensors")
+        with pytest.raises(
+            AimonkError, match=r"the checkpoint of step 4 \(delete it to go on from the one before\): fc.weight is not finite"
+        ):
+            train(settings(sample, tmp_path, resume=True, **changes))
+
+
+def test_validation_images_without_any_label_choose_no_epoch(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(
+        AimonkError, match="cannot be validated"
+    ):  # but the images are divided by then, at random and thus whatever the labels
+        train(settings(sample, tmp_path / "first", split="random", lr=1e6, **LEAPS | {"optimizer": "adamw"}))
+    with open(tmp_path / "first" / "split.csv", newline="") as file:
+        validation = {row["image"] for row in csv.DictReader(file) if row["part"] != "train"}
+    labels = read_labels(sample)
+    rows = [
+        [image, *("NA" if image in validation or value != value else int(value) for value in values)]
+        for image, values in zip(labels.images, labels.values.tolist(), strict=True)
+    ]
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["image", *labels.attributes], *rows])
+    given: dict[str, Any] = {"labels": str(tmp_path / "labels.csv"), "images_dir": str(sample / "images"), "split": "random", "epochs": 3}
+    last = train(settings(sample, tmp_path / "last", schedule="constant", **given))
+    capsys.readouterr()
+    chooses: dict[str, Any] = {
+        "metric_for_best_model": "val_loss",
+        "early_stopping_patience": 1,
+        "plateau_patience": 0,
+        "schedule": "plateau",
+    }
+    model = train(settings(sample, tmp_path / "out", **given | chooses))
+    with open(tmp_path / "out" / "history.csv", newline="") as file:
+        assert [row["val_loss"] for row in csv.DictReader(file)] == ["", "", ""]
+    printed = capsys.readouterr().out
+    assert printed.count("validation loss n/a") == 3
+    assert "nan" not in printed
+    assert model.metrics is not None
+    assert model.metrics["macro"]["auroc"] is None
+    kept = model.timm_model.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in last.timm_model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("layer1.0.conv1.weight", torch.nan), ("conv1.0.weight", -torch.inf), ("bn1.running_var", torch.inf)]
+)
+def test_a_folder_whose_weights_are_not_finite_is_refused(
+    name: str, value: float, tiny_model: AimonkModel, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    model = str(fill(tmp_path / "model", name, value))
+    data, out = str(sample), str(tmp_path / "out")
+    for arguments in (
+        ["predict", f"{data}/images", "--model", model, "--format", "json"],
+        ["push", "--model", model, "--repo-id", "user/name"],
+        ["app", "--model", model],
+        ["train", "--data-dir", data, "--output-dir", out, "--architecture", f"local-dir:{model}", "--epochs", "1"],
+        ["audit", "--data-dir", data, "--probe", "--architecture", f"local-dir:{model}"],
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert f"model.safetensors: {name} is not finite (infinite or NaN)" in printed.err
+        assert "scores" not in printed.out
+    assert not Path(out).exists() or not list(Path(out).glob("*.safetensors"))
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_converted(
+    tiny_model: AimonkModel, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    model = AimonkModel.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        model.timm_model.fc.bias[0] = torch.nan
+    for folder in (tmp_path / "model", tmp_path / "new"):
+        with pytest.raises(AimonkError, match=f"{folder} was not written: fc.bias is not finite"):
+            model.save_pretrained(folder)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "new").exists()
+    torch.save(model.timm_model.state_dict(), tmp_path / "model.pth")
+    arguments = ["--architecture", "test_resnet", "--attributes", "a,b,c,d", "--output", str(tmp_path / "converted")]
+    assert main(["convert", str(tmp_path / "model.pth"), *arguments]) == 2
+    assert "fc.bias is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["predict", "{data}/images", "--format", form] for form in ("text", "json", "csv")),
+        ["predict", "{data}/images/garment_0000.png", "--precision", "bf16", "--tta"],
+        ["evaluate", "--data-dir", "{data}"],
+        ["tune", "--data-dir", "{data}"],
+        ["audit", "--data-dir", "{data}"],
+        ["export", "--output", "{out}"],
+    ],
+    ids=" ".join,
+)
+def test_outputs_that_are_not_finite_end_every_command(
+    command: list[str], overflowing: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = (overflowing / "config.json").read_bytes()
+    assert main([word.format(data=sample, out=tmp_path / "out") for word in command] + ["--model", str(overflowing)]) == 2
+    printed = capsys.readouterr()
+    assert "is not finite (infinite or NaN): these weights give no scores" in printed.err
+    assert "cannot be read" not in printed.err
+    assert not any(word in printed.out.lower() for word in ("nan", "inf"))
+    assert (overflowing / "config.json").read_bytes() == before
+
+
+def test_the_app_says_that_an_output_is_not_finite(overflowing: Path, tmp_path: Path) -> None:
+    pictures = [handle_file(path) for path in write_pictures(tmp_path / "pictures", 2)]
+    with running_app(overflowing) as app:
+        client = Client(app.url, verbose=False, download_files=tmp_path / "downloads")
+        with pytest.raises(AppError, match="the network's output for this image is not finite"):
+            client.predict(image=pictures[0], api_name="/predict")
+        table, path = client.predict(files=pictures, api_name="/predict_batch")
+        assert [row[1:-1] for row in table["data"]] == [[""] * 6] * 2
+        assert all("is not finite" in row[-1] for row in table["data"])
+        text = Path(path).read_text()
+        assert text.count("is not finite") == 2
+        assert "nan," not in text
+
+
+def test_a_heat_map_of_outputs_that_are_not_finite_is_refused(tiny_model: AimonkModel, picture: Image.Image, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    fill(tmp_path / "model", "conv1.0.weight", 3e38)
+    with pytest.raises(AimonkError, match="it gives no heat map"):
+        heat_map(Scorer(AimonkModel.from_pretrained(tmp_path / "model")), picture, "belt")
