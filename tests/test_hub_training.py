@@ -36,6 +36,21 @@ def test_a_wrong_token_is_said_before_the_run(hub: LoopbackHub, sample: Path, tm
     assert not (tmp_path / "run" / "history.csv").exists()
 
 
+def test_a_run_is_pushed_to_a_private_repository_and_never_to_a_public_one(hub: LoopbackHub, sample: Path, tmp_path: Path, capsys):
+    command = ["train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "run"), *FLAGS]
+    assert main([*command, "--private"]) == 2
+    assert "--private is about the repository of --push-to-hub" in capsys.readouterr().err
+    AimonkModel.from_timm("test_resnet", ["a"], pretrained=False, image_size=32).push_to_hub("user/open")
+    before = len(hub.repos["model", "user/open"].files())
+    assert main([*command, "--push-to-hub", "user/open", "--private"]) == 2
+    assert "user/open exists and is public: make it private in its settings" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "history.csv").exists()
+    assert len(hub.repos["model", "user/open"].files()) == before
+    assert main([*command, "--folds", "2", "--push-to-hub", "user/shut", "--private"]) == 0
+    assert hub.repos["model", "user/shut"].private
+    assert "model.safetensors" in hub.repos["model", "user/shut"].files()
+
+
 def test_predict_keeps_the_callers_picture_and_a_stream_none(tiny_model: AimonkModel, picture: Image.Image):
     assert tiny_model.predict(picture).source is picture
     assert [prediction.source is picture for prediction in tiny_model.predict([picture, picture])] == [True, True]

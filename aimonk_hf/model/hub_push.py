@@ -65,12 +65,18 @@ def push_model_folder(
     return push_files(files, repo_id, "model", stale, private, token, revision, commit_message or "Upload model", create_pr)
 
 
-def create_repository(repo_id: str) -> None:
-    """Create the model repository where it does not exist; before a long run this says what would stop the push after it."""
+def create_repository(
+    repo_id: str, private: bool | None = None, api: "HfApi | None" = None, repo_type: str = "model", space_sdk: str | None = None
+) -> str:
+    """Create the repository where it does not exist and return its full name; a public one is refused where a private one is asked for."""
     from huggingface_hub import HfApi
 
+    api = api or HfApi()
     with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub"):
-        HfApi().create_repo(repo_id, exist_ok=True)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk).repo_id
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise AimonkError(f"{repo_id} exists and is public: make it private in its settings, or push without private")
+    return repo_id
 
 
 def push_files(
@@ -95,12 +101,8 @@ def push_files(
     if create_pr and revision not in (None, "main"):
         raise AimonkError(f"a pull request goes against the main branch: leave out the revision {revision!r}, or create_pr")
     api = HfApi(token=token, library_name="aimonk_hf", library_version=__version__)
-    failure = f"cannot push to {repo_id} on the Hub"
-    with hub_errors(repo_id, failure, revision):
-        space_sdk = "gradio" if repo_type == "space" else None
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk).repo_id
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise AimonkError(f"{repo_id} exists and is public: make it private in its settings, or push without private")
+    repo_id = create_repository(repo_id, private, api, repo_type, "gradio" if repo_type == "space" else None)
+    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub", revision):
         head = _head(api, repo_id, repo_type, revision)
         remote = {
             entry.path: (entry.lfs.sha256 if entry.lfs else entry.blob_id)

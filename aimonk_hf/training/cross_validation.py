@@ -90,7 +90,9 @@ def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: Attribute
 
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:
     share = config.val_split if config.chooses_epoch else 0.0
-    return replace(config, output_dir=str(folder), folds=0, val_split=share, report_split=0.0, log_with=None, push_to_hub=None)
+    return replace(
+        config, output_dir=str(folder), folds=0, val_split=share, report_split=0.0, log_with=None, push_to_hub=None, private=False
+    )
 
 
 def _fold_model(

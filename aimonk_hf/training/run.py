@@ -60,7 +60,8 @@ def train(config: TrainConfig) -> AimonkModel:
         run.check_machine(machine_settings(accelerator))
         if accelerator.is_main_process:
             if config.push_to_hub:
-                create_repository(config.push_to_hub)  # before the run, so that a wrong token is said now
+                # before the run, so that a wrong token or a public repository is said now
+                create_repository(config.push_to_hub, config.private or None)
             run.open()
         accelerator.wait_for_everyone()
         seed_everything(config.seed)
@@ -226,7 +227,7 @@ def _finish(
     plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
     run.write_config(resolved, finished=True)
     if config.push_to_hub:
-        print(f"pushed:   {push_model_folder(run.path, config.push_to_hub).url}")
+        print(f"pushed:   {push_model_folder(run.path, config.push_to_hub, config.private or None).url}")
     hand_on(accelerator, model)
     return model
 

@@ -27,7 +27,7 @@ LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
 # Settings that may differ between a run and its continuation: where things lie and what the machine offers.
 _FREE_TO_CHANGE = (
     *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite", "strict"),
-    *("push_to_hub", "checkpoint_minutes", "ignore_changes", "image_cache"),
+    *("push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache"),
 )
 
 

@@ -129,6 +129,7 @@ class TrainConfig:
     ignore_changes: bool = _setting("with --resume, go on although settings or data are no longer those of the run", False)
     overwrite: bool = _setting("replace the run that lies in the output folder", False)
     push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed", None)
+    private: bool = _setting("with --push-to-hub, create the repository private; a public one is refused", False)
 
     def __post_init__(self) -> None:
         recipe = NEUTRAL | get_recipe(self.recipe).settings
@@ -146,6 +147,8 @@ class TrainConfig:
         self._check_ranges()
         if self.resume and self.overwrite:
             raise AimonkError("--resume and --overwrite exclude each other")
+        if self.private and not self.push_to_hub:
+            raise AimonkError("--private is about the repository of --push-to-hub: give both, or leave out --private")
         if self.folds == 1:
             raise AimonkError("--folds must be 0 or at least 2, found 1")
         if len(self.asymmetric_gammas) != 2:
