@@ -134,7 +134,6 @@ def test_a_folder_whose_weights_are_not_finite_is_refused(
     for arguments in (
         ["predict", f"{data}/images", "--model", model, "--format", "json"],
         ["push", "--model", model, "--repo-id", "user/name"],
-        ["app", "--model", model],
         ["train", "--data-dir", data, "--output-dir", out, "--architecture", f"local-dir:{model}", "--epochs", "1"],
         ["audit", "--data-dir", data, "--probe", "--architecture", f"local-dir:{model}"],
     ):
@@ -142,6 +141,8 @@ def test_a_folder_whose_weights_are_not_finite_is_refused(
         printed = capsys.readouterr()
         assert f"model.safetensors: {name} is not finite (infinite or NaN)" in printed.err
         assert "scores" not in printed.out
+    with pytest.raises(AimonkError, match=f"{name} is not finite"), running_app(Path(model)):
+        pass
     assert not Path(out).exists() or not list(Path(out).glob("*.safetensors"))
 
 
