@@ -19,6 +19,9 @@ from typing import Any
 
 from aimonk_hf.errors import AimonkError
 
+# Columns that stand beside the scores in one CSV file or another.
+_COLUMNS = ("image", "attributes", "error", "notes")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -50,6 +53,11 @@ def csv_line(cells: Iterable[Any]) -> str:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue()[:-2] + "\n"
+
+
+def score_columns(attributes: Iterable[str]) -> list[str]:
+    """Return the columns of the attributes' scores: their names, with `score:` before those that other columns have, or that begin so."""
+    return [f"score:{name}" if name.strip().lower() in _COLUMNS or name.startswith("score:") else name for name in attributes]
 
 
 def write_json(path: Path, value: Any) -> None:

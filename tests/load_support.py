@@ -185,7 +185,7 @@ def good_batch(app: App, client: httpx.Client, chance: random.Random) -> None:
     for row, path in zip(rows, [*first, *zipped], strict=False):
         expected = app.predictions[path.name]
         assert {name: float(row[name]) for name in expected.scores} == pytest.approx(expected.scores, abs=1e-5)
-        assert (row["attributes"].split(), row["error"]) == (expected.attributes, "")
+        assert (json.loads(row["attributes"]), row["error"]) == (expected.attributes, "")
     assert rows[-1]["error"]
     assert not rows[-1]["attributes"]
 

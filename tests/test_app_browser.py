@@ -129,7 +129,7 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     downloading.value.save_as(path)
     rows = list(csv.DictReader(path.open()))
     assert [bool(each["error"]) for each in rows] == [False, True, False, True, False]
-    wanted = sum("sleeves" in each["attributes"].split() for each in rows)
+    wanted = sum("sleeves" in json.loads(each["attributes"] or "[]") for each in rows)
 
     page.click("#filter input")
     page.get_by_role("option", name="sleeves").click()

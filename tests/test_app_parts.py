@@ -19,7 +19,7 @@ import torch
 from app_support import NOTES, bad_pictures, odd_pictures, write_pictures, write_zip
 from PIL import Image
 
-from aimonk_hf.app.batch import gallery_items, score_batch, table_rows, write_csv
+from aimonk_hf.app.batch import Row, gallery_items, score_batch, table_header, table_rows, write_csv
 from aimonk_hf.app.decisions import panel_rows, read_thresholds, slugs, summary
 from aimonk_hf.app.model_page import missing_model_page, model_page
 from aimonk_hf.app.scoring import Scorer
@@ -223,7 +223,7 @@ def test_a_batch_goes_through_with_bad_files(served: Served, tmp_path: Path) -> 
     thresholds = dict.fromkeys(scores, 1.0) | {"belt": 0.0}
     lines = Path(write_csv(rows, thresholds, tmp_path)).read_text().splitlines()
     assert lines[0] == "image,attributes,sleeves,stripes,collar,belt,error"
-    assert lines[1] == "picture_0.png,belt," + ",".join(f"{score:.6f}" for score in scores.values()) + ","
+    assert lines[1] == 'picture_0.png,"[""belt""]",' + ",".join(f"{score:.6f}" for score in scores.values()) + ","
     assert lines[2].startswith("text.png,,,,,,")
     assert len(gallery_items(rows, thresholds, None)) == 2
     assert len(gallery_items(rows, thresholds, "belt")) == 2
@@ -240,6 +240,19 @@ def test_notes_stand_in_the_table_and_the_csv_keeps_its_form(served: Served, tmp
     assert {row[0]: row[-2] for row in table} == {name: NOTES.get(name, "") for name in odd}
     lines = list(csv.reader(Path(write_csv(rows, served.stored, tmp_path)).read_text().splitlines()))
     assert lines == [["image", "attributes", *served.stored, "error"], *([*row[:-2], row[-1]] for row in table)]
+
+
+def test_the_table_and_the_csv_are_unambiguous_whatever_the_attributes_are_called(tmp_path: Path) -> None:
+    scores = {"image": 0.9, "red": 0.8, "dress": 0.7, "red dress": 0.1, "notes": 0.2, "a\rb": 0.9}
+    rows = [Row("=1.png", scores), Row("bad\r.png", error="no image")]
+    thresholds = dict.fromkeys(scores, 0.5)
+    with open(write_csv(rows, thresholds, tmp_path), newline="") as file:
+        header, first, second = csv.reader(file)
+    assert header == ["image", "attributes", "score:image", "red", "dress", "red dress", "score:notes", "a\rb", "error"]
+    assert first == ["=1.png", '["image", "red", "dress", "a\\rb"]', *(f"{score:.6f}" for score in scores.values()), ""]
+    assert second == ["bad\r.png", *[""] * 7, "no image"]
+    assert table_header(list(scores)) == [*header[:-1], "notes", "error"]
+    assert [row[:-2] for row in table_rows(rows, thresholds)] == [first[:-1], second[:-1]]
 
 
 def test_saving_thresholds_keeps_the_rest_of_the_config(tiny_model: AimonkModel, limits: Limits, tmp_path: Path) -> None:

@@ -248,6 +248,28 @@ def test_scores_from_a_csv(tmp_path: Path) -> None:
             read_scores(path, ["x.png", "y.png"], ["a", "b"])
 
 
+def test_scores_of_attributes_that_other_columns_are_named_after(tmp_path: Path) -> None:
+    path = tmp_path / "oof.csv"
+    path.write_text("image,score:image,score:notes,error\ny.png,0.1,0.2,0.3\n", encoding="utf-8-sig")
+    np.testing.assert_array_equal(read_scores(path, ["y.png"], ["image", "notes", "error"]), [[0.1, 0.2, 0.3]])
+    for text, message in (
+        ("image,notes\ny.png,0.2\n", "no column score:image"),
+        ("image,score:image,score:image\n", "two columns score:image"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AimonkError, match=message):
+            read_scores(path, ["y.png"], ["image"])
+
+
+def test_tables_that_a_spreadsheet_saved_are_read(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    review, split = tmp_path / "suggestions.csv", tmp_path / "split.csv"
+    review.write_text("image,attribute,label,suggested,score,kind,accept\ncopy.png,c,NA,1,0.99,fill,yes\n", encoding="utf-8-sig")
+    assert main(["audit", "--data-dir", str(faulty), "--accept", str(review), "--output", str(tmp_path / "new")]) == 0
+    assert "1 suggestions accepted" in capsys.readouterr().out
+    split.write_text("image,part\ncopy.png,train\n", encoding="utf-8-sig")
+    assert main(["audit", "--data-dir", str(faulty), "--split", str(split)]) == 0
+
+
 def test_the_command_writes_report_sheet_and_suggestions(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rng = np.random.default_rng(0)
     names = read_labels(faulty).images

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from aimonk_hf import AimonkModel
@@ -83,6 +84,62 @@ def test_predict_json_and_csv(folder: Path, pictures: Path, tmp_path: Path, caps
     assert table[0]["belt"] == f"{rows[0]['scores']['belt']:.6f}"
     assert table[1]["error"] == "not a picture, whatever its name says"
     assert capsys.readouterr().out == ""
+
+
+ODD_NAMES = ["image", "attributes", "Error", "notes", "score:image", "red", "dress", "red dress", '["red"]', "a,b", "été"]
+
+
+@pytest.fixture
+def odd_model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    AimonkModel.from_timm("test_resnet", ODD_NAMES, pretrained=False, image_size=32).save_pretrained(tmp_path / "odd")
+    return tmp_path / "odd"
+
+
+def test_a_csv_is_unambiguous_whatever_the_attributes_are_called(
+    odd_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "table.csv"
+    assert run("predict", pictures, "--model", odd_model, "--format", "json") == 1
+    wanted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert run("predict", pictures, "--model", odd_model, "--format", "csv", "--output", out) == 1
+    with out.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    prefixed = ["score:image", "score:attributes", "score:Error", "score:notes", "score:score:image"]
+    assert header == ["image", "attributes", *prefixed, *ODD_NAMES[5:], "error"]
+    for row, one in zip((dict(zip(header, row, strict=True)) for row in rows), wanted, strict=True):
+        assert row["image"] == one["image"]
+        assert row["error"] == one.get("error", "")
+        assert [float(row[column]) for column in header[2:-1] if row[column]] == pytest.approx(
+            list(one.get("scores", {}).values()), abs=1e-6
+        )
+        assert row["attributes"] == (json.dumps(one["attributes"], ensure_ascii=False) if "scores" in one else "")
+    for place, cell in (("red,dress", '["red", "dress"]'), ("red dress", '["red dress"]')):
+        alone = [flag for name in ODD_NAMES for flag in ("--threshold", f"{name}={0 if name in place.split(',') else 1}")]
+        assert run("predict", pictures / "b.JPG", "--model", odd_model, "--format", "csv", *alone) == 0
+        assert next(csv.DictReader(capsys.readouterr().out.splitlines()))["attributes"] == cell
+
+
+def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
+    odd_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    names = ["=1+1.jpg", "@a.jpg", "+a.jpg", "b.JPG", "＝1.jpg"]
+    for name in names:
+        (pictures / name).write_bytes((pictures / "b.JPG").read_bytes())
+    AimonkModel.from_timm("test_resnet", ["=cmd()", "été"], pretrained=False, image_size=32).save_pretrained(tmp_path / "formula")
+    flags = ["--model", tmp_path / "formula", "--format", "csv", "--output", tmp_path / "table.csv"]
+    assert run("predict", *names, *flags, "--excel") == 0
+    content = (tmp_path / "table.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfimage,attributes,'=cmd(),")
+    first = [row[0] for row in csv.reader(content.decode("utf-8-sig").splitlines())]
+    assert first == ["image", "'=1+1.jpg", "'@a.jpg", "'+a.jpg", "b.JPG", "'＝1.jpg"]
+    assert run("predict", *names, *flags) == 0
+    content = (tmp_path / "table.csv").read_bytes()
+    assert content.startswith("image,attributes,=cmd(),été,error".encode())
+    assert [row[0] for row in csv.reader(content.decode().splitlines())] == ["image", *names]
+    assert run("predict", *names, "--model", odd_model, "--excel") == 2
+    assert capsys.readouterr().err.endswith("aimonk-hf: --excel is about CSV files: add --format csv, or leave it out\n")
 
 
 @pytest.mark.parametrize(

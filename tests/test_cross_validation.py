@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.judging.evaluation import score_images
@@ -56,6 +57,23 @@ def test_scores_come_from_the_model_that_left_the_image_out(run: tuple[Path, Aim
         assert not trained_on & {dataset.labels.images[row] for row in rows}
         scores, _ = score_images(AimonkModel.from_pretrained(out / "folds" / f"fold-{fold}"), dataset.select(rows).paths)
         np.testing.assert_allclose(written[rows], scores, atol=1e-7)
+
+
+def test_out_of_fold_scores_keep_their_attribute_whatever_it_is_called(data: Path, tmp_path: Path) -> None:
+    rows = (data / "labels.csv").read_text().splitlines(keepends=True)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(["image,image,Error,score:image,a\n", *rows[1:]]))
+    flags = ["--data-dir", str(data), "--labels", str(labels), "--images-dir", str(data / "images")]
+    run = ["--recipe", "demo", "--folds", "2", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
+    assert main(["train", *flags, *run, "--output-dir", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out" / "oof.csv", newline="") as file:
+        header, *written = csv.reader(file)
+    assert header == ["image", "score:image", "score:Error", "score:score:image", "a"]
+    dataset = AttributeDataset.from_folder(data, labels, data / "images")
+    scores = read_scores(tmp_path / "out" / "oof.csv", dataset.labels.images, dataset.attributes)
+    assert [row[0] for row in written] == dataset.labels.images
+    np.testing.assert_array_equal(scores, np.array([row[1:] for row in written], dtype=float))
+    assert main(["audit", *flags, "--scores", str(tmp_path / "out" / "oof.csv")]) == 0
 
 
 def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tuple[Path, AimonkModel]) -> None:

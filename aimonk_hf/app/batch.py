@@ -1,7 +1,5 @@
 """Scoring many uploaded pictures, and what is shown of them: rows, a table, a CSV file, small pictures."""
 
-import csv
-import io
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +12,9 @@ from PIL import Image
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Upload, expand_uploads, read_entry
 from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.model.predict_files import csv_cells
 from aimonk_hf.model.prediction import Prediction
-from aimonk_hf.storage import write_text
+from aimonk_hf.storage import csv_line, score_columns, write_text
 
 THUMBNAIL = (224, 224)
 WORKERS = 8  # pictures on their way at a time, so that the network gets whole batches
@@ -59,29 +58,23 @@ def score_batch(
 
 def table_header(attributes: list[str]) -> list[str]:
     """Return the columns of the table."""
-    return ["image", "attributes", *attributes, "notes", "error"]
+    return ["image", "attributes", *score_columns(attributes), "notes", "error"]
 
 
 def table_rows(rows: list[Row], thresholds: dict[str, float]) -> list[list[str]]:
-    """Return the table's cells: present attributes joined by spaces, six digits a score, empty where there is none."""
+    """Return the table's cells: those of the CSV file, and what was done to the picture."""
     return [[*_cells(row, thresholds), row.notes, row.error] for row in rows]
 
 
 def _cells(row: Row, thresholds: dict[str, float]) -> list[str]:
-    if row.scores is None:
-        return [row.image, "", *[""] * len(thresholds)]
-    present = Prediction(row.scores, thresholds).attributes
-    return [row.image, " ".join(present), *(f"{row.scores[name]:.6f}" for name in thresholds)]
+    return csv_cells(row.image, None if row.scores is None else Prediction(row.scores, thresholds), list(thresholds))
 
 
 def write_csv(rows: list[Row], thresholds: dict[str, float], folder: Path) -> str:
     """Write predictions.csv, in the form of `aimonk-hf predict --format csv`, into a new folder below `folder`; return its path."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["image", "attributes", *thresholds, "error"])
-    writer.writerows([*_cells(row, thresholds), row.error] for row in rows)
+    header = ["image", "attributes", *score_columns(thresholds), "error"]
     path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
-    write_text(path, buffer.getvalue())
+    write_text(path, "".join(map(csv_line, [header, *([*_cells(row, thresholds), row.error] for row in rows)])))
     return str(path)
 
 

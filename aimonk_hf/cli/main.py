@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", action="append", default=[], metavar="[ATTRIBUTE=]NUMBER", help="repeatable; replaces the stored ones"
     )
     predict.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    predict.add_argument(
+        "--excel", action="store_true", help="with --format csv: mark the file as UTF-8, and put ' before cells that would be formulas"
+    )
     predict.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
     predict.add_argument("--tta", action="store_true", help="average with the mirrored picture")
     predict.add_argument("--batch-size", type=int, default=32)
@@ -175,13 +178,15 @@ def _predict(options: argparse.Namespace) -> int:
 
     if options.batch_size < 1 or (options.num_workers is not None and options.num_workers < 1):
         raise AimonkError("--batch-size and --num-workers must be at least 1")
+    if options.excel and options.format != "csv":
+        raise AimonkError("--excel is about CSV files: add --format csv, or leave it out")
     paths = list_images([Path(text) for text in options.inputs])
     thresholds = _thresholds(options.threshold)
     model = AimonkModel.from_pretrained(options.model)
 
     def write(own: list[Path], out: TextIO, header: bool) -> int:
         stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers, options.precision)
-        return predict_files(stream, model.config.attributes, len(own), options.format, out, header)
+        return predict_files(stream, model.config.attributes, len(own), options.format, out, header, options.excel)
 
     if launched_processes() > 1:
         if options.output is None:

@@ -163,7 +163,7 @@ def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArra
 def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> dict[str, Any]:
     """Return the pairs of duplicates in two parts, images that stand in two parts, and images in no part."""
     try:
-        with split.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with split.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise AimonkError(f"cannot read the split {split}: {error.strerror or error}") from error

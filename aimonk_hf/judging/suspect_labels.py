@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.calibration import fit_scaling, to_logits
-from aimonk_hf.storage import csv_line, write_text
+from aimonk_hf.storage import csv_line, score_columns, write_text
 
 Floats = NDArray[np.floating[Any]]
 
@@ -96,7 +96,7 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
     Raises `AimonkError` for another header, an unknown image or attribute, or a label that has changed since.
     """
     try:
-        rows = list(csv.DictReader(path.open(encoding="utf-8", errors="surrogateescape", newline="")))
+        rows = list(csv.DictReader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")))
     except OSError as error:
         raise AimonkError(f"cannot read {path}: {error.strerror or error}") from error
     if rows and not set(COLUMNS) <= set(rows[0]):
@@ -127,20 +127,28 @@ def write_labels(path: Path, labels: Labels) -> None:
 def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     """Return scores [N, K] in the order of `images` and `attributes` from a CSV with a column `image` and one per attribute.
 
-    Rows of other images, other columns and empty cells are passed over: an image without scores has NaN. Raises `AimonkError` for a missing
-    column and for values that are NaN or outside [0, 1].
+    A column is named as in oof.csv, or simply by the attribute. Rows of other images, other columns and empty cells are passed over: an image
+    without scores has NaN. Raises `AimonkError` for a missing or repeated column and for values that are NaN or outside [0, 1].
     """
     row_of = {image: row for row, image in enumerate(images)}
     scores = np.full((len(images), len(attributes)), np.nan)
     some = False
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for number, one in enumerate(csv.DictReader(file), start=2):  # row by row: dicts of all rows would take gigabytes
-                if not some and (missing := [name for name in ("image", *attributes) if name not in one]):
-                    raise AimonkError(f"{path} has no column {missing[0]}: it must hold image and a score per attribute")
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            header = list(rows.fieldnames or [])
+            columns = [
+                column if column in header or name == "image" else name
+                for name, column in zip(attributes, score_columns(attributes), strict=True)
+            ]
+            for column in ("image", *columns) if header else ():
+                if header.count(column) != 1:
+                    found = "no column" if column not in header else "two columns"
+                    raise AimonkError(f"{path} has {found} {column}: it must hold image and a score per attribute")
+            for number, one in enumerate(rows, start=2):  # row by row: dicts of all rows would take gigabytes
                 some = True
                 if one["image"] in row_of:
-                    scores[row_of[one["image"]]] = [_score_in(one[name], path, number) for name in attributes]
+                    scores[row_of[one["image"]]] = [_score_in(one[column], path, number) for column in columns]
     except OSError as error:
         raise AimonkError(f"cannot read the scores {path}: {error.strerror or error}") from error
     if not some:

@@ -13,7 +13,10 @@ from tqdm.auto import tqdm
 from aimonk_hf.data.images import IMAGE_EXTENSIONS, ImageSource, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.model.prediction import Prediction
-from aimonk_hf.storage import csv_line
+from aimonk_hf.storage import csv_line, score_columns
+
+# Beginnings of cells that spreadsheets calculate, in both widths.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def list_images(inputs: list[Path]) -> list[Path]:
@@ -47,14 +50,21 @@ def predict_files(
     format: str,
     out: TextIO,
     header: bool = True,
+    excel: bool = False,
 ) -> int:
     """Write each prediction as it comes; name failures on stderr with their reason, a line each; return how many there were.
 
     "json" is one object a line, "csv" has a column per score (and a `header`, where asked for), "text" a small table per image.
+    For `excel` a CSV begins with a byte order mark, and no cell can be taken for a formula.
     """
     failed = 0
+
+    def write_row(cells: list[str]) -> None:
+        out.write(_encodable(csv_line([f"'{cell}" if excel and cell.startswith(_FORMULA) else cell for cell in cells]), out))
+
     if format == "csv" and header:
-        out.write(_encodable(csv_line(["image", "attributes", *attributes, "error"]), out))
+        out.write("\ufeff" if excel else "")
+        write_row(["image", "attributes", *score_columns(attributes), "error"])
     with tqdm(stream, "predicting", total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr) as progress:
         for path, prediction in progress:
             failure = str(prediction) if isinstance(prediction, ImageError) else ""
@@ -64,7 +74,7 @@ def predict_files(
             if format == "json":
                 out.write(_json_line(str(path), prediction) + "\n")
             elif format == "csv":
-                out.write(_encodable(csv_line(_csv_row(str(path), prediction, attributes)), out))
+                write_row([*csv_cells(str(path), prediction if isinstance(prediction, Prediction) else None, attributes), failure])
             elif isinstance(prediction, Prediction):
                 if out is sys.stdout:
                     progress.clear()
@@ -88,7 +98,9 @@ def _json_line(image: str, prediction: Prediction | ImageError) -> str:
     return json.dumps({"image": image, "attributes": prediction.attributes, "scores": prediction.scores})
 
 
-def _csv_row(image: str, prediction: Prediction | ImageError, attributes: list[str]) -> list[str]:
-    if isinstance(prediction, ImageError):
-        return [image, "", *[""] * len(attributes), str(prediction)]
-    return [image, " ".join(prediction.attributes), *(f"{prediction.scores[name]:.6f}" for name in attributes), ""]
+def csv_cells(image: str, prediction: Prediction | None, attributes: list[str]) -> list[str]:
+    """Return a row's image, present attributes as a JSON array, and scores to six digits; empty where there is no prediction."""
+    if prediction is None:
+        return [image, "", *[""] * len(attributes)]
+    present = json.dumps(prediction.attributes, ensure_ascii=False)
+    return [image, present, *(f"{prediction.scores[name]:.6f}" for name in attributes)]

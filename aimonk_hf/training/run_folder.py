@@ -12,7 +12,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.suspect_labels import cell_text
 from aimonk_hf.model.persistence import MODEL_FILES, WEIGHTS_FILE
-from aimonk_hf.storage import csv_line, make_folder, read_json, write_json, write_text
+from aimonk_hf.storage import csv_line, make_folder, read_json, score_columns, write_json, write_text
 from aimonk_hf.training.train_config import TrainConfig
 
 HISTORY_COLUMNS = (
@@ -131,7 +131,7 @@ class RunFolder:
             [image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)]
             for image, row in zip(dataset.labels.images, scores, strict=True)
         )
-        write_text(self.path / OUT_OF_FOLD, _csv_text(["image", *dataset.attributes], cells))
+        write_text(self.path / OUT_OF_FOLD, _csv_text(["image", *score_columns(dataset.attributes)], cells))
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv; a figure that does not exist is left empty."""
