@@ -150,20 +150,20 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
     Several heads whose outputs are averaged are all changed. Raises `AimonkError`, and changes nothing, where the logits would not follow.
     """
     layers = [layer for head in heads(network) for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    last = [layer for layer in layers if len(layer.weight) == len(scale) and layer.bias is not None]
-    before = [(layer.weight.clone(), layer.bias.clone()) for layer in last]
+    last = [(layer.weight, layer.bias) for layer in layers if len(layer.weight) == len(scale) and layer.bias is not None]
+    before = [(weight.clone(), bias.clone()) for weight, bias in last]
     with torch.no_grad():
         pixels = torch.randn(2, *resolve_data_config(model=network)["input_size"], generator=torch.Generator().manual_seed(0))
         pixels = pixels.to(next(network.parameters()))
         factor, offset = (torch.as_tensor(values).to(pixels) for values in (scale, shift))
         wanted = network(pixels) * factor + offset
-        for layer in last:
-            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
-            layer.bias.mul_(factor).add_(offset)
+        for weight, bias in last:
+            weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)))
+            bias.mul_(factor).add_(offset)
         if not torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3):
-            for layer, (weight, bias) in zip(last, before, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
+            for (weight, bias), (old_weight, old_bias) in zip(last, before, strict=True):
+                weight.copy_(old_weight)
+                bias.copy_(old_bias)
             raise AimonkError(f"the head of {type(network).__name__} is not linear layers with a bias: its scores cannot be calibrated")
 
 
