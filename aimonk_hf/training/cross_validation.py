@@ -64,7 +64,8 @@ def score_together(accelerator: Accelerator, model: AimonkModel, paths: list[Pat
     hand_on(accelerator, model)
     own = score_images(model, paths[rank::n_processes], progress=accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    scores, failures = np.full((len(paths), len(model.config.attributes)), np.nan), {}
+    scores = np.full((len(paths), len(model.config.attributes)), np.nan)
+    failures: dict[Path, str] = {}
     for number, (part, unread) in enumerate(gather_object([own])):
         scores[number::n_processes] = part
         failures |= unread

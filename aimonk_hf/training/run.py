@@ -99,7 +99,7 @@ class _Processes(Accelerator):
     def __init__(self, **settings: Any) -> None:
         # each step gives all processes the same batch-norm statistics: DDP need not copy those of the first
         super().__init__(**settings, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-        self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
+        self._patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
 
     def wait_for_everyone(self) -> None:
         if self._patient is not None:
