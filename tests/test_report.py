@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,103 @@ def test_evaluate_knows_images_that_the_model_has_seen(
         json.loads((tmp_path / "report" / "metrics.json").read_text())["macro"]
         == json.loads((run[0] / "metrics.json").read_text())["macro"]
     )
+
+
+def renamed(data: Path, folder: Path) -> Path:
+    """A copy of the data under other names, in reverse order."""
+    labels = read_labels(data)
+    (folder / "images").mkdir(parents=True)
+    names = [f"moved {number}.png" for number in range(len(labels))]
+    for name, image in zip(names, labels.images, strict=True):
+        (folder / "images" / name).write_bytes((data / "images" / image).read_bytes())
+    write_labels(folder / "labels.csv", Labels(names[::-1], labels.attributes, labels.values[::-1]))
+    return folder
+
+
+def evaluated(model: Path, data: Path, tmp_path: Path, *flags: str) -> tuple[str, dict]:
+    """Evaluate; return `seen_by_model` and the whole report."""
+    assert main(["evaluate", "--model", str(model), "--data-dir", str(data), "--output", str(tmp_path / "report"), *flags]) == 0
+    report = read_json(tmp_path / "report" / "metrics.json")
+    return report["measured_on"]["seen_by_model"], report
+
+
+def test_evaluate_knows_its_training_images_from_another_working_directory(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    shutil.copytree(sample, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--recipe", "demo", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
+    assert main(["train", "--data-dir", "data", "--output-dir", "out", *flags]) == 0
+    monkeypatch.chdir("below")
+    state, report = evaluated(Path("../out"), Path("../data"), tmp_path)
+    assert state == "some"
+    assert report["verdict"] is None
+    assert all(row["p_value"] is None for row in report["per_attribute"].values())
+
+
+def test_evaluate_knows_images_under_other_names_and_others_under_the_same_names(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path
+) -> None:
+    copy = renamed(drawn, tmp_path / "copy")
+    state, report = evaluated(run[0], copy, tmp_path)
+    assert state == "some"
+    assert "144 of its train part, 48 of its validation part" in report["measured_on"]["note"]
+    state, report = evaluated(run[0], copy, tmp_path, "--part", "report")
+    assert state == "none"
+    assert report["macro"]["auroc"] == pytest.approx(read_json(run[0] / "metrics.json")["macro"]["auroc"])
+    state, report = evaluated(run[0], write_sample_data(tmp_path / "new", n_images=30, seed=9), tmp_path)
+    assert state == "none"
+    assert report["verdict"]
+
+
+def test_without_a_record_it_is_unknown_whether_images_were_seen(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run[1].save_pretrained(tmp_path / "saved")
+    assert evaluated(tmp_path / "saved", drawn, tmp_path)[0] == "unknown"
+    printed = capsys.readouterr().out
+    assert f"unknown whether the model has seen them ({tmp_path / 'saved'} has no split.csv)" in printed
+    assert "verdict: if the model has not seen these images, " in printed
+    assert evaluate(run[1], AttributeDataset.from_folder(drawn))["measured_on"]["seen_by_model"] == "unknown"
+
+
+def test_a_split_of_an_earlier_version_is_believed_in_its_own_folder_only(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run[0], old)
+    (old / "split.csv").write_text("image,part\n" + "".join(f"{image},{part}\n" for image, part in parts(run[0]).items()))
+    assert evaluated(old, drawn, tmp_path)[0] == "some"
+    state, report = evaluated(old, drawn, tmp_path, "--part", "report")
+    assert (state, report["n_images"]) == ("none", 48)
+    shutil.copytree(drawn, tmp_path / "moved")
+    assert evaluated(old, tmp_path / "moved", tmp_path)[0] == "unknown"
+
+
+def test_images_that_tuned_thresholds_are_known_too(run: tuple[Path, AimonkModel], tmp_path: Path) -> None:
+    model, new = tmp_path / "model", write_sample_data(tmp_path / "new", n_images=30, seed=9)
+    shutil.copytree(run[0], model)
+    assert main(["tune", "--model", str(model), "--data-dir", str(new)]) == 0
+    state, report = evaluated(model, new, tmp_path)
+    assert state == "some"
+    assert "30 of its validation part" in report["measured_on"]["note"]
+    assert main(["tune", "--model", str(run[0]), "--data-dir", str(new), "--output", str(tmp_path / "tuned")]) == 0
+    assert evaluated(tmp_path / "tuned", new, tmp_path)[0] == "some"
+    assert evaluated(run[0], new, tmp_path)[0] == "none"
+
+
+def test_audit_knows_training_images_under_other_names(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:
+    copy = renamed(drawn, tmp_path / "copy")
+    flags = ["--model", str(run[0]), "--split", str(run[0] / "split.csv"), "--output", str(tmp_path / "a")]
+    assert main(["audit", "--data-dir", str(copy), *flags]) == 0
+    findings = read_json(tmp_path / "a" / "audit.json")
+    assert findings["suspects"]["n_scored"] == 96
+    assert findings["suspects"]["source"].endswith("for images which it was not trained on")
+    assert findings["leakage"]["n_in_no_part"] == 0
+    (run[1]).save_pretrained(tmp_path / "saved")
+    assert main(["audit", "--data-dir", str(copy), "--model", str(tmp_path / "saved"), "--output", str(tmp_path / "a")]) == 0
+    assert "unknown whether it was trained on them" in read_json(tmp_path / "a" / "audit.json")["suspects"]["source"]
 
 
 def test_evaluate_refuses_a_part_where_there_is_no_split(

@@ -72,7 +72,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     dataset = choose_part(_read_data(options), options.model, options.part)
     model = AimonkModel.from_pretrained(options.model)
-    judged = judge_dataset(model, dataset, progress=True, measured_on=seen_before(options.model, options.data_dir, dataset))
+    judged = judge_dataset(model, dataset, progress=True, seen=seen_before(options.model, dataset))
     print(metrics_table(judged.report))
     if options.output:
         from aimonk_hf.judging.report_plots import write_report_plots
@@ -86,7 +86,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from aimonk_hf.judging.choices import choose_and_judge
     from aimonk_hf.judging.console import metrics_table, thresholds_table
-    from aimonk_hf.judging.run_parts import choose_part
+    from aimonk_hf.judging.run_parts import choose_part, record_tuning
     from aimonk_hf.model.modeling import AimonkModel
 
     if not options.output and not Path(options.model).is_dir():
@@ -105,6 +105,7 @@ def _tune(options: argparse.Namespace) -> int:
     model.metrics = report | {key: earlier[key] for key in ("training", "calibration") if key in earlier}
     folder = options.output or Path(options.model)
     model.save_pretrained(folder)
+    record_tuning(options.model, folder, usable)
     print(thresholds_table(report, before))
     print(metrics_table(report))
     print(f"saved:    {folder}")

@@ -125,8 +125,17 @@ def duplicate_groups(paths: list[Path]) -> NDArray[np.int64]:
         with suppress(OSError):
             by_size.setdefault(path.stat().st_size, []).append(row)
     for rows in by_size.values():
-        first_of: dict[bytes, int] = {}
+        first_of: dict[str, int] = {}
         for row in rows if len(rows) > 1 else ():
-            with suppress(OSError), open(paths[row], "rb") as file:
-                groups[row] = first_of.setdefault(hashlib.file_digest(file, "sha256").digest(), row)
+            if digest := content_hash(paths[row]):
+                groups[row] = first_of.setdefault(digest, row)
     return groups
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal; "" where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return ""

@@ -1,6 +1,5 @@
 """What is wrong with a data folder: its files, its duplicates, its labels, its split."""
 
-import csv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.images import IMAGE_EXTENSIONS, check_image, open_image
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.data.near_duplicates import Pair, Thumbnails, conflicts, find_duplicates, group_numbers, thumbnail
-from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.errors import ImageError
+from aimonk_hf.judging.run_parts import read_parts
 from aimonk_hf.judging.suspect_labels import Suggestion, find_fillable, find_suspects
 from aimonk_hf.model.devices import default_workers
 
@@ -162,24 +162,16 @@ def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArra
 
 def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> dict[str, Any]:
     """Return the pairs of duplicates in two parts, images that stand in two parts, and images in no part."""
-    try:
-        with split.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise AimonkError(f"cannot read the split {split}: {error.strerror or error}") from error
-    except csv.Error as error:
-        raise AimonkError(f"{split} is no split: {error}") from error
-    if rows and not {"image", "part"} <= set(rows[0]):
-        raise AimonkError(f"{split} is no split: its header must be image,part")
-    if short := [number for number, row in enumerate(rows, start=2) if row["image"] is None or row["part"] is None]:
-        raise AimonkError(f"{split}: row {short[0]} names no image or no part")
-    parts: dict[str, set[str]] = {}
-    for row in rows:
-        parts.setdefault(row["image"], set()).add(row["part"])
+    rows = read_parts(split)
+    by_content = bool(rows) and all(digest for _, _, digest in rows)
+    parts: dict[str, set[str]] = {}  # by content or by name
+    for image, part, digest in rows:
+        parts.setdefault(digest if by_content else image, set()).add(part)
     images = dataset.labels.images
+    held = [parts.get(key, set()) for key in (map(content_hash, dataset.paths) if by_content else images)]
     across = []
     for pair in pairs:
-        first, second = parts.get(images[pair.first], set()), parts.get(images[pair.second], set())
+        first, second = held[pair.first], held[pair.second]
         if first and second and first != second:
             across.append(
                 {"images": [images[pair.first], images[pair.second]], "kind": pair.kind, "parts": [*sorted(first), *sorted(second)]}
@@ -187,6 +179,6 @@ def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> 
     return {
         "split": str(split),
         "pairs_across_parts": across,
-        "in_two_parts": sorted(image for image, held in parts.items() if len(held) > 1),
-        "n_in_no_part": sum(image not in parts for image in images),
+        "in_two_parts": sorted({image for image, _, digest in rows if len(parts[digest if by_content else image]) > 1}),
+        "n_in_no_part": sum(not one for one in held),
     }

@@ -115,7 +115,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
     if below:
         lines.append(f"F1 below that of calling everything present: {', '.join(below)}")
     if report.get("verdict"):
-        lines.append(f"verdict: {report['verdict']}")
+        condition = "if the model has not seen these images, " if (measured or {}).get("seen_by_model") == "unknown" else ""
+        lines.append(f"verdict: {condition}{report['verdict']}")
     return lines
 
 

@@ -20,6 +20,11 @@ from aimonk_hf.model.thresholds import decide
 
 _logger = logging.getLogger(__name__)
 
+SEEN_UNKNOWN = (
+    "unknown",
+    "unknown whether the model has seen them: intervals, p-values and verdict hold only if it has not",
+)
+
 
 @dataclass
 class Judged:
@@ -35,18 +40,19 @@ class Judged:
 def evaluate(model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False) -> dict[str, Any]:
     """Return the dict of metrics.json for the model's stored thresholds; unreadable images are named in the log and left out.
 
-    Intervals, p-values and the verdict take it that the model has not seen these images. Columns are matched by name; an attribute of the
-    model that the labels lack raises `AimonkError`.
+    A model does not know the images that it has seen: intervals, p-values and the verdict hold only if these are others. Columns are matched
+    by name; an attribute of the model that the labels lack raises `AimonkError`.
     """
     return judge_dataset(model, dataset, batch_size, progress).report
 
 
 def judge_dataset(
-    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False, measured_on: tuple[str, str] | None = None
+    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False, seen: tuple[str, str] = SEEN_UNKNOWN
 ) -> Judged:
     """Do what `evaluate` does and return the scores as well.
 
-    `measured_on` is given where the model has seen some of the images: which ones they are, and why there is no verdict.
+    `seen` says whether the model has seen "some" of the images, "none", or that this is "unknown", with a sentence about it; where it has seen
+    some there is no verdict.
     """
     labels = dataset.match(model.config.attributes).labels.values
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
@@ -58,11 +64,10 @@ def judge_dataset(
     every = dataset.paths
     paths = [every[row] for row in readable]
     decisions = decide(scores[readable], model.config.threshold_values)
-    words = measured_on or (
-        "the images of this dataset",
-        "taken to be new to the model; they chose neither epoch, threshold nor calibration",
-    )
-    report = judge_scores(model, labels[readable], scores[readable], decisions, words, measured_on is None, duplicate_groups(paths))
+    state, note = seen
+    words = ("the images of this dataset", note)
+    report = judge_scores(model, labels[readable], scores[readable], decisions, words, state != "some", duplicate_groups(paths))
+    report["measured_on"]["seen_by_model"] = state
     return Judged(paths, labels[readable], scores[readable], decisions, report)
 
 

@@ -111,7 +111,7 @@ def _fold_model(
     rows = np.flatnonzero(inside)
     part_of = split_rows(dataset.labels.values[rows], [1 - config.val_split, config.val_split], config.split, config.seed, groups[rows])
     if accelerator.is_main_process:
-        run.write_split([dataset.labels.images[row] for row in rows], [("train", "validation")[part] for part in part_of])
+        run.write_split(dataset.select(rows), [("train", "validation")[part] for part in part_of])
     seed_everything(config.seed)
     trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), dataset.select(rows[part_of == 0]))
     fit(trainer, run, dataset.select(rows[part_of == 1]))

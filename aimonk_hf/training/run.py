@@ -166,7 +166,7 @@ def _split(
     fractions = _fractions(config, len(np.unique(groups)), accelerator)
     part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
     if accelerator.is_main_process:
-        run.write_split(dataset.labels.images, [PARTS[part] for part in part_of])
+        run.write_split(dataset, [PARTS[part] for part in part_of])
     train_set, validation, report_set = (dataset.select(np.flatnonzero(part_of == part)) for part in range(3))
     accelerator.print(
         f"{len(dataset)} images, {len(np.unique(groups))} of them different: {len(train_set)} to train on, {len(validation)} to validate, "

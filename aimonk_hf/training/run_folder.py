@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.judging.run_parts import SPLIT_FILE, write_parts
 from aimonk_hf.judging.suspect_labels import cell_text
 from aimonk_hf.model.persistence import MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import csv_line, make_folder, read_json, score_columns, write_json, write_text
@@ -19,7 +20,7 @@ HISTORY_COLUMNS = (
     *("epoch", "stage", "lr", "train_loss", "val_loss", "macro_f1", "macro_average_precision", "macro_auroc"),
     *("seconds", "images_per_second"),
 )
-_CONFIG, _HISTORY, _SPLIT = "train_config.json", "history.csv", "split.csv"
+_CONFIG, _HISTORY = "train_config.json", "history.csv"
 _DATA = "data.csv"
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof.csv"
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
@@ -78,7 +79,7 @@ class RunFolder:
         make_folder(self.path)
         if not self.config.resume:
             try:
-                for name in (*MODEL_FILES, _CONFIG, _HISTORY, _SPLIT, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
+                for name in (*MODEL_FILES, _CONFIG, _HISTORY, SPLIT_FILE, LOSS_CURVE, SAMPLE_PREDICTIONS, FOLDS, OUT_OF_FOLD):
                     (self.path / name).unlink(missing_ok=True)
                 for folder in filter(Path.is_dir, (self.checkpoints, self.folds)):
                     shutil.rmtree(folder)
@@ -117,9 +118,10 @@ class RunFolder:
                 )
         write_text(path, _csv_text(["image", "bytes", "labels"], [["", "", names], *cells]))
 
-    def write_split(self, images: list[str], parts: list[str]) -> None:
-        """Write split.csv: the part of each image."""
-        write_text(self.path / _SPLIT, _csv_text(["image", "part"], zip(images, parts, strict=True)))
+    def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
+        """Write split.csv: the part of each image, and the hash by which it is known again under any name and in any folder."""
+        hashes = map(content_hash, dataset.paths)
+        write_parts(self.path / SPLIT_FILE, zip(dataset.labels.images, parts, hashes, strict=True))
 
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
         """Write folds.csv: the fold (1, 2, ...) that each image was left out with."""
