@@ -67,7 +67,10 @@ def garments(drawings: list[Garment]) -> Scorer:
 def shares_of(scorer: Scorer, drawings: list[Garment], attribute: str) -> tuple[np.ndarray, float]:
     """Return the share of heat in the part's box of each picture that shows it, and the mean share of the area."""
     shown = [drawing for drawing in drawings if drawing.present[attribute]]
-    pairs = [share_in_box(heat_map(scorer, drawing.image, attribute), drawing.boxes[attribute]) for drawing in shown]
+    pairs = [
+        share_in_box(heat_map(scorer, scorer.model.transform.pixels(drawing.image), attribute), drawing.boxes[attribute])
+        for drawing in shown
+    ]
     return np.array([share for share, _ in pairs]), float(np.mean([area for _, area in pairs]))
 
 
@@ -114,7 +117,7 @@ def test_a_vision_transformer_looks_at_the_mark() -> None:
     for number in range(1000, 1024, 2):
         image, box = draw_mark(number)
         assert box is not None
-        share, area = share_in_box(heat_map(scorer, image, "mark"), box)
+        share, area = share_in_box(heat_map(scorer, scorer.model.transform.pixels(image), "mark"), box)
         assert area < 0.15
         shares.append(share)
     assert np.mean(shares) > 0.5
@@ -126,29 +129,29 @@ def test_backbones_of_many_kinds_have_maps(architecture: str) -> None:
     scorer = Scorer(AimonkModel.from_timm(architecture, ["one", "two"], pretrained=False))
     before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
     image = Image.effect_noise((200, 150), 80).convert("RGB")
-    heat = heat_map(scorer, image, "two")
+    heat = heat_map(scorer, scorer.model.transform.pixels(image), "two")
     assert heat.shape == scorer.model.transform.size
     assert np.isfinite(heat).all()
     assert 0 <= heat.min() <= heat.max() <= 1 + 1e-6
     assert all(torch.equal(before[name], value) for name, value in scorer.model.state_dict().items())
     assert all(parameter.grad is None for parameter in scorer.model.parameters()), "gradients of the weights take memory"
-    scores = scorer.score(image)
+    scores = scorer.score(scorer.model.transform.pixels(image))
     assert scores == pytest.approx(scorer.model.predict(image).scores, abs=1e-6), "hooks stay behind"
 
 
 def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: AimonkModel) -> None:
     with pytest.raises(AimonkError, match="no attribute 'hat'"):
-        heat_map(Scorer(tiny_model), Image.new("RGB", (64, 64)), "hat")
+        heat_map(Scorer(tiny_model), torch.zeros(3, 64, 64, dtype=torch.uint8), "hat")
     mixer = AimonkModel.from_timm("mixer_s32_224", ["one"], pretrained=False)
     with pytest.raises(AimonkError, match="not available for mixer_s32_224 .none of its stages keeps rows and columns"):
-        heat_map(Scorer(mixer), Image.new("RGB", (64, 64)), "one")
+        heat_map(Scorer(mixer), torch.zeros(3, 64, 64, dtype=torch.uint8), "one")
 
 
 @pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "deit_tiny_distilled_patch16_224"])
 def test_token_networks_have_a_map_or_a_sentence(architecture: str) -> None:
     scorer = Scorer(AimonkModel.from_timm(architecture, ["one"], pretrained=False, image_size=96))
     try:
-        assert heat_map(scorer, Image.new("RGB", (64, 64)), "one").shape == (96, 96)
+        assert heat_map(scorer, torch.zeros(3, 96, 96, dtype=torch.uint8), "one").shape == (96, 96)
     except AimonkError as error:
         assert str(error).startswith(f"heat maps are not available for {architecture} (")  # noqa: PT017
 
@@ -156,7 +159,7 @@ def test_token_networks_have_a_map_or_a_sentence(architecture: str) -> None:
 def test_without_the_library_the_install_hint_is_given(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(AimonkError, match=r"pip install 'aimonk_hf\[app\]'"):
-        heat_map(Scorer(tiny_model), Image.new("RGB", (64, 64)), "belt")
+        heat_map(Scorer(tiny_model), torch.zeros(3, 64, 64, dtype=torch.uint8), "belt")
 
 
 def test_the_overlay_colours_heat_only() -> None:

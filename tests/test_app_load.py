@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +23,12 @@ from load_support import (
     good_predict,
     hostile_bodies,
     hostile_zips,
+    result,
     upload,
     wait_until,
     watched_app,
 )
+from PIL import Image
 
 from aimonk_hf.app.gate import Gate
 from aimonk_hf.app.sessions import ApiSessions
@@ -143,6 +146,21 @@ def test_all_are_served_beside_slow_hostile_and_leaving_clients(app: App) -> Non
     assert counted["counts"] == {"good_predict": 48, "good_batch": 6, "hostile_request": 6, "leave": 3}
     check_drained(app)
     check_quiet(app)
+
+
+def test_the_memory_of_large_images_is_given_back(app: App) -> None:
+    path = app.temporary / "large.png"
+    Image.new("RGB", (5000, 5000), (9, 99, 199)).save(path)
+
+    def one(_: int) -> None:
+        with httpx.Client(timeout=300) as client:
+            result(call(app, client, "predict", {"image": upload(app, client, path)}))
+
+    one(0)
+    before = app.memory()
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, range(12)))
+    assert app.memory() - before < 300, "megabytes; each of the images takes 100 decoded"
 
 
 def test_lists_of_open_calls_do_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import sys
 import threading
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from aimonk_hf.app.model_page import missing_model_page, model_page
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
 from aimonk_hf.app.served import Served
-from aimonk_hf.app.uploads import Limits, expand_uploads, open_upload, read_entry, read_picture
+from aimonk_hf.app.uploads import Budget, Limits, Picture, Upload, expand_uploads, open_upload, read_entry, read_picture
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.judging.metrics import build_report
@@ -45,6 +47,16 @@ def served(tiny_model: AimonkModel, limits: Limits) -> Any:
     scorer = Scorer(tiny_model, max_batch=4)
     yield Served(scorer, "tiny", limits)
     scorer.close()
+
+
+def read_one(source: Path | bytes) -> Picture:
+    with read_picture(source if isinstance(source, bytes) else str(source), Budget(10**6)) as picture:
+        return picture
+
+
+def bytes_of(upload: Upload, limits: Limits) -> Any:
+    with read_entry(upload, limits) as source:
+        return source
 
 
 def test_rows_state_and_close_calls() -> None:
@@ -81,7 +93,7 @@ def test_bad_pictures_have_a_reason(tmp_path: Path) -> None:
     reasons = {}
     for name, path in bad_pictures(tmp_path / "bad").items():
         with pytest.raises(ImageError) as caught:
-            read_picture(str(path))
+            read_one(path)
         reasons[name] = str(caught.value)
         assert "\n" not in reasons[name]
     assert "empty" in reasons["empty.png"]
@@ -91,12 +103,12 @@ def test_bad_pictures_have_a_reason(tmp_path: Path) -> None:
 
 
 def test_odd_pictures_are_read_and_explained(tmp_path: Path) -> None:
-    notes = {name: read_picture(str(path)).notes for name, path in odd_pictures(tmp_path / "odd").items()}
+    notes = {name: read_one(path).notes for name, path in odd_pictures(tmp_path / "odd").items()}
     assert notes == {name: [NOTES[name]] if name in NOTES else [] for name in notes}
     assert set(NOTES) < set(notes)
     holed = Image.new("P", (8, 8))
     holed.save(tmp_path / "holed.png", transparency=0)
-    assert read_picture(str(tmp_path / "holed.png")).notes == [NOTES["clear.png"]]
+    assert read_one(tmp_path / "holed.png").notes == [NOTES["clear.png"]]
 
 
 def test_only_uploads_within_limits_are_opened(limits: Limits, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -120,7 +132,7 @@ def test_only_uploads_within_limits_are_opened(limits: Limits, tmp_path: Path, t
 
 
 def entries_of(path: Path, limits: Limits) -> list[Any]:
-    return expand_uploads([{"path": str(path)}], limits)
+    return expand_uploads([{"path": str(path)}], limits, ExitStack())
 
 
 def test_zip_entries_are_read_without_unpacking(limits: Limits, tmp_path: Path) -> None:
@@ -128,7 +140,7 @@ def test_zip_entries_are_read_without_unpacking(limits: Limits, tmp_path: Path) 
     path = write_zip(tmp_path / "some.zip", {"a/b.png": picture, "__MACOSX/x": b"1", "a/.DS_Store": b"1", "notes.txt": b"words"})
     uploads = entries_of(path, limits)
     assert [upload.name for upload in uploads] == ["some.zip/a/b.png", "some.zip/notes.txt"]
-    assert read_entry(uploads[0], limits) == picture
+    assert bytes_of(uploads[0], limits) == picture
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p", "some.zip"]
 
 
@@ -159,6 +171,34 @@ def test_zip_links_bombs_crowds_and_damage_are_refused(limits: Limits, tmp_path:
             entries_of(tmp_path / f"{name}.zip", limits)
 
 
+def test_an_archive_is_opened_once_whatever_it_holds(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = write_pictures(tmp_path / "p", 1)[0].read_bytes()
+    path = write_zip(tmp_path / "some.zip", {f"{number}.png": picture for number in range(20)})
+    opened, really = [], zipfile.ZipFile.__init__
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda self, *rest, **options: opened.append(self) or really(self, *rest, **options))
+    rows = score_batch(served, [{"path": str(path)}])
+    assert [row.error for row in rows] == [""] * 20
+    assert [archive.fp for archive in opened] == [None], "one, and it is closed"
+
+
+def test_archives_of_long_comments_and_many_times_the_same_are_refused(limits: Limits, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "talk.zip", "w") as archive:
+        for number in range(14):
+            entry = zipfile.ZipInfo(f"{number}.png")
+            entry.comment = bytes(65_000)
+            archive.writestr(entry, b"1")
+    talk = {"path": str(tmp_path / "talk.zip")}
+    with ExitStack() as archives:
+        assert len(expand_uploads([talk] * 4, limits, archives)) == 56
+        with pytest.raises(AimonkError, match=r"talk\.zip is refused: names and comments of the archives sent take more than 4 MB"):
+            expand_uploads([talk] * 5, limits, archives)
+        noise = np.random.default_rng(0).integers(0, 4, 900_000, dtype=np.uint8).tobytes()
+        large = {"path": str(write_zip(tmp_path / "large.zip", {f"{number}.png": noise for number in range(3)}))}
+        assert len(expand_uploads([large] * 3, limits, archives)) == 9
+        with pytest.raises(AimonkError, match=r"large\.zip unpacks, with the archives before it, to more than 10 MB"):
+            expand_uploads([large] * 4, limits, archives)
+
+
 def test_a_large_or_damaged_zip_entry_fails_alone(limits: Limits, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 4, limits.max_bytes + 1, dtype=np.uint8).tobytes()  # packs to a quarter
     path = write_zip(tmp_path / "mixed.zip", {"large.png": noise, "broken.png": bytes(range(256)) * 40})
@@ -167,9 +207,9 @@ def test_a_large_or_damaged_zip_entry_fails_alone(limits: Limits, tmp_path: Path
     path.write_bytes(bytes(content))
     large, broken = entries_of(path, limits)
     with pytest.raises(ImageError, match="too large"):
-        read_entry(large, limits)
+        bytes_of(large, limits)
     with pytest.raises(ImageError, match="damaged"):
-        read_entry(broken, limits)
+        bytes_of(broken, limits)
 
 
 def test_waiting_pictures_share_a_batch_and_equal_the_model(tiny_model: AimonkModel, tmp_path: Path) -> None:
@@ -177,7 +217,10 @@ def test_waiting_pictures_share_a_batch_and_equal_the_model(tiny_model: AimonkMo
     scorer = Scorer(tiny_model, max_batch=4)
     results: dict[int, dict[str, float]] = {}
     with scorer.network_lock:  # nothing can be computed before all have asked
-        threads = [threading.Thread(target=lambda n=n: results.update({n: scorer.score(images[n])})) for n in range(len(images))]
+        threads = [
+            threading.Thread(target=lambda n=n: results.update({n: scorer.score(tiny_model.transform.pixels(images[n]))}))
+            for n in range(len(images))
+        ]
         for thread in threads:
             thread.start()
         while len(scorer._waiting) < len(images) - scorer.max_batch:
@@ -191,9 +234,23 @@ def test_waiting_pictures_share_a_batch_and_equal_the_model(tiny_model: AimonkMo
         assert results[number] == pytest.approx(tiny_model.predict(image).scores, abs=1e-6)
 
 
+def test_what_is_held_is_never_more_than_the_budget() -> None:
+    budget, held, most = Budget(10), [0], [0]
+
+    def use(amount: int) -> None:
+        with budget.hold(amount):
+            held.append(min(amount, 10))
+            most.append(sum(held))
+            held.remove(min(amount, 10))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(use, [1, 10, 4, 25, 7, 3, 6] * 30))
+    assert max(most) <= 10
+
+
 def test_a_failing_network_fails_its_callers_and_lives_on(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(tiny_model)
-    image = Image.new("RGB", (64, 64))
+    pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
 
     def out_of_memory(pixels: torch.Tensor, **settings: object) -> torch.Tensor:
         raise RuntimeError("out of memory\nand more")
@@ -201,8 +258,8 @@ def test_a_failing_network_fails_its_callers_and_lives_on(tiny_model: AimonkMode
     with monkeypatch.context() as patched:
         patched.setattr(tiny_model, "logits_of_pixels", out_of_memory)
         with pytest.raises(AimonkError, match=r"failed on this batch \(out of memory\)"):
-            scorer.score(image)
-    assert set(scorer.score(image)) == set(tiny_model.config.attributes)
+            scorer.score(pixels)
+    assert set(scorer.score(pixels)) == set(tiny_model.config.attributes)
     scorer.close()
 
 
@@ -353,4 +410,4 @@ def test_data_urls_are_read(limits: Limits, picture: Image.Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     upload = open_upload({"url": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()}, limits)
-    assert read_picture(read_entry(upload, limits)).image.size == picture.size
+    assert read_one(bytes_of(upload, limits)).image.size == picture.size

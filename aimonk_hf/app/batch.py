@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,20 @@ def score_batch(
     served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[Row]:
     """Score every picture of the files sent, in their order; bad ones carry their reason. Raises `AimonkError` as `expand_uploads` does."""
-    uploads = expand_uploads(files, served.limits)
 
     def score(numbered: tuple[int, Upload]) -> Row:
         number, upload = numbered
         try:
-            picture = served.scorer.read(read_entry(upload, served.limits))
-            scores = served.scorer.score(picture.image)
-            thumbnail = _write_thumbnail(picture.image, thumbnails, number) if thumbnails else None
+            with read_entry(upload, served.limits) as source, served.scorer.read(source) as picture:
+                pixels, notes = served.scorer.model.transform.pixels(picture.image), " ".join(picture.notes)
+                thumbnail = _write_thumbnail(picture.image, thumbnails, number) if thumbnails else None
+            return Row(upload.name, served.scorer.score(pixels), notes=notes, thumbnail=thumbnail)
         except AimonkError as error:
             return Row(upload.name, error=str(error))
-        return Row(upload.name, scores, notes=" ".join(picture.notes), thumbnail=thumbnail)
 
     rows = []
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ExitStack() as archives, ThreadPoolExecutor(WORKERS) as pool:
+        uploads = expand_uploads(files, served.limits, archives)
         for row in pool.map(score, enumerate(uploads)):
             rows.append(row)
             if progress:
@@ -91,11 +92,10 @@ def gallery_items(rows: list[Row], thresholds: dict[str, float], attribute: str 
 
 
 def _write_thumbnail(image: Image.Image, folder: Path, number: int) -> str:
-    small = image.copy()
-    small.thumbnail(THUMBNAIL)
+    image.thumbnail(THUMBNAIL)
     path = folder / f"{number:04d}.jpg"
     try:
-        small.save(path, quality=85)
+        image.save(path, quality=85)
     except OSError as error:
         raise ImageError(f"its thumbnail cannot be written ({error})") from error
     return str(path)

@@ -20,8 +20,8 @@ SHOWN_SIDE = 448
 Heat = NDArray[np.float32]
 
 
-def heat_map(scorer: Scorer, image: Image.Image, attribute: str) -> Heat:
-    """Return [H, W] in [0, 1] of the network's input size: where the picture raised the attribute's score; all 0 where nothing did.
+def heat_map(scorer: Scorer, pixels: Tensor, attribute: str) -> Heat:
+    """Return [H, W] in [0, 1]: where the uint8 pixels [3, H, W] of the transform raised the attribute's score; all 0 where nothing did.
 
     Activations are weighed by their own gradients (HiResCAM, Draelos and Carin 2020), a Grad-CAM that keeps places apart, at the ends of the
     last stages that have at least `MIN_CELLS` cells a side; the product of these maps is bright where the stages agree.
@@ -32,7 +32,7 @@ def heat_map(scorer: Scorer, image: Image.Image, attribute: str) -> Heat:
         raise AimonkError(f"the model has no attribute {attribute!r}")
     network = scorer.model.timm_model
     index = names.index(attribute)
-    values = scorer.model.transform(image)[None].to(next(network.parameters()))
+    values = scorer.model.transform.normalize(pixels)[None].to(next(network.parameters()))
     agreeing_cam = _agreeing_cam()
     with scorer.network_lock, torch.enable_grad():
         try:

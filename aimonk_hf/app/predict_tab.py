@@ -100,11 +100,11 @@ def _bind(
 
         attribute = str(_sent(event, "attribute"))
         try:
-            image = served.read(value).image
-            heat_values = heat_map(served.scorer, image, attribute)
+            pixels, _ = served.read(value)
+            heat_values = heat_map(served.scorer, pixels, attribute)
         except AimonkError as error:
             return gr.update(visible=False), gr.update(visible=True, value=_paragraph(f"No heat map: {error}."))
-        shown = overlay(served.scorer.model.transform.pixels(image), heat_values)
+        shown = overlay(pixels, heat_values)
         words = f"Where the network looked for {attribute}: bright parts raised its score. The picture is shown as the network sees it."
         return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(visible=True, value=_paragraph(words))
 

@@ -1,15 +1,15 @@
 """Scores for many callers at once: each brings one picture, the network takes those that wait as one batch."""
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import BoundedSemaphore, Lock
+from contextlib import AbstractContextManager
+from threading import Lock
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from aimonk_hf.app.uploads import Picture, read_picture
+from aimonk_hf.app.uploads import Budget, Picture, read_picture
+from aimonk_hf.data.images import MAX_PIXELS
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.model.folding import LazilyFolded
 from aimonk_hf.model.inference import finite
@@ -19,7 +19,7 @@ from aimonk_hf.model.modeling import AimonkModel
 class Scorer:
     """Runs the network in one thread, on up to `max_batch` waiting pictures at a time; a failure reaches only the callers of that batch.
 
-    Decoding is done by the callers, at most one per core at a time, so that large pictures cannot fill the memory. `network_lock` is held
+    Decoding is done by the callers, at most `MAX_PIXELS` at a time, so that large pictures cannot fill the memory. `network_lock` is held
     while the network computes; whoever uses the network otherwise must hold it too. `n_images` and `n_batches` count what was computed.
     """
 
@@ -29,23 +29,23 @@ class Scorer:
         self.network_lock = Lock()
         self._network = LazilyFolded(model.timm_model) if model.device.type == "cpu" else None
         self.n_images = self.n_batches = 0
-        self._decoding = BoundedSemaphore(min(8, os.cpu_count() or 1))
+        self._decoding = Budget(MAX_PIXELS)
         self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    def read(self, source: str | bytes) -> Picture:
-        """Decode an uploaded picture; raises `ImageError`."""
-        with self._decoding:
-            return read_picture(source)
+    def read(self, source: str | bytes) -> AbstractContextManager[Picture]:
+        """Decode an uploaded picture for the length of a block, when its turn has come; raises `ImageError`."""
+        return read_picture(source, self._decoding)
 
-    def score(self, image: Image.Image) -> dict[str, float]:
-        """Return the scores of an RGB image; waits for its turn. Raises `AimonkError` where the network's output is not finite."""
-        with self._decoding:
-            pixels = self.model.transform.pixels(image)
+    def score(self, pixels: Tensor) -> dict[str, float]:
+        """Return the scores of an image as the transform's uint8 pixels [3, H, W]; waits for its turn.
+
+        Raises `AimonkError` where the network's output is not finite.
+        """
         answer: Future[Tensor] = Future()
         self._waiting.append((pixels, answer))
         self._thread.submit(self._score_waiting)
-        scores = finite(answer.result(), image).sigmoid().tolist()
+        scores = finite(answer.result()).sigmoid().tolist()
         return dict(zip(self.model.config.attributes, scores, strict=True))
 
     def close(self) -> None:

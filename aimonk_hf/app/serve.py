@@ -23,6 +23,7 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import MEGABYTE, Limits
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.model.devices import give_back_freed_memory
 from aimonk_hf.model.modeling import AimonkModel
 from aimonk_hf.storage import make_folder
 
@@ -48,6 +49,7 @@ def serve(
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)  # a container is stopped by it; without this the visitors' files would stay
+    give_back_freed_memory()
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size)
         try:

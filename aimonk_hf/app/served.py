@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from aimonk_hf.app.decisions import panel_rows, read_thresholds, rounded, slugs, summary
 from aimonk_hf.app.scoring import Scorer
-from aimonk_hf.app.uploads import Limits, Picture, open_upload, read_entry
+from aimonk_hf.app.uploads import Limits, open_upload, read_entry
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.model.persistence import CONFIG_FILE
 from aimonk_hf.model.prediction import Prediction
@@ -32,9 +34,10 @@ class Served:
         """The API's parameter name of each attribute."""
         return dict(zip(self.stored, slugs(list(self.stored)), strict=True))
 
-    def read(self, value: Any) -> Picture:
-        """Decode what a file field holds; raises `ImageError`."""
-        return self.scorer.read(read_entry(open_upload(value, self.limits), self.limits))
+    def read(self, value: Any) -> tuple[Tensor, list[str]]:
+        """Return the pixels [3, H, W] that the network sees of the picture in a file field, and notes; raises `ImageError`."""
+        with read_entry(open_upload(value, self.limits), self.limits) as source, self.scorer.read(source) as picture:
+            return self.scorer.model.transform.pixels(picture.image), picture.notes
 
     def predict(self, value: Any, thresholds: dict[str, Any]) -> tuple[dict[str, float], list[str], list[str]]:
         """Return scores, present attributes and notes of an uploaded picture; thresholds that are None are the stored ones.
@@ -42,9 +45,9 @@ class Served:
         Raises `AimonkError`.
         """
         resolved = read_thresholds(self.stored, thresholds)
-        picture = self.read(value)
-        scores = self.scorer.score(picture.image)
-        return rounded(scores), Prediction(scores, resolved).attributes, picture.notes
+        pixels, notes = self.read(value)
+        scores = self.scorer.score(pixels)
+        return rounded(scores), Prediction(scores, resolved).attributes, notes
 
     def panel(
         self,
@@ -79,8 +82,8 @@ class Served:
 def score_upload(served: Served, value: Any) -> tuple[dict[str, float] | None, str]:
     """Return the scores of a picture and a sentence about it; scores are None where it cannot be used, and the sentence says why."""
     try:
-        picture = served.read(value)
-        return served.scorer.score(picture.image), " ".join(picture.notes)
+        pixels, notes = served.read(value)
+        return served.scorer.score(pixels), " ".join(notes)
     except ImageError as error:
         return None, f"This picture cannot be used: {error}."
     except AimonkError as error:

@@ -7,11 +7,12 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from threading import Condition, Lock
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from aimonk_hf.data.images import open_image, read_image
@@ -19,6 +20,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 
 MEGABYTE = 1_000_000
 MAX_FILES = 1000  # pictures in one batch, those in archives counted
+MAX_DIRECTORY = 4 * MEGABYTE  # of the archives of one batch: reading 1,000 ordinary names takes a tenth of that
 MAX_RATIO = 200  # of a zip entry that is larger than a megabyte; photographs reach 1.1
 _IGNORED = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 
@@ -31,34 +33,41 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
+class Budget:
+    """Let callers hold at most `total` of something at the same time, in the order in which they ask."""
+
+    def __init__(self, total: int) -> None:
+        self.total = self._left = total
+        self._changed = Condition()
+        self._turn = Lock()  # held while waiting, so that small amounts do not overtake a large one for ever
+
+    @contextmanager
+    def hold(self, amount: int) -> Iterator[None]:
+        """Wait until `amount` is free, at most the whole, and hold it within the block."""
+        amount = min(amount, self.total)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
+
+
 @dataclass
-class Upload:
-    """One picture before decoding: the name to show, and a path, the bytes, or the reason why it cannot be had."""
+class ZipEntry:
+    """A file in an open archive, which several threads may read."""
 
-    name: str
-    source: str | bytes | None
-    problem: str = ""
-
-
-@dataclass
-class Limits:
-    """What visitors may send: files of at most `max_bytes`, which lie in `folder`, where gradio puts uploads."""
-
-    max_bytes: int
-    folder: Path
-
-
-@dataclass
-class ZipEntry(Upload):
-    """A picture in an archive; `archive` is its path or bytes, `entry` the name in it."""
-
-    archive: str | bytes = ""
-    entry: str = ""
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
 
     def unpack(self, max_bytes: int) -> bytes:
         """Return the entry's bytes; raises `ImageError` where it is encrypted, damaged or too large."""
+        _check_size(self.info.file_size, max_bytes)
         try:
-            with _open_zip(self.archive) as archive, archive.open(self.entry) as file:
+            with self.archive.open(self.info) as file:
                 data = file.read(max_bytes + 1)
         except (RuntimeError, NotImplementedError) as error:  # what zipfile raises for a password and for unknown methods
             raise ImageError("the entry is encrypted or packed with an unknown method") from error
@@ -68,10 +77,32 @@ class ZipEntry(Upload):
         return data
 
 
-def read_picture(source: str | bytes) -> Picture:
-    """Decode a picture; raises `ImageError` with the reason."""
-    with open_image(source) as image:
-        return Picture(read_image(image), _notes(image))
+@dataclass
+class Upload:
+    """One picture before decoding: the name to show, and a path, the bytes, an entry, or the reason why it cannot be had."""
+
+    name: str
+    source: str | bytes | ZipEntry | None
+    problem: str = ""
+
+
+@dataclass
+class Limits:
+    """What visitors may send: files of at most `max_bytes`, which lie in `folder`, where gradio puts uploads."""
+
+    max_bytes: int
+    folder: Path
+    unpacking: Budget = field(init=False)  # bytes of zip entries in memory, of all batches
+
+    def __post_init__(self) -> None:
+        self.unpacking = Budget(self.max_bytes)
+
+
+@contextmanager
+def read_picture(source: str | bytes, decoding: Budget) -> Iterator[Picture]:
+    """Yield a decoded picture, whose pixels are held of `decoding` within the block. Raises `ImageError` with the reason."""
+    with open_image(source) as image, decoding.hold(image.width * image.height):
+        yield Picture(read_image(image, in_place=True), _notes(image))
 
 
 def open_upload(value: Any, limits: Limits) -> Upload:
@@ -95,12 +126,13 @@ def open_upload(value: Any, limits: Limits) -> Upload:
     raise ImageError("no picture was sent")
 
 
-def expand_uploads(values: Any, limits: Limits) -> list[Upload]:
-    """Return every picture of the files sent, those in zip archives too.
+def expand_uploads(values: Any, limits: Limits, archives: ExitStack) -> list[Upload]:
+    """Return every picture of the files sent, those in zip archives too, which stay open until `archives` closes them.
 
     Raises `AimonkError` where there is none, where there are more than `MAX_FILES`, and where an archive is damaged or set up to harm.
     """
     uploads: list[Upload] = []
+    directory = unpacked = 0  # bytes, of all archives
     for value in values if isinstance(values, list) else [values]:
         if value is None:
             continue
@@ -110,41 +142,66 @@ def expand_uploads(values: Any, limits: Limits) -> list[Upload]:
             name = value.get("orig_name") or "file" if isinstance(value, dict) else "file"
             uploads.append(Upload(_clean(name), None, str(error)))
             continue
-        uploads += _zip_entries(upload, limits.max_bytes) if _is_zip(upload) else [upload]
+        if not _is_zip(upload):
+            uploads.append(upload)
+        else:
+            archive, size = _open_zip(upload, MAX_DIRECTORY - directory)
+            directory += size
+            entries = _zip_entries(upload.name, archives.enter_context(archive))
+            unpacked += sum(entry.info.file_size for entry in entries)
+            if unpacked > 10 * limits.max_bytes:
+                raise AimonkError(
+                    f"{upload.name} unpacks, with the archives before it, to more than {10 * limits.max_bytes / MEGABYTE:.0f} MB"
+                )
+            uploads += [Upload(_clean(f"{upload.name}/{entry.info.filename}"), entry) for entry in entries]
         _check_count(len(uploads))
     if not uploads:
         raise AimonkError("no files were sent: choose pictures, or a zip of pictures")
     return uploads
 
 
-def read_entry(upload: Upload, limits: Limits) -> str | bytes:
-    """Return the path or the bytes of an upload; a zip entry is unpacked in memory, no further than allowed. Raises `ImageError`."""
+@contextmanager
+def read_entry(upload: Upload, limits: Limits) -> Iterator[str | bytes]:
+    """Yield the path or the bytes of an upload; zip entries are unpacked in memory, no more at once than one may be large. Raises `ImageError`."""
     if upload.problem:
         raise ImageError(upload.problem)
-    if isinstance(upload, ZipEntry):
-        return upload.unpack(limits.max_bytes)
     assert upload.source is not None
-    return upload.source
+    if isinstance(upload.source, ZipEntry):
+        with limits.unpacking.hold(upload.source.info.file_size):
+            yield upload.source.unpack(limits.max_bytes)
+    else:
+        yield upload.source
 
 
-def _zip_entries(upload: Upload, max_bytes: int) -> Iterator[ZipEntry]:
-    archive_source = upload.source
-    assert archive_source is not None
+def _open_zip(upload: Upload, max_directory: int) -> tuple[zipfile.ZipFile, int]:
+    """Open an archive; return it with the size of its directory, which is held in memory, so that it is refused above `max_directory`."""
+    source = upload.source
+    assert isinstance(source, str | bytes)
     try:
-        with _open_zip(archive_source) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        size: int = end[zipfile._ECD_SIZE] if end else 0  # type: ignore[attr-defined]
+        if size > max_directory:
+            limit = f"{MAX_DIRECTORY / MEGABYTE:.0f} MB"
+            raise AimonkError(
+                f"{upload.name} is refused: names and comments of the archives sent take more than {limit}; pack it without comments"
+            )
+        return zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source), size
+    except AimonkError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise AimonkError(f"{upload.name} is a damaged zip archive ({error})") from error
+
+
+def _zip_entries(name: str, archive: zipfile.ZipFile) -> list[ZipEntry]:
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     entries = [entry for entry in entries if not entry.filename.startswith(_IGNORED) and PurePosixPath(entry.filename).name not in _IGNORED]
-    _check_count(len(entries), upload.name)
+    _check_count(len(entries), name)
     if not entries:
-        raise AimonkError(f"{upload.name} is an empty zip archive")
+        raise AimonkError(f"{name} is an empty zip archive")
     for entry in entries:
-        _check_entry(upload.name, entry)
-    if sum(entry.file_size for entry in entries) > 10 * max_bytes:
-        raise AimonkError(f"{upload.name} unpacks to more than {10 * max_bytes / MEGABYTE:.0f} MB")
-    for entry in entries:
-        yield ZipEntry(_clean(f"{upload.name}/{entry.filename}"), None, "", archive_source, entry.filename)
+        _check_entry(name, entry)
+    return [ZipEntry(archive, entry) for entry in entries]
 
 
 def _check_entry(archive: str, entry: zipfile.ZipInfo) -> None:
@@ -163,10 +220,6 @@ def _is_zip(upload: Upload) -> bool:
         return False
     with open(upload.source, "rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06") or upload.name.lower().endswith(".zip")
-
-
-def _open_zip(source: str | bytes) -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _check_size(size: int, max_bytes: int) -> None:
@@ -205,4 +258,4 @@ def _is_transparent(image: Image.Image) -> bool:
     if image.mode not in ("RGBA", "LA", "PA") and not (image.mode == "P" and "transparency" in image.info):
         return False
     alpha = image if "A" in image.getbands() else image.convert("RGBA")
-    return not np.all(np.asarray(alpha.getchannel("A")) == 255)
+    return alpha.getchannel("A").getextrema() != (255, 255)

@@ -48,17 +48,18 @@ _logger = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, in_place: bool = False) -> Image.Image:
     """Return an RGB image: EXIF orientation applied, first frame, transparency dropped, 16 bits scaled to 8.
 
-    `source` is a path, the file's bytes, a PIL image, or an array [H, W, 3] uint8. Raises `ImageError` with the reason.
+    `source` is a path, the file's bytes, a PIL image, or an array [H, W, 3] uint8; with `in_place` a PIL image may be changed, which saves two
+    copies of all pixels. Raises `ImageError` with the reason.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     try:
         if isinstance(source, Image.Image):
             _check_shape(source.width, source.height)
-            return _to_rgb(source, in_place=False)
+            return _to_rgb(source, in_place)
         with open_image(source) as image:
             return _to_rgb(image)
     except ImageError:

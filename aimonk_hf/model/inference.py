@@ -162,7 +162,7 @@ def _score(
         yield source, (finite(next(rows), source) if isinstance(item, Tensor) else item)
 
 
-def finite(logits: Tensor, source: ImageSource) -> Tensor:
+def finite(logits: Tensor, source: ImageSource | None = None) -> Tensor:
     """Return the logits of an image; raises `NotFiniteError` where one is infinite or NaN."""
     if not logits.isfinite().all():
         name = shown_name(os.fspath(source)) if isinstance(source, str | os.PathLike) else "this image"
