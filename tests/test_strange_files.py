@@ -309,7 +309,7 @@ def test_files_that_vanish_during_training_are_named_and_the_run_ends_well(
     assert set(victims) <= set(part_of)
     printed = capsys.readouterr().out
     for name in victims:
-        assert part_of[name] != "train" or f"{shown_name(name)} can no longer be read" in printed
+        assert part_of[name] == "report" or f"{shown_name(name)} can no longer be read" in printed
 
 
 def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:

@@ -83,7 +83,7 @@ def test_the_ten_names() -> None:
 def test_modules_fit_in_the_head() -> None:
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        assert text.count("\n") <= 320, path
+        assert text.count("\n") <= 330, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name} {node.name}"

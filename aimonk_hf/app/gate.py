@@ -260,8 +260,8 @@ def _refusing(send: Send) -> Send:
             return
         if held:
             start = held.pop()
-            is_refusal = "duration" in json.loads(message["body"])  # of `gr.Error` only
-            await send(start | {"status": 422} if is_refusal else start)
+            is_refusal = b'"duration"' in message["body"]  # of `gr.Error` only
+            await send({**start, "status": 422} if is_refusal else start)
         await send(message)
 
     return send_with_status

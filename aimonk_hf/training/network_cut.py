@@ -147,3 +147,16 @@ def _sharing_weights(module: nn.Module) -> nn.Module:
     other = copy.copy(module)
     other._modules = {name: None if child is None else _sharing_weights(child) for name, child in module._modules.items()}
     return other
+
+
+class WholeNetwork(nn.Module):
+    """The network in a shell of its own for each stage: accelerate marks and wraps what it prepares, and does so only once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the logits [N, K] of pixels [N, 3, H, W]."""
+        logits: Tensor = self.network(values)
+        return logits

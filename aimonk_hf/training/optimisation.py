@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -77,3 +78,15 @@ def _cosine(start: float, end: float, share: float) -> float:
 def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
     """Return timm's exponential moving average of the weights, warmed up so that early weights fade; None where the decay is 0."""
     return ModelEmaV3(network, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+
+
+def share_statistics(accelerator: Accelerator, network: nn.Module) -> None:
+    """Give every process the mean of all processes' batch-norm statistics, so that each has seen the whole batch."""
+    if accelerator.num_processes == 1:
+        return
+    modules = [module for module in network.modules() if module.training]  # frozen ones are alike
+    buffers = [buffer for module in modules for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")]
+    if buffers:
+        mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), "mean")
+        for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))

@@ -1,7 +1,7 @@
 """The training loop: stages of epochs of optimiser steps over all processes, validation, and the state that a checkpoint holds."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -30,7 +30,8 @@ from aimonk_hf.training.epoch_sums import EpochSums
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
 from aimonk_hf.training.frozen_features import frozen_features
 from aimonk_hf.training.mixing import BatchMix
-from aimonk_hf.training.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate
+from aimonk_hf.training.network_cut import WholeNetwork
+from aimonk_hf.training.optimisation import build_average, build_loss, build_optimizer, lr_factor, set_learning_rate, share_statistics
 from aimonk_hf.training.progress import write_line
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.train_config import Stage, TrainConfig
@@ -63,18 +64,16 @@ class Trainer:
             len(dataset), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
         self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
-        self.loader: DataLoader[tuple[Tensor, Tensor, int]] = train_loader(
-            self.images, self.batches, self.workers, pin_memory=accelerator.device.type == "cuda"
-        )
+        pin_memory = accelerator.device.type == "cuda"
+        self.loader: DataLoader[tuple[Tensor, Tensor, int]] = train_loader(self.images, self.batches, self.workers, pin_memory)
         self.epoch = self.step = self.stage = self.stage_epoch = 0
         self.epoch_sums = EpochSums()
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
         self.lost_images: set[str] = set()
-        self._prepared: int | None = (
-            None  # the stage that `network` (all or the unfrozen part, as accelerate wraps it) and `optimizer` serve
-        )
+        # the stage that `network` (all or the unfrozen part, as accelerate wraps it) and `optimizer` serve
+        self._prepared: int | None = None
         self._begin_stage(0)
 
     def _cache(self, fingerprint: str) -> PixelCache | None:
@@ -109,7 +108,7 @@ class Trainer:
         self.features = frozen_features(
             self.accelerator, self.model, self.images, self.config, self.stage, self.memory_format, self.workers
         )
-        trained = _Trained(network) if self.features is None else self.features.trained
+        trained = WholeNetwork(network) if self.features is None else self.features.trained
         self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
         self._prepared = self.stage
 
@@ -182,10 +181,8 @@ class Trainer:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()}
         watched = "val_loss" if metric == "none" else metric
         stopped = bool(patience) and epochs_without_gain(self._stage_rows(), watched) >= patience
-        if stopped and self.stage_epoch < self._stage.epochs:
-            reason = f"stage {self.stage + 1} ends early: no better {watched} for {patience} epochs"
-        else:
-            reason = None
+        early = stopped and self.stage_epoch < self._stage.epochs
+        reason = f"stage {self.stage + 1} ends early: no better {watched} for {patience} epochs" if early else None
         if stopped or self.stage_epoch == self._stage.epochs:
             self._begin_stage(self.stage + 1)
         return reason
@@ -196,7 +193,7 @@ class Trainer:
         Without any observed label nothing changes: neither weights, nor averages, nor batch-norm statistics.
         """
         device = self.accelerator.device
-        self._note_lost(passes)
+        self._note_lost(self.dataset.labels.images[-1 - row] for _, _, rows in passes for row in rows.tolist() if row < 0)
         mixes = [self._mix(number, inputs) for number, (inputs, _, _) in enumerate(passes)]
         targets = [self._targets(labels, mix) for (_, labels, _), mix in zip(passes, mixes, strict=True)]
         counted = sum((~torch.isnan(labels)).sum() for labels in targets)
@@ -220,22 +217,11 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._share_statistics()
+        share_statistics(self.accelerator, self.network)
         self.step += 1
         if self.average is not None:
             self.average.update(self.model.timm_model, step=self.step)
         return mean_loss, observed
-
-    def _share_statistics(self) -> None:
-        """Give every process the mean of all processes' batch-norm statistics, so that each has seen the whole batch."""
-        if self.accelerator.num_processes == 1:
-            return
-        modules = [module for module in self.network.modules() if module.training]  # frozen ones are alike
-        buffers = [buffer for module in modules for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")]
-        if buffers:
-            mean = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), "mean")
-            for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.copy_(values.view_as(buffer))
 
     def _mix(self, number: int, pixels: Tensor) -> BatchMix | None:
         if not (self.config.mixup or self.config.cutmix):
@@ -260,9 +246,8 @@ class Trainer:
             logits: Tensor = self.network(inputs)
         return logits
 
-    def _note_lost(self, passes: list[Batch]) -> None:
-        for row in (row for _, _, rows in passes for row in rows.tolist() if row < 0):
-            name = self.dataset.labels.images[-1 - row]
+    def _note_lost(self, names: Iterable[str]) -> None:
+        for name in names:
             if name not in self.lost_images:
                 self.lost_images.add(name)
                 write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
@@ -280,6 +265,8 @@ class Trainer:
                 logits, readable = self.features.validation_logits(self.kept_network(), gather)
             else:
                 logits, readable = gather(network=self.kept_network(), width=len(validation.attributes))
+            if self.accelerator.is_main_process:
+                self._note_lost(validation.labels.images[row] for row in np.flatnonzero(~readable))
             return validation_figures(logits[readable], validation.labels.values[readable], self.loss, self.pos_weight.cpu())
         except NotFiniteError as error:
             raise NotFiniteError(f"epoch {self.epoch} (step {self.step}) cannot be validated: {error}") from error
@@ -334,18 +321,6 @@ class Trainer:
         self.model.timm_model.load_state_dict(weights)
         if self.average is not None:
             self.average.module.load_state_dict(weights)
-
-
-class _Trained(torch.nn.Module):
-    """The network in a shell of its own for each stage: accelerate marks and wraps what it prepares, and does so only once."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, values: Tensor) -> Tensor:
-        logits: Tensor = self.network(values)
-        return logits
 
 
 _PROGRESS = ("epoch", "step", "stage", "stage_epoch")

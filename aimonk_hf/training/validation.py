@@ -52,6 +52,7 @@ def gather_outputs(
     for row, (_, outputs) in zip(own, stream, strict=True):
         if not isinstance(outputs, ImageError):
             table[row], readable[row] = outputs, 1
+    accelerator.wait_for_everyone()  # however long the images of one process take
     table, readable = accelerator.reduce(table, "sum"), accelerator.reduce(readable, "sum")
     return table.cpu().numpy(), readable.cpu().numpy() > 0
 
