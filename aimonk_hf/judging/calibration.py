@@ -173,11 +173,11 @@ def to_logits(scores: Floats) -> Floats:
     return np.log(clipped / (1 - clipped))
 
 
-def to_scores(logits: Floats) -> Floats:
+def to_scores(logits: Floats) -> NDArray[np.float64]:
     """Return the scores of logits [N, K]."""
     from scipy.special import expit
 
-    values: Floats = expit(logits)
+    values: NDArray[np.float64] = expit(logits)
     return values
 
 
