@@ -174,6 +174,16 @@ def test_a_split_of_an_earlier_version_is_believed_in_its_own_folder_only(
     assert evaluated(old, tmp_path / "moved", tmp_path)[0] == "unknown"
 
 
+def test_the_split_of_other_weights_is_not_believed(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run[0], tmp_path / "other")
+    other = AimonkModel.from_timm("test_resnet", run[1].config.attributes, pretrained=False, image_size=32)
+    other.save_pretrained(tmp_path / "other")
+    assert evaluated(tmp_path / "other", drawn, tmp_path)[0] == "unknown"
+    assert "is that of a run with other weights" in capsys.readouterr().out
+
+
 def test_images_that_tuned_thresholds_are_known_too(run: tuple[Path, AimonkModel], tmp_path: Path) -> None:
     model, new = tmp_path / "model", write_sample_data(tmp_path / "new", n_images=30, seed=9)
     shutil.copytree(run[0], model)

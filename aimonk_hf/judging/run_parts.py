@@ -11,6 +11,7 @@ from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.evaluation import score_images
 from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.model.persistence import CONFIG_FILE, FINGERPRINT
 from aimonk_hf.storage import csv_line, read_json, write_text
 
 SPLIT_FILE = "split.csv"
@@ -67,6 +68,8 @@ def seen_before(model: str, dataset: AttributeDataset) -> tuple[str, str]:
         )
     if _UNKNOWN in parts:
         reason = f"{path} knows images by name only" if path.is_file() else f"{model} has no split.csv"
+        if _holds_other_weights(Path(model)):
+            reason = f"{path} is that of a run with other weights"
         return "unknown", (f"unknown whether the model has seen them ({reason}): intervals, p-values and verdict hold only if it has not")
     return "none", f"by {path} the model has seen none of them; they chose neither epoch, threshold nor calibration"
 
@@ -107,7 +110,7 @@ def _parts_of(model: str, dataset: AttributeDataset) -> list[str]:
     Images are known by their content. Rows without a hash, as earlier versions wrote them, hold by name in the run's own image folder only.
     """
     path = Path(model) / SPLIT_FILE
-    if not path.is_file():
+    if not path.is_file() or _holds_other_weights(path.parent):
         return [_UNKNOWN] * len(dataset)
     # of copies in several parts the one counts that was trained on, then any that chose something
     rows = sorted(read_parts(path), key=lambda row: (row[1] != "report", row[1] == "train"))
@@ -120,6 +123,13 @@ def _parts_of(model: str, dataset: AttributeDataset) -> list[str]:
         of_content.get(content_hash(file)) or of_name.get(image, absent)
         for file, image in zip(dataset.paths, dataset.labels.images, strict=True)
     ]
+
+
+def _holds_other_weights(folder: Path) -> bool:
+    """Return whether another model has been saved into the run's folder; runs of earlier versions noted no weights."""
+    record = folder / "train_config.json"
+    noted = read_json(record).get(FINGERPRINT) if record.is_file() else None
+    return noted is not None and noted != read_json(folder / CONFIG_FILE).get(FINGERPRINT)
 
 
 def _holds_images_of_run(model: str, dataset: AttributeDataset) -> bool:

@@ -12,7 +12,7 @@ from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.run_parts import SPLIT_FILE, write_parts
 from aimonk_hf.judging.suspect_labels import cell_text
-from aimonk_hf.model.persistence import MODEL_FILES, WEIGHTS_FILE
+from aimonk_hf.model.persistence import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import csv_line, make_folder, read_json, score_columns, write_json, write_text
 from aimonk_hf.training.train_config import TrainConfig
 
@@ -88,8 +88,11 @@ class RunFolder:
         make_folder(self.checkpoints)
 
     def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:
-        """Write train_config.json: the settings, what "auto" came to on this machine, and whether the run is over."""
-        write_json(self.path / _CONFIG, {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished})
+        """Write train_config.json: the settings, what "auto" came to on this machine, and whether the run is over, with which weights."""
+        record = {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished}
+        if finished:
+            record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
+        write_json(self.path / _CONFIG, record)
 
     def check_data(self, dataset: AttributeDataset) -> None:
         """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming what is no longer as it was noted.
