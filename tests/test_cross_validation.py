@@ -59,6 +59,14 @@ def test_scores_come_from_the_model_that_left_the_image_out(run: tuple[Path, Aim
         np.testing.assert_allclose(written[rows], scores, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_folds_without_a_defined_figure_have_no_spread_and_warn_of_nothing(tmp_path: Path) -> None:
+    few = write_sample_data(tmp_path / "few", n_images=4)
+    model = train(settings(few, tmp_path / "out", folds=2, architecture="test_vit"))
+    assert model.metrics is not None
+    assert model.metrics["folds"]["macro"]["auroc"]["sd"] is None
+
+
 def test_out_of_fold_scores_keep_their_attribute_whatever_it_is_called(data: Path, tmp_path: Path) -> None:
     rows = (data / "labels.csv").read_text().splitlines(keepends=True)
     labels = tmp_path / "labels.csv"

@@ -1,9 +1,13 @@
 """Number formats by what the processor is, and failures of the machine in one line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from aimonk_hf import TrainConfig, train
+from aimonk_hf.cli.main import main
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.model.devices import default_workers, resolve_precision
 
@@ -42,3 +46,11 @@ def test_a_batch_of_one_without_room_for_batch_norm_is_explained(sample, tmp_pat
     )
     with pytest.raises(AimonkError, match="batch norm needs more than one value per channel: use a --batch-size above 1"):
         train(config)
+
+
+def test_two_images_are_too_few_whatever_the_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = write_sample_data(tmp_path / "data", n_images=2)
+    flags = ["--recipe", "demo", "--image-size", "32", "--num-workers", "0", "--batch-size", "4", "--output-dir", str(tmp_path / "out")]
+    assert main(["train", "--data-dir", str(data), *flags]) == 2
+    told = "aimonk-hf: batch norm cannot train on one image, and no more are left to train on of 2 usable ones: add images\n"
+    assert capsys.readouterr().err == told

@@ -172,6 +172,32 @@ def test_changed_data_is_refused_at_resume(sample: Path, tmp_path: Path, monkeyp
         train(settings(data, out, epochs=1, resume=True))
 
 
+def test_changed_data_of_a_finished_run_is_said_at_resume(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(sample, data)
+    flags = ["train", "--data-dir", str(data), "--output-dir", str(out), "--recipe", "demo", "--epochs", "1"]
+    flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
+    (data / "images" / "garment_0001.png").write_bytes(b"damaged")
+    assert main(flags) == 0
+    assert main([*flags, "--resume"]) == 0
+    noted = (out / "checkpoints" / "data.csv").read_bytes()
+    labels = (data / "labels.csv").read_text()
+    first = labels.splitlines()[1]
+    other = first[:-1] + ("1" if first.endswith("0") else "0")
+    (data / "labels.csv").write_text(labels.replace(first, other))
+    capsys.readouterr()
+    assert main([*flags, "--resume"]) == 2
+    told = "the data has changed since (1 image(s) with other labels, first garment_0000.png)"
+    assert told in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 2  # it is not noted as the run's own
+    assert main([*flags, "--resume", "--ignore-changes"]) == 0
+    assert (out / "checkpoints" / "data.csv").read_bytes() == noted
+    (data / "labels.csv").unlink()
+    capsys.readouterr()
+    assert main([*flags, "--resume"]) == 0
+    assert "warning: the data cannot be compared with that of the run: neither labels.csv" in capsys.readouterr().out
+
+
 def test_averaged_weights_are_the_ones_kept(sample: Path, tmp_path: Path) -> None:
     model = train(settings(sample, tmp_path / "out", ema_decay=0.9))
     state = load_checkpoint(tmp_path / "out" / "checkpoints")

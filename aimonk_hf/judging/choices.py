@@ -121,12 +121,15 @@ def _fold_figures(labels: Labels, scores: Scores, decisions: NDArray[np.bool_], 
         figures["average_precision"].append(mean_defined(average_precision(labels[own], scores[own])))
         figures["auroc"].append(mean_defined(auroc(labels[own], scores[own])))
     spread: dict[str, Any] = nan_to_none(
-        {
-            name: {"mean": mean_defined(np.array(values)), "sd": float(np.nanstd(values, ddof=1)), "values": values}
-            for name, values in figures.items()
-        }
+        {name: {"mean": mean_defined(np.array(values)), "sd": _spread(values), "values": values} for name, values in figures.items()}
     )
     return {"n_folds": n_folds, "macro": spread}
+
+
+def _spread(values: list[float]) -> float:
+    """Return the standard deviation of the values that are defined; NaN for fewer than two."""
+    defined = np.array(values)[~np.isnan(values)]
+    return float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
 
 
 def choose_thresholds(

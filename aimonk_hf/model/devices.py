@@ -70,12 +70,16 @@ def default_workers(n_processes: int) -> int:
     return min(8, max(1, (os.cpu_count() or 1) // on_this_machine))
 
 
-def explain_failure(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
+def explain_failure(error: BaseException, batch_size: int, image_size: int, n_images: int | None = None) -> AimonkError | None:
     """Return the one line for a failure of the machine or of torch that a user can do something about, or None where it is another one."""
     text = str(error)
     if any(words in text for words in _LOST_PROCESS):
         return AimonkError("another process of this run has ended: its own message says why; --resume goes on from the last checkpoint")
     if "Expected more than 1 value per channel when training" in text:
+        if n_images is not None and n_images <= batch_size:
+            return AimonkError(
+                f"batch norm cannot train on one image, and no more are left to train on of {n_images} usable ones: add images"
+            )
         return AimonkError(
             f"batch norm needs more than one value per channel: use a --batch-size above {batch_size}, or a larger --image-size"
         )

@@ -50,12 +50,14 @@ def train(config: TrainConfig) -> AimonkModel:
     run = RunFolder(config)
     run.check()
     if run.finished:
+        run.check_finished()
         print(f"{run.path} is finished: nothing to resume")
         return AimonkModel.from_pretrained(run.path)
     listed = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
     listed.labels.check_observed("listed images")
     accelerator = _start_accelerator(config)
     size = config.image_size or 224
+    n_images: int | None = None
     try:
         run.check_machine(machine_settings(accelerator))
         if accelerator.is_main_process:
@@ -70,6 +72,7 @@ def train(config: TrainConfig) -> AimonkModel:
         size = model.transform.size[0]
         fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
         dataset = _usable(config, listed, fingerprints, accelerator)
+        n_images = len(dataset)
         if accelerator.is_main_process:
             run.check_data(dataset)
         out_of_fold = cross_validate(config, accelerator, run, dataset) if config.folds else None
@@ -79,7 +82,7 @@ def train(config: TrainConfig) -> AimonkModel:
         fit(trainer, run, validation)
         return _finish(trainer, run, validation, report_set, out_of_fold)
     except (RuntimeError, MemoryError, ValueError) as error:
-        if explained := explain_failure(error, config.batch_size, size):
+        if explained := explain_failure(error, config.batch_size, size, n_images):
             raise explained from error
         raise
     except (KeyboardInterrupt, SystemExit):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
+from aimonk_hf.data.images import check_image
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.judging.run_parts import SPLIT_FILE, write_parts
 from aimonk_hf.judging.suspect_labels import cell_text
@@ -110,16 +111,29 @@ class RunFolder:
                 before = {row["image"]: row for row in csv.DictReader(file)}
             noted = before.pop("", {"labels": names})["labels"]  # earlier versions noted no attributes
             if noted != names:
-                was, now = (", ".join(text.split("\n")) for text in (noted, names))
+                was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
                 raise AimonkError(
-                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now}; restore them, or use --overwrite"
+                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now_named}; restore them, or use --overwrite"
                 )
-            changes = _changes(before, {image: {"bytes": size, "labels": labels} for image, size, labels in cells})
+            now = {image: {"bytes": size, "labels": labels} for image, size, labels in cells}
+            if self.finished:  # its images were not checked again: a new one counts only where it can be read
+                now = {image: row for image, row in now.items() if image in before or not check_image(dataset.images_dir / image)}
+            changes = _changes(before, now)
             if changes and not self.config.ignore_changes:
                 raise AimonkError(
                     f"cannot resume {self.path}: the data has changed since ({changes}); restore it, or use --overwrite or --ignore-changes"
                 )
-        write_text(path, _csv_text(["image", "bytes", "labels"], [["", "", names], *cells]))
+        if not self.finished:
+            write_text(path, _csv_text(["image", "bytes", "labels"], [["", "", names], *cells]))
+
+    def check_finished(self) -> None:
+        """Raise `AimonkError` where the data of a finished run is no longer as it was noted; data that has gone is only said."""
+        try:
+            dataset = AttributeDataset.from_folder(self.config.data_dir, self.config.labels, self.config.images_dir, self.config.attributes)
+        except AimonkError as error:
+            print(f"warning: the data cannot be compared with that of the run: {error}")
+        else:
+            self.check_data(dataset)
 
     def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
         """Write split.csv: the part of each image, and the hash by which it is known again under any name and in any folder."""
