@@ -188,7 +188,10 @@ def test_archives_of_long_comments_and_many_times_the_same_are_refused(limits: L
             entry.comment = bytes(65_000)
             archive.writestr(entry, b"1")
     talk = {"path": str(tmp_path / "talk.zip")}
+    small = {"path": str(write_zip(tmp_path / "small.zip", {"a.png": b"1"}))}
     with ExitStack() as archives:
+        with pytest.raises(AimonkError, match="at most 50 zip archives"):
+            expand_uploads([small] * 51, limits, archives)
         assert len(expand_uploads([talk] * 4, limits, archives)) == 56
         with pytest.raises(AimonkError, match=r"talk\.zip is refused: names and comments of the archives sent take more than 4 MB"):
             expand_uploads([talk] * 5, limits, archives)

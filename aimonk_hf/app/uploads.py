@@ -20,6 +20,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 
 MEGABYTE = 1_000_000
 MAX_FILES = 1000  # pictures in one batch, those in archives counted
+MAX_ARCHIVES = 50  # in one batch: each holds a file descriptor while the batch runs
 MAX_DIRECTORY = 4 * MEGABYTE  # of the archives of one batch: reading 1,000 ordinary names takes a tenth of that
 MAX_RATIO = 200  # of a zip entry that is larger than a megabyte; photographs reach 1.1
 _IGNORED = ("__MACOSX/", ".DS_Store", "Thumbs.db")
@@ -132,7 +133,7 @@ def expand_uploads(values: Any, limits: Limits, archives: ExitStack) -> list[Upl
     Raises `AimonkError` where there is none, where there are more than `MAX_FILES`, and where an archive is damaged or set up to harm.
     """
     uploads: list[Upload] = []
-    directory = unpacked = 0  # bytes, of all archives
+    count = directory = unpacked = 0  # archives, and bytes of all of them
     for value in values if isinstance(values, list) else [values]:
         if value is None:
             continue
@@ -145,8 +146,11 @@ def expand_uploads(values: Any, limits: Limits, archives: ExitStack) -> list[Upl
         if not _is_zip(upload):
             uploads.append(upload)
         else:
+            if count == MAX_ARCHIVES:
+                raise AimonkError(f"a batch takes at most {MAX_ARCHIVES} zip archives: send them in parts")
             archive, size = _open_zip(upload, MAX_DIRECTORY - directory)
             directory += size
+            count += 1
             entries = _zip_entries(upload.name, archives.enter_context(archive))
             unpacked += sum(entry.info.file_size for entry in entries)
             if unpacked > 10 * limits.max_bytes:
@@ -216,7 +220,7 @@ def _check_entry(archive: str, entry: zipfile.ZipInfo) -> None:
 def _is_zip(upload: Upload) -> bool:
     if isinstance(upload.source, bytes):
         return upload.source.startswith(b"PK\x03\x04") or upload.source.startswith(b"PK\x05\x06")
-    if upload.source is None or not Path(upload.source).is_file():
+    if not isinstance(upload.source, str) or not Path(upload.source).is_file():
         return False
     with open(upload.source, "rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06") or upload.name.lower().endswith(".zip")
