@@ -36,7 +36,7 @@ def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int
         served = load_served(str(model_folder), max_file_size, model_folder if allow_save else None)
         page = build_page(served, example_pictures(model_folder, list(served.stored), folder))
         try:
-            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False)
+            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False, is_writable=allow_save)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
         finally:
             page.close()

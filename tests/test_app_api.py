@@ -107,14 +107,59 @@ def test_saved_thresholds_are_the_defaults_at_once(tiny_model: AimonkModel, pict
         image = handle_file(str(picture_path))
         place = httpx.post(f"{running.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
         for saved, expected in ((1.0, []), (0.0, tiny_model.config.attributes)):
-            running.served.save_thresholds(dict.fromkeys(tiny_model.config.attributes, saved))
+            running.served.save_thresholds(dict.fromkeys(tiny_model.config.attributes, saved), running.served.token)
             assert early.predict(image=image, api_name="/predict")[1] == expected, "of a client that connected before"
             assert Client(running.url, verbose=False).predict(image=image, api_name="/predict")[1] == expected
             events = post(running, "predict", {"image": {"path": place, **MARK}})
             assert json.loads(events.split("data: ", 1)[1].strip())[1] == expected
             table, _ = early.predict(files=[image], api_name="/predict_batch")
-            assert table["data"][0][1].split() == expected
+            assert json.loads(table["data"][0][1]) == expected
         assert early.predict(image=image, belt=1.0, api_name="/predict")[1] == ["sleeves", "stripes", "collar"]
+
+
+def test_only_the_page_itself_can_save(tiny_model: AimonkModel, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    before, names = config.read_bytes(), tiny_model.config.attributes
+    with running_app(tmp_path / "model", allow_save=True) as running:
+        (save,) = [number for number, function in running.page.fns.items() if function.name == "save"]
+        port = running.url.rpartition(":")[2]
+        own = {"Origin": running.url, "Content-Type": "application/json"}
+
+        def attempt(token: object, headers: dict[str, str]) -> httpx.Response:
+            event = {"thresholds": [0.25] * len(names), "moves": 1, "token": token}
+            content = json.dumps({"data": [None], "fn_index": save, "session_hash": "visitor", "event_data": event})
+            return httpx.post(f"{running.url}/gradio_api/run/predict", content=content, headers=headers)
+
+        page = httpx.get(running.url)
+        assert running.served.token in page.text
+        assert page.headers["x-frame-options"] == "DENY"
+        for headers, status in (
+            ({"Host": f"evil.example:{port}"}, 400),
+            ({"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}, 400),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Origin": "http://127.0.0.1:1"}, 403),
+            ({"Content-Type": "text/plain"}, 415),
+            ({"Content-Type": ""}, 415),
+        ):
+            answer = attempt(running.served.token, own | headers)
+            assert answer.status_code == status, headers
+            assert answer.json()["detail"]
+            assert config.read_bytes() == before
+            if status != 415:  # the token cannot be read either
+                for path in ("/", "/config", "/gradio_api/info"):
+                    read = httpx.get(f"{running.url}{path}", headers=headers)
+                    assert read.status_code == status
+                    assert running.served.token not in read.text
+        for token in (None, "", 5, "guess", running.served.token[:-1]):
+            assert "load it again" in attempt(token, own).text
+            assert config.read_bytes() == before
+        assert attempt(running.served.token, own).status_code == 200
+        assert json.loads(config.read_bytes())["thresholds"] == dict.fromkeys(names, 0.25)
+    with running_app(tmp_path / "model") as running:
+        assert running.served.token not in httpx.get(running.url).text, "where nothing can be written"
+        assert httpx.get(running.url, headers={"Origin": "https://other.example"}).status_code == 200
 
 
 def test_every_bad_picture_is_an_error_in_words_and_the_next_request_works(

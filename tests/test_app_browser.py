@@ -93,7 +93,7 @@ def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningA
     desktop.click("#panel .reset")
     numbers = [each.input_value() for each in desktop.locator("#panel .row input[type=number]").all()]
     assert numbers == [f"{value:.3f}" for value in (before | {"belt": 0.77}).values()]
-    app.served.save_thresholds(before)
+    app.served.save_thresholds(before, app.served.token)
 
 
 def test_an_example_is_scored_and_explained(page: Any, app: RunningApp) -> None:

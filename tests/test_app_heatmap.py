@@ -144,7 +144,7 @@ def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: Ai
         heat_map(Scorer(tiny_model), torch.zeros(3, 64, 64, dtype=torch.uint8), "hat")
     mixer = AimonkModel.from_timm("mixer_s32_224", ["one"], pretrained=False)
     with pytest.raises(AimonkError, match="not available for mixer_s32_224 .none of its stages keeps rows and columns"):
-        heat_map(Scorer(mixer), torch.zeros(3, 64, 64, dtype=torch.uint8), "one")
+        heat_map(Scorer(mixer), torch.zeros(3, 224, 224, dtype=torch.uint8), "one")
 
 
 @pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "deit_tiny_distilled_patch16_224"])

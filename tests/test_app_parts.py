@@ -321,9 +321,10 @@ def test_saving_thresholds_keeps_the_rest_of_the_config(tiny_model: AimonkModel,
     before = json.loads((folder / "config.json").read_text())
     scorer = Scorer(AimonkModel.from_pretrained(folder))
     with pytest.raises(AimonkError, match="saving is off"):
-        Served(scorer, "model", limits).save_thresholds(dict.fromkeys(before["label_names"], 0.2))
+        Served(scorer, "model", limits).save_thresholds(dict.fromkeys(before["label_names"], 0.2), "")
     new = dict.fromkeys(before["label_names"], 0.25)
-    Served(scorer, "model", limits, folder).save_thresholds(new)
+    served = Served(scorer, "model", limits, folder)
+    served.save_thresholds(new, served.token)
     assert json.loads((folder / "config.json").read_text()) == before | {"thresholds": new}
     assert AimonkModel.from_pretrained(folder).config.thresholds == new
     scorer.close()
@@ -342,7 +343,7 @@ def test_a_space_listens_for_its_proxy_and_never_saves(tiny_model: AimonkModel, 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
     page = open_page(str(tmp_path / "model"), tmp_path, allow_save=True)
     panel = next(block for block in page.blocks.values() if getattr(block, "elem_id", None) == "panel")
-    assert panel.value["savable"] is False
+    assert panel.value["token"] == ""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(type(page), "launch", lambda self, **options: (asked.update(options), "", ""))
     launch(page, "127.0.0.1", 1234)

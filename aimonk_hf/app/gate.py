@@ -42,12 +42,23 @@ class Hosts:
     def __init__(self, page: gr.Blocks, host: str, allowed: Sequence[str] = ()) -> None:
         self.page, self.on_every_address = page, host in ("0.0.0.0", "::", "")
         own = (socket.gethostname(), socket.getfqdn()) if self.on_every_address else (host,)
-        self.names = {name.lower() for name in ("localhost", "127.0.0.1", "::1", *own, *allowed)}
+        self.allowed = {name.lower() for name in allowed}
+        self.names = {name.lower() for name in ("localhost", "127.0.0.1", "::1", *own)} | self.allowed
 
     def know(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Return whether all headers from which gradio takes the host name one that is known; a Space's own proxy decides for it."""
         named = [value.decode("latin-1") for name, value in headers if name in _HOST_HEADERS]
         return "*" in self.names or all(self._knows(value) for value in named)
+
+    def same_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether a request comes from a page of this app, or from no page: browsers name every other page's origin."""
+        values = {name: value.decode("latin-1").lower() for name, value in headers}
+        origin = values.get(b"origin")
+        if origin is None:
+            return True
+        parts = urlsplit(origin)
+        asked = {values[name].split(",")[0].strip() for name in (b"host", b"x-forwarded-host") if name in values}
+        return parts.netloc in asked or parts.hostname in self.allowed
 
     def _knows(self, value: str) -> bool:
         address = value.split(",")[0].strip()
@@ -65,11 +76,15 @@ class Gate:
     """An ASGI layer around the app of `page`.
 
     JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes each, which come to lie in `folder`. Requests for a
-    host that is not one of `hosts` are refused: gradio builds the addresses in its answers from it.
+    host that is not one of `hosts` are refused: gradio builds the addresses in its answers from it. Where visitors may write (`is_writable`),
+    pages of other origins can neither call nor read anything, because the page holds the token for writing.
     """
 
-    def __init__(self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int, hosts: Hosts) -> None:
+    def __init__(
+        self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int, hosts: Hosts, is_writable: bool = False
+    ) -> None:
         self.app, self.page, self.folder, self.max_json, self.max_upload, self.hosts = app, page, folder, max_json, max_upload, hosts
+        self.is_writable = is_writable
         self._uploads: list[float] = []  # the times at which those under way began
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -77,9 +92,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _while_heard(_unsniffed(send))
+        send = _while_heard(_unsniffed(send, self.is_writable))
         if not self.hosts.know(scope["headers"]):
             await _refuse(send, 400, "this app is not served under that host name; app --allowed-host NAME adds one")
+            return
+        if self.is_writable and not self.hosts.same_origin(scope["headers"]):
+            await _refuse(send, 403, "this app can be changed, so pages of other sites may not use it; app --allowed-host NAME lets one in")
             return
         # gradio copies all headers of a request for a part of a file into its answer
         scope = scope | {"headers": [header for header in scope["headers"] if header[0] != b"range"]}
@@ -116,8 +134,11 @@ class Gate:
         if body is None:
             return  # the caller has left
         status, problem = 200, ""
+        kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
         try:
-            if len(body) > self.max_json:
+            if self.is_writable and kind != b"application/json":  # which no form of another site can send
+                status, problem = 415, "send JSON, with the header Content-Type: application/json"
+            elif len(body) > self.max_json:
                 status, problem = 413, f"the request is too large: more than {self.max_json / 1e6:.0f} MB; send files to /upload"
             else:
                 status, problem = self._why_no_call(call["kind"] or call[1], call["name"], json.loads(body))
@@ -239,12 +260,15 @@ def _while_heard(send: Send) -> Send:
     return send_unless_closed
 
 
-def _unsniffed(send: Send) -> Send:
-    """Let no browser take an answer for another kind than its content type says."""
+def _unsniffed(send: Send, is_writable: bool) -> Send:
+    """Let no browser guess what an answer holds, nor show a page that writes within another site's, under its visitor's clicks."""
 
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["x-content-type-options"] = "nosniff"
+            headers = MutableHeaders(scope=message)
+            headers["x-content-type-options"] = "nosniff"
+            if is_writable:
+                headers["x-frame-options"] = "DENY"
         await send(message)
 
     return send_with_header

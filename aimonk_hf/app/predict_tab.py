@@ -89,7 +89,7 @@ def _bind(
     def save(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         moved = _checked(served, event)
         try:
-            sentence, failed = served.save_thresholds(moved), False
+            sentence, failed = served.save_thresholds(moved, _sent(event, "token")), False
         except AimonkError as error:
             sentence, failed = f"{error}.", True
         return served.panel(scores, moved, "scored", sentence, failed, _moves(event)), moved

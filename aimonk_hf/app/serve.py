@@ -53,7 +53,7 @@ def serve(
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size)
         try:
-            launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts)
+            launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=allow_save and not on_space())
         except OSError as error:
             raise AimonkError(
                 f"cannot listen on {host}:{port}: it is taken or not this machine's; choose another --port or --host"
@@ -93,8 +93,12 @@ def launch(
     max_file_size: int = MAX_FILE_SIZE,
     wait: bool = True,
     allowed_hosts: Sequence[str] = (),
+    is_writable: bool = False,
 ) -> str:
-    """Start the server and return its address; with `wait` only when it is interrupted. In a Space the Space decides where it listens."""
+    """Start the server and return its address; with `wait` only when it is interrupted. In a Space the Space decides where it listens.
+
+    `is_writable` keeps other sites out of a page on which visitors may save.
+    """
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
     gate = Middleware(
@@ -104,6 +108,7 @@ def launch(
         max_json=MAX_JSON,
         max_upload=MAX_AT_ONCE * max_file_size * MEGABYTE,
         hosts=Hosts(page, host, ["*"] if on_space() else allowed_hosts),
+        is_writable=is_writable,
     )
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(

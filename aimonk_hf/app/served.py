@@ -1,6 +1,7 @@
 """What one running app serves: the model, its name, and the limits; and the answers that page and API share."""
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from aimonk_hf.storage import read_json, write_json
 
 @dataclass
 class Served:
-    """A model behind the app; `save_folder` is where visitors may write thresholds, None where they may not."""
+    """A model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
+
+    Whoever writes must send `token`, which only the page of this start holds.
+    """
 
     scorer: Scorer
     name: str
     limits: Limits
     save_folder: Path | None = None
+    token: str = field(default_factory=secrets.token_urlsafe)
 
     @property
     def stored(self) -> dict[str, float]:
@@ -66,13 +71,15 @@ class Served:
             "message": message or summary(rows) or "Choose a picture: the scores appear here.",
             "error": error,
             "moves": moves,
-            "savable": self.save_folder is not None,
+            "token": "" if self.save_folder is None else self.token,
         }
 
-    def save_thresholds(self, thresholds: dict[str, float]) -> str:
+    def save_thresholds(self, thresholds: dict[str, float], token: Any) -> str:
         """Write the thresholds into the model folder's config.json and return a sentence about it; raises `AimonkError`."""
         if self.save_folder is None:
             raise AimonkError("saving is off: start the app with --allow-save and a local model folder")
+        if not secrets.compare_digest(str(token).encode(), self.token.encode()):
+            raise AimonkError("this page is of an earlier start of the app, and nothing was saved: load it again")
         path = self.save_folder / CONFIG_FILE
         write_json(path, read_json(path) | {"thresholds": thresholds})
         self.scorer.model.config.thresholds = dict(thresholds)

@@ -4,7 +4,7 @@ const MANY = 60, NEAREST = 40;
 const find = (selector) => element.querySelector(selector);
 const rowsBox = find(".rows"), message = find(".message"), search = find(".search"), sort = find(".sort");
 const PATIENCE = 3000; // milliseconds after which an answer is taken for lost
-let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false;
+let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false, token = "";
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
 const three = (value) => value.toFixed(3);
@@ -148,7 +148,8 @@ function receive() {
   message.textContent = value.message;
   message.dataset.kind = value.error ? "error" : "";
   message.setAttribute("role", value.error ? "alert" : "status");
-  find(".save").hidden = !value.savable;
+  token = value.token;
+  find(".save").hidden = !token;
   if (value.kind === "scored") layOut();
   else for (const row of rows) if (items.has(row.name)) showRow(row);
   if (late && !value.error) send();
@@ -175,7 +176,7 @@ find(".set-all").addEventListener("click", () => {
   if (find(".all").value !== "" && value >= 0 && value <= 1) setEvery(() => value);
 });
 find(".copy").addEventListener("click", copy);
-find(".save").addEventListener("click", () => trigger("submit", { thresholds: rows.map((row) => row.threshold), moves }));
+find(".save").addEventListener("click", () => trigger("submit", { thresholds: rows.map((row) => row.threshold), moves, token }));
 sort.addEventListener("change", layOut);
 search.addEventListener("input", layOut);
 watch("value", receive);
