@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.judging.audit import Audit, add_suspects
+from aimonk_hf.judging.calibration import to_scores
 from aimonk_hf.judging.metrics import auroc, nan_to_none
 from aimonk_hf.judging.signal_test import ALPHA, corrected_p_values, judge_signal
 from aimonk_hf.model.backbones import build_network, find_backbone
@@ -95,7 +96,7 @@ def probe(
         permuted = _permuted_statistics(smoother, fold_of, labels[:, both], n_permutations, rng)
         p_values[both] = corrected_p_values(statistic, permuted)
     signal, verdict = judge_signal(attributes, p_values, "a linear probe is better than chance")
-    squeezed = 1 / (1 + np.exp(-4 * scores))  # from about -1 to 1 into (0, 1), as those of a model are
+    squeezed = to_scores(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are
     return ProbeResult(area, p_values, squeezed, rows, signal, verdict)
 
 

@@ -18,6 +18,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
+from aimonk_hf.judging.calibration import to_scores
 from aimonk_hf.judging.metrics import build_report
 from aimonk_hf.model.backbones import REFUSALS
 from aimonk_hf.model.config import AimonkConfig
@@ -134,10 +135,10 @@ def compare_metrics(model: AimonkModel, files: list[Path], dataset: AttributeDat
     for name, logits in [("torch", expected)] + [
         (path.name, _logits(dataset.paths, model.transform, onnx_network(path, model.transform))) for path in files
     ]:
-        scores = 1 / (1 + np.exp(-logits[readable]))
+        scores = to_scores(logits[readable])
         decisions = decide(scores, model.config.threshold_values)
         macro = build_report(labels[readable], scores, decisions, model.config.attributes, model.config.thresholds)["macro"]
-        difference = np.abs(scores - 1 / (1 + np.exp(-expected[readable]))).max()
+        difference = np.abs(scores - to_scores(expected[readable])).max()
         report[name] = {key: macro[key] for key in ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")}
         report[name]["largest_score_difference"] = float(difference)
     return report
