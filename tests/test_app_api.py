@@ -2,16 +2,20 @@
 
 import asyncio
 import csv
+import fcntl
 import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -324,24 +328,102 @@ def test_without_a_model_the_server_answers_with_a_page(tmp_path: Path) -> None:
             page.close()
 
 
-def test_the_program_starts_and_leaves_nothing_behind_when_stopped(tiny_model: AimonkModel, tmp_path: Path) -> None:
+def test_old_files_go_whatever_lies_among_them_and_the_examples_stay(
+    tiny_model: AimonkModel, picture_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimonk_hf.app.folder.SWEEP_EVERY", 0.02)
     tiny_model.save_pretrained(tmp_path / "model")
-    (tmp_path / "tmp").mkdir()
+    with running_app(tmp_path / "model") as running:
+        folder = running.served.limits.folder
+        examples = {path for path in folder.rglob("*") if path.is_file()}
+        assert examples
+        (folder / "made" / "deeper").mkdir(parents=True)
+        (folder / "link").symlink_to(tmp_path)
+        for _ in range(2):
+            monkeypatch.setattr("aimonk_hf.app.folder.KEPT_FOR", 1800)
+            place = httpx.post(f"{running.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
+            for path in (folder, Path(place).parent):
+                assert "not uploaded" in post(running, "predict_batch", {"files": [{"path": str(path), **MARK}]})
+            assert "event: complete" in post(running, "predict", {"image": {"path": place, **MARK}})
+            monkeypatch.setattr("aimonk_hf.app.folder.KEPT_FOR", 0)
+            give_up = time.monotonic() + 60
+            while Path(place).exists() or set(folder.rglob("*")) != examples | {path.parent for path in examples}:
+                assert time.monotonic() < give_up, "the files stay"
+                time.sleep(0.02)
+            assert "no such file" in post(running, "predict", {"image": {"path": place, **MARK}})
+        give_up = time.monotonic() + 60
+        while any(running.page.temp_file_sets):
+            assert time.monotonic() < give_up, "gradio's notes of the files stay"
+            time.sleep(0.02)
+    assert (tmp_path / "model").is_dir()
+
+
+@contextmanager
+def program(model_folder: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run `aimonk-hf app` until the end of the block, with its folder in `temporary`; yield it when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "AIMONK_MODEL": str(tmp_path / "model")}
+    before = set(temporary.iterdir())
+    environment = os.environ | {"TMPDIR": str(temporary), "AIMONK_MODEL": str(model_folder)}
     app = subprocess.Popen(
         [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--port", port], env=environment, stdout=subprocess.DEVNULL
     )
     try:
-        answer = wait_for(f"http://127.0.0.1:{port}")
-        assert "attributes, each with a score" in answer.text
-        assert len(list((tmp_path / "tmp").glob("aimonk_app_*"))) == 1
+        assert "attributes, each with a score" in wait_for(f"http://127.0.0.1:{port}").text
+        (folder,) = set(temporary.glob("aimonk_app_*")) - before
+        yield app, folder
     finally:
         app.terminate()
-    assert app.wait(30) == 0
-    assert list((tmp_path / "tmp").glob("aimonk_app_*")) == []
+        app.wait(30)
+
+
+def test_the_program_leaves_nothing_behind_when_stopped_and_what_a_killed_one_left_goes_at_the_next_start(
+    tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    temporary, elsewhere = tmp_path / "tmp", tmp_path / "elsewhere"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with program(tmp_path / "model", temporary) as (killed, left):
+        killed.kill()
+        killed.wait(30)
+    assert list((left / "files").rglob("*.png")), "the examples"
+    shutil.copytree(left, elsewhere)
+    (temporary / "aimonk_app_link").symlink_to(elsewhere)
+    (temporary / "aimonk_app_file").touch()
+    (temporary / "another_program").mkdir()
+    owner = os.getuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: owner + 1)
+        with app_folder():
+            assert left.is_dir(), "another user's"
+    with program(tmp_path / "model", temporary) as (stopped, own):
+        assert not left.exists()
+        with app_folder() as second, app_folder() as third:
+            assert [own.is_dir(), second.is_dir(), third.is_dir()] == [True] * 3
+        stopped.terminate()
+        assert stopped.wait(30) == 0
+    assert {path.name for path in temporary.glob("a*")} == {"aimonk_app_link", "aimonk_app_file", "another_program"}
+    assert (elsewhere / "lock").exists()
+
+
+def test_a_folder_that_another_start_takes_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, taken = fcntl.flock, []
+
+    def lock_late(file: Any, how: int) -> None:
+        if not taken:
+            taken.append(Path(file.name).parent)
+            with app_folder():
+                assert not taken[0].exists()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with app_folder() as folder:
+        assert folder.is_dir()
+    assert taken[0] != folder
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(url: str) -> httpx.Response:
@@ -399,6 +481,7 @@ def test_a_refusal_of_a_direct_call_is_a_client_error_in_words(app: RunningApp, 
         ({"data": [None]}, "thresholds must be"),
         ({"data": []}, "values are wanted"),
         ({"data": [{"path": "http://127.0.0.1:1/a.png", **MARK}], "event_data": {}}, "not its address"),
+        ({"data": [{"path": str(app.served.limits.folder), **MARK}], "event_data": {}}, "not uploaded"),
     ):
         answer = httpx.post(run, json={"fn_index": decide} | body)
         assert answer.status_code == 422, body

@@ -3,15 +3,14 @@
 import base64
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from app_browser import SCORED, app, browser, clear, desktop, page, upload
-from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, write_pictures, write_zip
-from gradio.route_utils import delete_files_created_by_app
+from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
 
-from aimonk_hf.app.page import DELETE_CACHE
 from aimonk_hf.model.modeling import AimonkModel
 
 __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
@@ -26,23 +25,28 @@ REASONS = {
 }
 
 
-def test_what_a_batch_leaves_on_the_disk_goes_with_age(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
-    desktop.fill("#panel .all", "1")
-    desktop.click("#panel .set-all")
-    desktop.get_by_role("tab", name="Batch").click()
-    desktop.click("#filter input")
-    desktop.get_by_role("option", name="belt").click()  # shows none
-    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_pictures(tmp_path / "p", 3)])
-    desktop.wait_for_selector("#files :text('picture_2')")
-    desktop.click("#run")
-    desktop.wait_for_selector("#report :text('3 of 3 pictures scored')")
-    folder = app.served.limits.folder
-    assert len(list(folder.rglob("0*.jpg"))) >= 3
-    assert app.page.delete_cache == DELETE_CACHE
-    delete_files_created_by_app(app.page, age=None)  # what gradio does at intervals, with an age
-    left = [path for path in folder.rglob("*") if path.is_file()]
-    assert [path for path in left if "garment" not in path.name] == []
-    assert len(left) == len(desktop.locator("#examples button").all()), "the examples stay"
+def test_what_a_batch_leaves_on_the_disk_goes_with_age(
+    desktop: Any, tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimonk_hf.app.folder.SWEEP_EVERY", 0.02)
+    tiny_model.save_pretrained(tmp_path / "model")
+    with running_app(tmp_path / "model") as running:
+        desktop.goto(running.url)
+        desktop.get_by_role("tab", name="Batch").click()
+        desktop.set_input_files("#files input[type=file]", [str(path) for path in write_pictures(tmp_path / "p", 3)])
+        desktop.wait_for_selector("#files :text('picture_2')")
+        desktop.click("#run")
+        desktop.wait_for_selector("#report :text('3 of 3 pictures scored')")
+        folder = running.served.limits.folder
+        assert len(list(folder.rglob("0*.jpg"))) >= 3
+        monkeypatch.setattr("aimonk_hf.app.folder.KEPT_FOR", 0)
+        give_up = time.monotonic() + 60
+        while [path for path in folder.rglob("*") if path.is_file() and "garment" not in path.name]:
+            assert time.monotonic() < give_up, "the files stay"
+            time.sleep(0.02)
+        left = [path for path in folder.rglob("*") if path.is_file()]
+        desktop.get_by_role("tab", name="Predict").click()
+        assert len(left) == desktop.locator("#examples button").count(), "the examples stay"
 
 
 def copy_picture(page: Any, path: Path) -> None:

@@ -122,6 +122,8 @@ def test_only_uploads_within_limits_are_opened(limits: Limits, tmp_path: Path, t
         ({"path": str(tmp_path / "link.png")}, "not uploaded"),
         ({"path": up_and_out}, "not uploaded"),
         ({"path": str(tmp_path / "large.png")}, "too large"),
+        ({"path": str(tmp_path)}, "no such file"),
+        ({"path": str(tmp_path / "swept.png")}, "no such file"),
         ({"url": "data:image/png;base64,@@@"}, "base64"),
         ({"url": "file:///etc/passwd"}, "no picture"),
         ("/etc/passwd", "no picture"),

@@ -45,7 +45,8 @@ def _check_files(value: Any, folder: Path) -> None:
         if "://" in path[:20]:
             raise _refused("send the file itself, not its address")
         try:
-            is_upload = Path(path).resolve().is_relative_to(folder.resolve())
+            place = Path(path).resolve()
+            is_upload = place.is_relative_to(folder.resolve()) and not place.is_dir()
         except (OSError, ValueError, RuntimeError):  # zero bytes, surrogates, names that are too long, links in a circle
             is_upload = False
         if not is_upload:

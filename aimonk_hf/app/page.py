@@ -15,8 +15,6 @@ from aimonk_hf.app.served import Served
 from aimonk_hf.app.sessions import ApiSessions
 
 TITLE = "aimonk_hf"
-# Uploads and results are looked at every 5 minutes and removed when they are half an hour old.
-DELETE_CACHE = (300, 1800)
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -69,7 +67,7 @@ def look() -> dict[str, Any]:
 
 def _blocks(title: str) -> gr.Blocks:
     wanted = os.environ.get("GRADIO_ANALYTICS_ENABLED") == "True"  # gradio's own default is to send
-    return gr.Blocks(title=title, analytics_enabled=wanted, delete_cache=DELETE_CACHE)
+    return gr.Blocks(title=title, analytics_enabled=wanted)
 
 
 def _title(name: str, line: str) -> str:

@@ -2,13 +2,10 @@
 
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +14,7 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from aimonk_hf.app.examples import example_pictures
+from aimonk_hf.app.folder import app_folder, sweeping
 from aimonk_hf.app.gate import Gate, Hosts
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer
@@ -101,10 +99,11 @@ def launch(
     """
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    folder = make_folder(Path(get_upload_folder()))
     gate = Middleware(
         Gate,
         page=page,
-        folder=make_folder(Path(get_upload_folder())),
+        folder=folder,
         max_json=MAX_JSON,
         max_upload=MAX_AT_ONCE * max_file_size * MEGABYTE,
         hosts=Hosts(page, host, ["*"] if on_space() else allowed_hosts),
@@ -124,7 +123,7 @@ def launch(
         enable_monitoring=False,
         ssr_mode=False,
         quiet=not wait,
-        app_kwargs={"middleware": [gate]},
+        app_kwargs={"middleware": [gate], "lifespan": sweeping(page, folder)},
         **look(),
     )
     return url
@@ -133,22 +132,6 @@ def launch(
 def on_space() -> bool:
     """Whether a Hugging Face Space runs this."""
     return "SPACE_ID" in os.environ
-
-
-@contextmanager
-def app_folder() -> Iterator[Path]:
-    """Yield a folder of this process's own for uploads and results, which gradio uses too, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="aimonk_app_"))
-    earlier = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
-    try:
-        yield folder
-    finally:
-        if earlier is None:
-            del os.environ["GRADIO_TEMP_DIR"]
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = earlier
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end(*_: object) -> NoReturn:

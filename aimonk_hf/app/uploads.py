@@ -110,13 +110,15 @@ def open_upload(value: Any, limits: Limits) -> Upload:
     """Return the picture that a file field holds: gradio's FileData as a dict, or a data URL.
 
     gradio checks where a path leads only if the client marks it as a file, so it is checked here too.
-    Raises `ImageError` where nothing was sent, where it is too large, and for paths outside the upload folder.
+    Raises `ImageError` where nothing was sent, where it is too large, for folders, and for paths outside the upload folder.
     """
     path, url = (value.get("path"), value.get("url")) if isinstance(value, dict) else (None, None)
     if path:
         if not Path(path).resolve().is_relative_to(limits.folder.resolve()):
             raise ImageError("the file was not uploaded to this app")
-        _check_size(Path(path).stat().st_size if Path(path).is_file() else 0, limits.max_bytes)
+        if not Path(path).is_file():
+            raise ImageError("there is no such file: uploads are removed after half an hour; send it again")
+        _check_size(Path(path).stat().st_size, limits.max_bytes)
         return Upload(_clean(value.get("orig_name") or Path(path).name), path)
     if isinstance(url, str) and url.startswith("data:"):
         _check_size(len(url) * 3 // 4, limits.max_bytes)
