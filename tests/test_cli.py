@@ -220,7 +220,7 @@ def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp
         (["--epochs", "0"], "--epochs must be at least 1, found 0"),
         (["--stage-epochs", "0,2"], "a stage of 0 epochs trains nothing"),
         (["--batch-size", "0"], "--batch-size must be at least 1, found 0"),
-        (["--lr", "0"], "--lr must be above 0, found 0.0"),
+        (["--lr", "0"], "--lr must be above 0 and at most 1e30, found 0.0"),
         (["--crop-pct", "0"], "crop_pct must be a share of the picture, found 0.0"),
     ],
 )

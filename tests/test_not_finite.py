@@ -208,4 +208,5 @@ def test_a_heat_map_of_outputs_that_are_not_finite_is_refused(tiny_model: Aimonk
     tiny_model.save_pretrained(tmp_path / "model")
     fill(tmp_path / "model", "conv1.0.weight", 3e38)
     with pytest.raises(AimonkError, match="it gives no heat map"):
-        heat_map(Scorer(AimonkModel.from_pretrained(tmp_path / "model")), picture, "belt")
+        scorer = Scorer(AimonkModel.from_pretrained(tmp_path / "model"))
+        heat_map(scorer, scorer.model.transform.pixels(picture), "belt")

@@ -104,7 +104,7 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
         ({"train_scale": [0.5]}, "--train-scale takes two numbers above 0 and at most 2, found 0.5"),
         ({"train_scale": [0.0, 1.0]}, "--train-scale takes two numbers above 0"),
         ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\)"),
-        ({"mixup": float("nan")}, "--mixup must not be negative"),
+        ({"mixup": float("nan")}, "--mixup must be finite"),
         ({"mixup": float("inf")}, "--mixup must be finite"),
         ({"crop_pct": float("nan")}, "--crop-pct must be finite"),
         ({"pos_weight_cap": float("nan")}, "--pos-weight-cap must be finite"),

@@ -65,6 +65,16 @@ def test_shapes_must_agree() -> None:
         tune_thresholds(np.ones((3, 2)), np.ones((3, 1)))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_tune_nothing(value: float) -> None:
+    labels, scores = column([0.9] * 6, [0.1] * 6)
+    scores[3] = value
+    with pytest.raises(AimonkError, match="must be finite"):
+        tune_thresholds(labels, scores)
+    labels[3] = np.nan
+    assert tune_thresholds(labels, scores) == [0.5]
+
+
 def test_cross_fitting_does_not_flatter_noise() -> None:
     """Thresholds judged on what tuned them beat the trivial F1 on pure noise; cross-fitted ones do not."""
     own, crossed, trivial = [], [], []

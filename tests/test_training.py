@@ -159,6 +159,29 @@ def test_another_run_is_refused_changed_settings_are_named_and_overwrite_replace
         settings(sample, copy, resume=True, overwrite=True)
 
 
+def test_a_run_of_the_version_before_is_finished_too(run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
+    copy, record = tmp_path / "copy", tmp_path / "copy" / "train_config.json"
+    shutil.copytree(run[0], copy)
+    written = json.loads(record.read_text())
+    del written["settings"]["private"], written["weights_sha256"]
+    written["settings"] |= {"drop_rate": 0.0, "drop_path_rate": 0.0}  # which meant the backbone's own
+    record.write_text(json.dumps(written))
+    train(settings(sample, copy, resume=True))
+    with pytest.raises(AimonkError, match=r"drop_rate was None, now 0.0"):
+        train(settings(sample, copy, resume=True, drop_rate=0.0))
+
+
+@pytest.mark.parametrize(("key", "value"), [("settings", None), ("resolved", []), ("finished", "yes")])
+def test_a_damaged_train_config_is_named(key: str, value: object, run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
+    copy, record = tmp_path / "copy", tmp_path / "copy" / "train_config.json"
+    shutil.copytree(run[0], copy)
+    written = json.loads(record.read_text())
+    for damaged in (written | {key: value}, {name: item for name, item in written.items() if name != key}):
+        record.write_text(json.dumps(damaged))
+        with pytest.raises(AimonkError, match=rf"train_config.json is damaged \({key} is missing or of another kind\)"):
+            train(settings(sample, copy, resume=True))
+
+
 def test_changed_data_is_refused_at_resume(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(sample, data)

@@ -63,15 +63,12 @@ def seen_before(model: str, dataset: AttributeDataset) -> tuple[str, str]:
     if held:
         counts = ", ".join(f"{held.count(part)} of its {part} part" for part in sorted(set(held)))
         return "some", (
-            f"the model knows some of them ({counts}), which flatters it; hence no intervals, no p-values and no verdict "
-            "(--part report judges fairly)"
+            f"the model knows some of them ({counts}), which flatters it; hence no intervals, no p-values and no verdict"
+            + " (--part report judges fairly)" * ("report" in parts)
         )
-    if _UNKNOWN in parts:
-        reason = f"{path} knows images by name only" if path.is_file() else f"{model} has no split.csv"
-        if _holds_other_weights(Path(model)):
-            reason = f"{path} is that of a run with other weights"
+    if reason := _why_unknown(path):
         return "unknown", (f"unknown whether the model has seen them ({reason}): intervals, p-values and verdict hold only if it has not")
-    return "none", f"by {path} the model has seen none of them; they chose neither epoch, threshold nor calibration"
+    return "none", f"by {path} the model has seen none of these files; they chose neither epoch, threshold nor calibration"
 
 
 def record_tuning(model: str, folder: Path, dataset: AttributeDataset) -> None:
@@ -82,12 +79,11 @@ def record_tuning(model: str, folder: Path, dataset: AttributeDataset) -> None:
         return
     tuned = {content_hash(path): image for path, image in zip(dataset.paths, dataset.labels.images, strict=True)}
     rows = read_parts(source)
-    names, known = set(tuned.values()), {digest for _, _, digest in rows}
-
-    def chose(image: str, digest: str) -> bool:
-        return digest in tuned if digest else image in names
-
-    kept = [(image, "validation" if part == "report" and chose(image, digest) else part, digest) for image, part, digest in rows]
+    if _holds_images_of_run(model, dataset):  # rows of earlier versions get their hashes
+        of_name = {image: digest for digest, image in tuned.items()}
+        rows = [(image, part, digest or of_name.get(image, "")) for image, part, digest in rows]
+    known = {digest for _, _, digest in rows}
+    kept = [(image, "validation" if part == "report" and digest in tuned else part, digest) for image, part, digest in rows]
     write_parts(target, kept + [(image, "validation", digest) for digest, image in tuned.items() if digest and digest not in known])
 
 
@@ -100,7 +96,9 @@ def scores_of_unseen(model: str, dataset: AttributeDataset) -> tuple[NDArray[np.
     scores = np.full(dataset.labels.values.shape, np.nan)
     found, _ = score_images(network, [dataset.paths[row] for row in unseen], progress=True)
     scores[np.ix_(unseen, columns)] = found
-    note = "of which it is unknown whether it was trained on them" if _UNKNOWN in parts else "which it was not trained on"
+    note = "which it was not trained on"
+    if _why_unknown(Path(model) / SPLIT_FILE):
+        note = "of which it is unknown whether it was trained on them"
     return scores, f"the scores of {model} for images {note}"
 
 
@@ -119,10 +117,21 @@ def _parts_of(model: str, dataset: AttributeDataset) -> list[str]:
     if not _holds_images_of_run(model, dataset):
         of_name = dict.fromkeys(of_name, _UNKNOWN)
     absent = _UNKNOWN if of_name or not rows else _NEW
-    return [
-        of_content.get(content_hash(file)) or of_name.get(image, absent)
-        for file, image in zip(dataset.paths, dataset.labels.images, strict=True)
-    ]
+    found = []
+    for file, image in zip(dataset.paths, dataset.labels.images, strict=True):
+        by_name = of_name.get(image, absent)
+        found.append(by_name if by_name == "train" else of_content.get(content_hash(file)) or by_name)
+    return found
+
+
+def _why_unknown(path: Path) -> str | None:
+    """Return why a split.csv cannot tell that a model has not seen an image, or None: a name shows that it has, never that it has not."""
+    if not path.is_file():
+        return f"{path.parent} has no split.csv"
+    if _holds_other_weights(path.parent):
+        return f"{path} is that of a run with other weights"
+    digests = [digest for _, _, digest in read_parts(path)]
+    return None if digests and all(digests) else f"{path} knows images by name only" if digests else f"{path} names no images"
 
 
 def _holds_other_weights(folder: Path) -> bool:

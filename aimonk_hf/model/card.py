@@ -29,7 +29,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     content: dict[str, Any] = {
         "title": f"Image attributes by {config.architecture}",
         "attributes": config.attributes,
-        "thresholds": config.thresholds,
+        "thresholds": config.to_dict()["thresholds"],
         "architecture": config.architecture,
         "size": config.image_size,
         "metrics": metrics,

@@ -66,7 +66,7 @@ class AimonkConfig:
     @property
     def threshold_values(self) -> list[float]:
         """The thresholds in the attributes' order."""
-        return [self.thresholds[name] for name in self.attributes]
+        return list(check_thresholds(self.attributes, self.thresholds).values())
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -123,8 +123,10 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
 
     Raises `AimonkError` for unknown names, another number of values, and values outside [0, 1].
     """
-    if isinstance(thresholds, np.ndarray) and thresholds.shape == (len(attributes),):
-        thresholds = dict(zip(attributes, thresholds, strict=True))  # as `tune_thresholds` returns them
+    if isinstance(thresholds, np.ndarray):  # as `tune_thresholds` returns them
+        if thresholds.shape != (len(attributes),):
+            raise AimonkError(f"an array of thresholds needs the shape [{len(attributes)}], found {list(thresholds.shape)}")
+        thresholds = dict(zip(attributes, thresholds, strict=True))
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
     known = set(attributes)

@@ -52,7 +52,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
 
 def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under timm's own names: torch.compile and data parallelism put theirs before them."""
-    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

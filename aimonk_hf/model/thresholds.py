@@ -47,6 +47,8 @@ def tune_with_reasons(labels: Floats, scores: Floats, objective: str = "f1") -> 
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if labels.shape != scores.shape or labels.ndim != 2:
         raise AimonkError(f"labels and scores must have one shape [N, K], found {list(labels.shape)} and {list(scores.shape)}")
+    if not np.isfinite(scores[~np.isnan(labels)]).all():
+        raise AimonkError("scores must be finite where there is a label: leave out the rows of images without scores")
     found = [_best_threshold(labels[:, k], scores[:, k], kind, target) for k in range(labels.shape[1])]
     return np.array([threshold for threshold, _ in found]), [reason for _, reason in found]
 

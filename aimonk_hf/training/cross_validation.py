@@ -85,7 +85,8 @@ def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: Attribute
         fewest = min(int((column == value).sum()) for value in (0, 1))
         if 0 < fewest < config.folds:
             accelerator.print(
-                f"warning: {name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds: try --folds {max(2, fewest)}"
+                f"warning: {name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds: "
+                + (f"try --folds {fewest}" if fewest > 1 else "add images with that label")
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from numpy.typing import NDArray
@@ -100,8 +100,7 @@ class _Processes(Accelerator):
     """
 
     def __init__(self, **settings: Any) -> None:
-        # each step gives all processes the same batch-norm statistics: DDP need not copy those of the first
-        super().__init__(**settings, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        super().__init__(**settings)
         self._patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
 
     def wait_for_everyone(self) -> None:
@@ -178,6 +177,8 @@ def _split(
         sep="\n",
     )
     _warn_one_sided(dataset, accelerator)
+    if len(validation) and np.isnan(validation.labels.values).all():
+        accelerator.print("warning: no validation image has a label: no loss, threshold or best epoch can come from them")
     if not len(validation) and not config.folds and (config.tune_thresholds or config.calibrate):
         accelerator.print(
             "warning: no validation images: thresholds stay at 0.5, nothing is calibrated, and there is no report (--folds 5 makes one)"

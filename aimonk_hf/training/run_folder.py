@@ -48,9 +48,8 @@ class RunFolder:
         """Raise `AimonkError` where another run lies here and neither --resume nor --overwrite was said, or where settings differ."""
         if self.config.resume and self.earlier:
             own = self.config.to_dict()
-            changed = [
-                f"{name} was {old!r}, now {own[name]!r}" for name, old in self.earlier["settings"].items() if _matters(name, own, old)
-            ]
+            earlier = _settings(self.earlier, self.path / _CONFIG)
+            changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in earlier.items() if _matters(name, own, old)]
             if changed and not self.config.ignore_changes:
                 raise AimonkError(
                     f"cannot resume {self.path} with other settings: {'; '.join(changed)}; use the old ones, --overwrite, or --ignore-changes"
@@ -163,6 +162,17 @@ def _size(path: Path) -> str:
         return str(path.stat().st_size)
     except OSError:  # it has gone since the images were checked
         return "gone"
+
+
+def _settings(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the settings of a train_config.json; raises `AimonkError` where the file is none."""
+    kinds = {"settings": dict, "resolved": dict, "finished": bool}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
+        raise AimonkError(f"{path} is damaged ({wrong[0]} is missing or of another kind); restore it from a good copy, or use --overwrite")
+    settings: dict[str, Any] = record["settings"]
+    if "private" not in settings:  # an earlier version, for which a rate of 0 was the backbone's own
+        settings = settings | {name: settings.get(name) or None for name in ("drop_rate", "drop_path_rate")}
+    return settings
 
 
 def _matters(name: str, own: dict[str, Any], old: Any) -> bool:

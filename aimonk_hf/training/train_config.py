@@ -184,6 +184,9 @@ class TrainConfig:
             setattr(self, single, values[-1])
 
     def _check_ranges(self) -> None:
+        for name, value in vars(self).items():
+            if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)):
+                raise AimonkError(f"{_flag(name)} must be finite, found {value}")
         for name, low in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("image_size", 8), ("num_workers", 0)):
             _at_least(name, getattr(self, name), low)
         for name in ("weight_decay", "clip_grad", "pos_weight_power", "mixup", "cutmix", "focal_gamma", "folds", "seed", "feature_views"):
@@ -218,9 +221,6 @@ class TrainConfig:
         for gamma in self.asymmetric_gammas or []:
             _not_negative("asymmetric_gammas", gamma)
         parse_objective(self.threshold_objective)
-        for name, value in vars(self).items():
-            if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)):
-                raise AimonkError(f"{_flag(name)} must be finite, found {value}")
 
     @property
     def stages(self) -> list[Stage]:

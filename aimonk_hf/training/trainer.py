@@ -110,6 +110,8 @@ class Trainer:
         )
         trained = WholeNetwork(network) if self.features is None else self.features.trained
         self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
+        if hasattr(self.network, "broadcast_buffers"):
+            self.network.broadcast_buffers = False  # `share_statistics` gives all processes the same; DDP would copy those of the first
         self._prepared = self.stage
 
     def prepare_epoch(self) -> None:
@@ -212,7 +214,8 @@ class Trainer:
         mean_loss = float(self.accelerator.reduce(total, "mean"))
         if not np.isfinite(mean_loss):
             names = [shown_name(self.dataset.labels.images[row]) for _, _, rows in passes for row in rows.tolist() if row >= 0]
-            raise NotFiniteError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {', '.join(names)}")
+            told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise NotFiniteError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {told}")
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.optimizer.step()
