@@ -311,7 +311,8 @@ def begin_upload(app: App, content: bytes, send: int) -> socket.socket:
     """Open a connection and send the head of an upload and `send` bytes of a picture."""
     form = b'--B\r\nContent-Disposition: form-data; name="files"; filename="slow.png"\r\n\r\n'
     length = len(form) + len(content) + len(b"\r\n--B--\r\n")
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: {length}\r\n"
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    head += f"Content-Length: {length}\r\n"
     connection = socket.create_connection(("127.0.0.1", app.port))
     connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + form + content[:send])
     return connection
@@ -322,8 +323,8 @@ def begin_reading(app: App) -> socket.socket:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", app.port))
-    connection.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
-    assert connection.recv(10)
+    connection.sendall(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+    assert connection.recv(12) == b"HTTP/1.1 200"
     return connection
 
 
@@ -339,7 +340,7 @@ def leave(app: App, client: httpx.Client, chance: random.Random) -> None:
     event = client.post(f"{app.url}/call/v2/{endpoint}", json=body).json()["event_id"]
     if kind < 3:
         gone = socket.create_connection(("127.0.0.1", app.port))
-        gone.sendall(f"GET /gradio_api/call/{endpoint}/{event} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        gone.sendall(f"GET /gradio_api/call/{endpoint}/{event} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         time.sleep(chance.random() / 10)
         gone.close()
 

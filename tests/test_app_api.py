@@ -393,9 +393,14 @@ def test_the_program_leaves_nothing_behind_when_stopped_and_what_a_killed_one_le
     (temporary / "aimonk_app_link").symlink_to(elsewhere)
     (temporary / "aimonk_app_file").touch()
     (temporary / "another_program").mkdir()
-    owner = os.getuid()
+    status = Path.stat
+
+    def of_another(path: Path, **options: bool) -> os.stat_result:
+        found = status(path, **options)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if path == left else found
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "getuid", lambda: owner + 1)
+        patch.setattr(Path, "stat", of_another)
         with app_folder():
             assert left.is_dir(), "another user's"
     with program(tmp_path / "model", temporary) as (stopped, own):
@@ -412,9 +417,9 @@ def test_a_folder_that_another_start_takes_before_it_is_locked_is_made_again(tmp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lock, taken = fcntl.flock, []
 
-    def lock_late(file: Any, how: int) -> None:
-        if not taken:
-            taken.append(Path(file.name).parent)
+    def lock_late(file: int, how: int) -> None:
+        if not taken and list(tmp_path.glob("*/lock")):  # created, and next to be locked
+            taken.extend(tmp_path.iterdir())
             with app_folder():
                 assert not taken[0].exists()
         lock(file, how)

@@ -30,7 +30,7 @@ from load_support import (
 )
 from PIL import Image
 
-from aimonk_hf.app.gate import Gate
+from aimonk_hf.app.gate import Gate, Hosts
 from aimonk_hf.app.sessions import ApiSessions
 from aimonk_hf.model.modeling import AimonkModel
 
@@ -67,7 +67,7 @@ def test_the_page_s_own_calls_with_hostile_inputs_are_refused_in_words(app: App)
                 for inputs in ([hostile] * n_inputs, [None] * n_inputs, [], [5] * n_inputs):
                     body = {"fn_index": number, "data": inputs, "event_data": event, "session_hash": f"s{number}"}
                     direct = client.post(f"{app.url}/run/predict", json=body)
-                    assert direct.status_code in (200, 404, 500)  # 500 is what gradio answers where it refuses
+                    assert direct.status_code in (200, 404, 422)
                     assert client.post(f"{app.url}/queue/join", json=body).status_code == 200
                     queued = client.get(f"{app.url}/queue/data?session_hash=s{number}").text
                     assert "process_completed" in queued
@@ -101,6 +101,36 @@ def test_uploads_that_are_too_large_together_are_refused_and_leave_nothing(app: 
     assert httpx.post(f"{app.url}/upload", files=files[:10], timeout=60).status_code == 200
 
 
+def gate_around(app: Callable, folder: Path) -> Gate:
+    page = gr.Blocks()
+    return Gate(app, page, folder, max_json=1000, max_upload=1000, hosts=Hosts(page, "127.0.0.1"))
+
+
+def test_what_cannot_be_removed_after_an_upload_stops_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tmp1", "tmp2", "tmp3"):
+        (tmp_path / name).touch()
+    unlink = Path.unlink
+
+    def refuse_one(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "tmp2":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    async def app(scope: dict, receive: Callable, send: Callable) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent: list[dict] = []
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(Path, "unlink", refuse_one)
+    scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "query_string": b"", "headers": []}
+    asyncio.run(gate_around(app, tmp_path)(scope, app, send))
+    assert sent[0]["status"] == 200
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp2"]
+
+
 def test_a_disk_that_is_nearly_full_takes_no_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
     sent: list[dict] = []
@@ -111,8 +141,8 @@ def test_a_disk_that_is_nearly_full_takes_no_upload(tmp_path: Path, monkeypatch:
     async def send(message: dict) -> None:
         sent.append(message)
 
-    gate = Gate(app, gr.Blocks(), tmp_path, max_json=1000, max_upload=1000)
-    scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "query_string": b""}
+    gate = gate_around(app, tmp_path)
+    scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "query_string": b"", "headers": []}
     asyncio.run(gate(scope, app, send))
     assert sent[0]["status"] == 507
     assert b"nearly full" in sent[1]["body"]
@@ -123,10 +153,10 @@ def test_an_answer_to_somebody_who_left_is_dropped_also_by_uvloop(tmp_path: Path
         raise RuntimeError(f"unable to perform operation on <TCPTransport closed=True>; the {message['reason']}")
 
     async def app(scope: dict, receive: object, answer: Callable) -> None:
-        await answer({"reason": scope["reason"]})
+        await answer({"type": "http.response.body", "reason": scope["reason"]})
 
-    gate = Gate(app, gr.Blocks(), tmp_path, max_json=1000, max_upload=1000)
-    scope = {"type": "http", "path": "/config", "method": "GET", "query_string": b"", "reason": "handler is closed"}
+    gate = gate_around(app, tmp_path)
+    scope = {"type": "http", "path": "/config", "method": "GET", "query_string": b"", "headers": [], "reason": "handler is closed"}
     asyncio.run(gate(scope, app, send))
     with pytest.raises(RuntimeError, match="the event loop is not running"):
         asyncio.run(gate(scope | {"reason": "event loop is not running"}, app, send))

@@ -199,7 +199,7 @@ def test_private_is_not_silently_public(hub: LoopbackHub, model: AimonkModel):
 
 def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel):
     hub.broken_uploads, hub.broken_status = 1, 403
-    with pytest.raises(AimonkError, match=r"Error while uploading 'model.safetensors' to the Hub. .*; try again$") as failure:
+    with pytest.raises(AimonkError, match=r"Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$") as failure:
         model.push_to_hub(REPO)
     assert "\n" not in str(failure.value)
     assert hub.repos["model", REPO].messages == ["initial commit"]

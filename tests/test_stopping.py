@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ FLAGS = (
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A script that starts pytest with & has it ignore Ctrl-C, and by inheritance every run that a test starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def rows_without_times(path: Path) -> list[dict[str, str]]:
@@ -88,6 +97,21 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(number: signal.Signals, statu
     state = load_checkpoint(out / "checkpoints")
     assert state is not None
     assert state["step"] == int(said[1])
+
+
+def test_an_interrupt_that_the_run_was_started_to_ignore_stays_ignored_in_a_step_too(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.train_epoch
+
+    def interrupted(trainer: Trainer, after_step: Callable) -> dict:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(trainer, after_step)
+
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    train(settings(sample, tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")

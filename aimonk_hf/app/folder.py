@@ -1,7 +1,6 @@
 """The app's own folder: uploads and results are removed with age, and the folders of killed apps at the next start."""
 
 import asyncio
-import fcntl
 import os
 import shutil
 import stat
@@ -10,9 +9,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import gradio as gr
+from filelock import FileLock
 
 PREFIX = "aimonk_app_"
 SWEEP_EVERY = 300  # seconds
@@ -22,8 +21,8 @@ KEPT_FOR = 1800  # seconds since a file was written, or given out again
 @contextmanager
 def app_folder() -> Iterator[Path]:
     """Yield a folder of this process's own for uploads and results, which gradio uses too, and remove it at the end."""
-    _remove_leftovers()
     folder, lock = _locked_folder()
+    _remove_leftovers(folder)
     earlier = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")
     try:
@@ -33,8 +32,7 @@ def app_folder() -> Iterator[Path]:
             del os.environ["GRADIO_TEMP_DIR"]
         else:
             os.environ["GRADIO_TEMP_DIR"] = earlier
-        _remove(folder)
-        lock.close()
+        _remove(folder, lock)
 
 
 def sweeping(page: gr.Blocks, folder: Path) -> Callable[[object], AbstractAsyncContextManager[None]]:
@@ -71,28 +69,31 @@ def _sweep(folder: Path, kept: set[Path], before: float) -> None:
                     (os.rmdir if stat.S_ISDIR(status.st_mode) else os.unlink)(path)
 
 
-def _locked_folder() -> tuple[Path, IO[str]]:
+def _locked_folder() -> tuple[Path, FileLock]:
     """Create a folder, and lock it until this process ends, however it ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        lock = (folder / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
+        lock = FileLock(folder / "lock")
+        with suppress(FileNotFoundError):  # another start took the folder for a leftover before it was locked
+            lock.acquire()
             return folder, lock
-        lock.close()  # another start took the folder for a leftover before it was locked
 
 
-def _remove_leftovers() -> None:
-    """Remove this user's folders that no process has locked: their apps were killed."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
+def _remove_leftovers(own: Path) -> None:
+    """Remove the folders of the user who made `own` that no process has locked: their apps were killed."""
+    user = own.stat().st_uid
+    for path in own.parent.glob(f"{PREFIX}*/lock"):
         with suppress(OSError):  # gone by now, or locked
-            if path.parent.is_symlink() or path.parent.stat().st_uid != os.getuid():
+            if path.parent.is_symlink() or path.parent.stat().st_uid != user:
                 continue
-            with path.open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path.parent)
+            lock = FileLock(path)
+            lock.acquire(blocking=False)
+            _remove(path.parent, lock)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, lock: FileLock) -> None:
     shutil.rmtree(folder / "files", ignore_errors=True)  # before the lock, by which the next start finds what a kill here leaves
     shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    with suppress(OSError):  # gone already, but on Windows, where no locked file can be removed
+        folder.rmdir()

@@ -217,11 +217,9 @@ class Gate:
     def _sweep(self, before: float) -> None:
         """Remove files not written to since `before`; whole uploads lie one folder deeper."""
         for path in self.folder.glob("tmp*"):
-            try:
+            with suppress(OSError):  # another sweep was quicker, or it cannot be removed
                 if path.is_file() and path.stat().st_mtime < before:
                     path.unlink()
-            except FileNotFoundError:
-                continue  # another sweep was quicker
 
 
 def _why_no_arguments(parameters: list[tuple[str, bool]], content: dict[str, Any]) -> str:

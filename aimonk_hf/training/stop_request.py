@@ -21,7 +21,8 @@ def stopped_line(folder: Path) -> str:
 class StopRequest:
     """Within the `with` block the first SIGINT or SIGTERM only sets `asked`; a second one acts at once.
 
-    Outside the main thread nothing is caught: Python hands signals to that thread alone.
+    Outside the main thread nothing is caught: Python hands signals to that thread alone. A signal that is ignored when the block begins
+    stays so, as outside of it: a shell script has the commands that it starts with & ignore Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            caught = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
