@@ -139,14 +139,20 @@ def test_more_processes_than_images(sample: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
 
 
-def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
+def run_of_two(data: Path, out: Path) -> subprocess.Popen[str]:
+    """A long run of two processes that has written a checkpoint."""
+    flags = ["--data-dir", str(data), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
     command = [*torchrun(2), "train.py", *flags]
     run = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return run
+
+
+def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = run_of_two(sample, out)
     trainers = sorted(process.pid for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline())
     assert len(trainers) == 2
     os.kill(trainers[1], signal.SIGKILL)
@@ -224,12 +230,7 @@ def test_all_processes_score_wait_for_the_first_and_return_its_model(
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(sample: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
-    command = [*torchrun(2), "train.py", *flags]
-    run = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    run = run_of_two(sample, out)
     trainers = sorted((process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()), key=rank_of)
     trainers[1].send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=90)

@@ -89,7 +89,7 @@ class Upload:
 
 @dataclass
 class Limits:
-    """What visitors may send: files of at most `max_bytes`, which lie in `folder`, where gradio puts uploads."""
+    """Hold the limits of what visitors send: files of at most `max_bytes`, in `folder`, where gradio puts uploads."""
 
     max_bytes: int
     folder: Path

@@ -45,7 +45,7 @@ class StopRequest:
             self.asked = self.asked or (signal.Signals(number) if number else None)
 
     def leave_if_asked(self, accelerator: Accelerator) -> None:
-        """Where a signal came, end as it would have, KeyboardInterrupt or status 143, when all processes have come so far."""
+        """End as the signal that came would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
         if self.asked is None:
             return
         accelerator.wait_for_everyone()  # a launcher ends the others at once when one has ended, also while the first one saves
