@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AimonkConfig": "model.config",
-    "AimonkModel": "model.modeling",
+    "AimonkConfig": "modeling.config",
+    "AimonkModel": "modeling.model",
     "AttributeDataset": "data.dataset",
-    "TrainConfig": "training.train_config",
-    "evaluate": "judging.evaluation",
+    "TrainConfig": "training.settings",
+    "evaluate": "evaluation.report",
     "get_recipe": "training.recipes",
     "read_labels": "data.labels",
     "train": "training.run",
-    "tune_thresholds": "model.thresholds",
+    "tune_thresholds": "evaluation.thresholds",
 }
 
 __all__ = [
@@ -36,13 +36,13 @@ __all__ = [
 if TYPE_CHECKING:
     from aimonk_hf.data.dataset import AttributeDataset
     from aimonk_hf.data.labels import read_labels
-    from aimonk_hf.judging.evaluation import evaluate
-    from aimonk_hf.model.config import AimonkConfig
-    from aimonk_hf.model.modeling import AimonkModel
-    from aimonk_hf.model.thresholds import tune_thresholds
+    from aimonk_hf.evaluation.report import evaluate
+    from aimonk_hf.evaluation.thresholds import tune_thresholds
+    from aimonk_hf.modeling.config import AimonkConfig
+    from aimonk_hf.modeling.model import AimonkModel
     from aimonk_hf.training.recipes import get_recipe
     from aimonk_hf.training.run import train
-    from aimonk_hf.training.train_config import TrainConfig
+    from aimonk_hf.training.settings import TrainConfig
 
 
 def __getattr__(name: str) -> object:

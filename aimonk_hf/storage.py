@@ -37,7 +37,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise AimonkError(f"cannot write {path}: {error.strerror or error}; the last complete version is untouched") from error
+        raise AimonkError(
+            f"cannot write {path}: {error.strerror or error}; the last complete version is untouched"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,7 +59,10 @@ def csv_line(cells: Iterable[Any]) -> str:
 
 def score_columns(attributes: Iterable[str]) -> list[str]:
     """Return the columns of the attributes' scores: their names, with `score:` before those that other columns have, or that begin so."""
-    return [f"score:{name}" if name.strip().lower() in _COLUMNS or name.startswith("score:") else name for name in attributes]
+    return [
+        f"score:{name}" if name.strip().lower() in _COLUMNS or name.startswith("score:") else name
+        for name in attributes
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,11 +81,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; damage is named with the file and the place, and so are repeated keys and numbers that no JSON can hold."""
     try:
         value = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats, parse_constant=_finite, parse_float=_finite
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_finite,
+            parse_float=_finite,
         )
     except OSError as error:
         raise AimonkError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a whole number of thousands of digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: no JSON, no UTF-8, a whole number of thousands of digits
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
     if not isinstance(value, dict):
         raise AimonkError(f"{path} is damaged (a JSON object was expected, found {type(value).__name__})")
@@ -119,7 +130,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     A new folder appears by one rename; in an existing one each file is replaced atomically and files of other names stay.
     """
     make_folder(folder.parent)
-    place = folder if folder.is_dir() else folder.parent  # an existing one may be a mount, or lie where nothing else may be written
+    place = (
+        folder if folder.is_dir() else folder.parent
+    )  # an existing one may be a mount, or lie where nothing else may be written
     try:
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=place))
     except OSError as error:
@@ -146,7 +159,9 @@ def check_no_link_outside(folder: Path, paths: Iterable[Path]) -> None:
     inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in paths:
         if not any(path.resolve().is_relative_to(place) for place in inside):
-            raise AimonkError(f"{path} is a link to a file outside {folder}: replace it by a copy, if that file is meant to be published")
+            raise AimonkError(
+                f"{path} is a link to a file outside {folder}: replace it by a copy, if that file is meant to be published"
+            )
 
 
 def _umask() -> int:

@@ -51,9 +51,11 @@ def main() -> None:
 
 
 def write_model(folder: Path) -> Path:
-    from aimonk_hf.model.modeling import AimonkModel
+    from aimonk_hf.modeling.model import AimonkModel
 
-    AimonkModel.from_timm("mobilenetv2_100", ["sleeves", "stripes", "collar", "belt"], pretrained=False).save_pretrained(folder)
+    AimonkModel.from_timm(
+        "mobilenetv2_100", ["sleeves", "stripes", "collar", "belt"], pretrained=False
+    ).save_pretrained(folder)
     return folder
 
 
@@ -62,9 +64,13 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
     folder.mkdir()
     for number in range(count):
         rng = np.random.default_rng(number)
-        coarse = Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize((800, 600), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize(
+            (800, 600), Image.Resampling.BICUBIC
+        )
         grain = rng.normal(0, 8, (600, 800, 3))
-        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=80)
+        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:04d}.jpg", quality=80
+        )
     return sorted(folder.iterdir())
 
 
@@ -72,7 +78,9 @@ def start_up(model: Path) -> float:
     import httpx
 
     started = time.perf_counter()
-    app = subprocess.Popen([sys.executable, str(ROOT / "app.py"), "--model", str(model), "--port", "7899"], stdout=subprocess.DEVNULL)
+    app = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), "--model", str(model), "--port", "7899"], stdout=subprocess.DEVNULL
+    )
     try:
         while time.perf_counter() - started < 120:
             try:
@@ -122,8 +130,12 @@ def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.
     times.sort()
     rate = options.requests * ROUNDS / sum(app)
     late = times[int(0.95 * (len(times) - 1))]
-    print(f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} pictures a second, decoding included, batches of 16")
-    print(f"the app:          {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} pictures a batch")
+    print(
+        f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} pictures a second, decoding included, batches of 16"
+    )
+    print(
+        f"the app:          {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} pictures a batch"
+    )
     print(f"                  {statistics.median(times) * 1000:.0f} ms median, {late * 1000:.0f} ms p95")
     print(
         f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), {ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
@@ -148,7 +160,9 @@ def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) 
     for _ in range(4):
         clients(url, pictures, options.memory_requests // 4, options)
         memory.append(process.memory_info().rss / 1e6)
-    print(f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB over {options.memory_requests} requests")
+    print(
+        f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB over {options.memory_requests} requests"
+    )
     return memory
 
 
@@ -181,7 +195,16 @@ def threshold_moves(page: Any, url: str, served: Any, count: int) -> list[float]
 
 def clients(url: str, pictures: list[Path], count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run the clients in a process of their own and return what they measured."""
-    command = [sys.executable, __file__, "--clients", str(options.clients), "--as-client", url, str(pictures[0].parent), str(count)]
+    command = [
+        sys.executable,
+        __file__,
+        "--clients",
+        str(options.clients),
+        "--as-client",
+        url,
+        str(pictures[0].parent),
+        str(count),
+    ]
     answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer
 

@@ -72,14 +72,21 @@ def measure(model: Path, picture: Path, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, command in commands.items():
             times[name].append(seconds(partial(run, command)))
-    ratio = statistics.median(own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True))
-    added = statistics.median(own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True))
+    ratio = statistics.median(
+        own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True)
+    )
+    added = statistics.median(
+        own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True)
+    )
     imported = import_seconds(python, rounds)
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     print(f"a fresh process, {rounds} rounds (wanted: 0.75x of the pipeline, 0.050 s for the import)")
     print(
-        table(["", "seconds", "range"], [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()])
+        table(
+            ["", "seconds", "range"],
+            [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()],
+        )
     )
     print(f"aimonk-hf predict takes {ratio:.2f}x as long as the pipeline")
     print(f"import aimonk_hf adds {added:.3f} s to an empty process; python -X importtime says {imported:.3f} s")

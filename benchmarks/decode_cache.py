@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from aimonk_hf.console import table
+from aimonk_hf.data.image_cache import PixelCache, Pixels
 from aimonk_hf.data.images import read_image
-from aimonk_hf.data.pixel_cache import PixelCache, Pixels
 from aimonk_hf.data.sample_data import draw_garment
-from aimonk_hf.judging.console import table
 
 WAYS = ("no cache", "filling the cache", "from the cache in memory", "from the cache on disk")
 
@@ -36,13 +36,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to which the figures are written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        paths = data_paths(options.data_dir)[: options.images] if options.data_dir else draw_pictures(Path(temporary), options.images)
+        paths = (
+            data_paths(options.data_dir)[: options.images]
+            if options.data_dir
+            else draw_pictures(Path(temporary), options.images)
+        )
         seconds = measure(paths, options.size, options.rounds, Path(temporary))
         kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1000
-    print(f"{len(paths)} images of {kilobytes:.0f} kB, resized to {options.size} x {options.size}, {options.rounds} rounds, one process")
+    print(
+        f"{len(paths)} images of {kilobytes:.0f} kB, resized to {options.size} x {options.size}, {options.rounds} rounds, one process"
+    )
     print(report(seconds, len(paths)))
     if options.json:
-        options.json.write_text(json.dumps({"images": len(paths), "size": options.size, "seconds": seconds}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"images": len(paths), "size": options.size, "seconds": seconds}, indent=2) + "\n"
+        )
 
 
 def data_paths(data_dir: Path) -> list[Path]:
@@ -111,7 +119,9 @@ def report(seconds: dict[str, list[float]], n_images: int) -> str:
         rates = [n_images / each for each in times]
         ratio = statistics.median(before / each for before, each in zip(plain, times, strict=True))
         spread = f"{min(rates):.0f}-{max(rates):.0f}"
-        rows.append([way, f"{statistics.median(rates):.0f}", spread, f"{1000 / statistics.median(rates):.2f}", f"{ratio:.2f}"])
+        rows.append(
+            [way, f"{statistics.median(rates):.0f}", spread, f"{1000 / statistics.median(rates):.2f}", f"{ratio:.2f}"]
+        )
     return table(["", "images/s", "range", "ms an image", "times as fast"], rows)
 
 

@@ -33,7 +33,9 @@ def transformers_trainer(task: Task, after_step: AfterStep, after_epoch: AfterEp
         return {"pixel_values": torch.stack(pixels), "labels": torch.stack(labels)}
 
     class Masked(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             wanted = inputs.pop("labels")
             return masked_loss(model(**inputs).logits, wanted)
 
@@ -42,10 +44,14 @@ def transformers_trainer(task: Task, after_step: AfterStep, after_epoch: AfterEp
             after_step(task.batch_size)
 
         def on_epoch_end(self, *arguments: Any, **more: Any) -> None:
-            after_epoch(lambda paths: score_files(model, lambda pixels: model(pixel_values=pixels).logits, process, paths))
+            after_epoch(
+                lambda paths: score_files(model, lambda pixels: model(pixel_values=pixels).logits, process, paths)
+            )
 
     pictures = Pictures(task.dataset, transforms.Compose([transforms.RandomHorizontalFlip(), process]))
-    trainer = Masked(model=model, args=trainer_settings(task), data_collator=collate, train_dataset=pictures, callbacks=[Tell()])
+    trainer = Masked(
+        model=model, args=trainer_settings(task), data_collator=collate, train_dataset=pictures, callbacks=[Tell()]
+    )
 
     def train() -> None:
         trainer.train()
@@ -57,9 +63,13 @@ def save_timm_wrapper(task: Task) -> str:
     """Write the network as this library does, which TimmWrapper reads, and return the folder."""
     from aimonk_hf import AimonkModel
 
-    names = [f"new {number}" for number in range(task.dataset.labels.values.shape[1])]  # names of no saved head: it would be kept
+    names = [
+        f"new {number}" for number in range(task.dataset.labels.values.shape[1])
+    ]  # names of no saved head: it would be kept
     squash = {"crop_mode": "squash", "crop_pct": 1.0}
-    model = AimonkModel.from_timm(task.architecture, names, pretrained=task.pretrained, image_size=SIDE, preprocessing=squash)
+    model = AimonkModel.from_timm(
+        task.architecture, names, pretrained=task.pretrained, image_size=SIDE, preprocessing=squash
+    )
     model.save_pretrained(task.scratch / "model")
     return str(task.scratch / "model")
 
@@ -112,7 +122,9 @@ def fastai_learner(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -
         def before_validate(self) -> None:
             raise fastai.CancelValidException
 
-    learner = fastai.Learner(loaders, network, lambda logits, wanted: masked_loss(logits, wanted), cbs=[Tell()], path=task.scratch)
+    learner = fastai.Learner(
+        loaders, network, lambda logits, wanted: masked_loss(logits, wanted), cbs=[Tell()], path=task.scratch
+    )
 
     def train() -> None:
         with learner.no_bar(), learner.no_logging():

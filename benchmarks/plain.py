@@ -101,11 +101,15 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 def masked_loss(logits: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy over the labels that are there."""
     observed = ~torch.isnan(wanted)
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, wanted.nan_to_num(), reduction="none", pos_weight=weight)
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits, wanted.nan_to_num(), reduction="none", pos_weight=weight
+    )
     return (losses * observed).sum() / observed.sum().clamp(min=1)
 
 
-def score_files(network: nn.Module, forward: Callable[[Tensor], Tensor], transform: Transform, paths: Sequence[Path]) -> NDArray[Any]:
+def score_files(
+    network: nn.Module, forward: Callable[[Tensor], Tensor], transform: Transform, paths: Sequence[Path]
+) -> NDArray[Any]:
     """Return the logits [N, K] of pictures, computed in eval mode; the network is left in training mode."""
     network.eval()
     with torch.inference_mode():

@@ -43,7 +43,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="threads that decode; by default the library's choice")
     parser.add_argument("--repeats", type=int, default=20, help="predictions of one picture in each round")
     parser.add_argument(
-        "--start-method", choices=("spawn", "fork"), default="spawn", help="fork starts sooner, for a trial; times share memory"
+        "--start-method",
+        choices=("spawn", "fork"),
+        default="spawn",
+        help="fork starts sooner, for a trial; times share memory",
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -76,7 +79,7 @@ def write_model(folder: Path, architecture: str) -> Path:
 
 
 def find_pictures(folder: Path | None, count: int) -> list[Path]:
-    from aimonk_hf.model.predict_files import list_images
+    from aimonk_hf.modeling.predict_files import list_images
 
     return list_images([folder])[:count] if folder else []
 
@@ -175,7 +178,7 @@ def describe(one: Contestant, rates: dict[str, list[float]], scores: dict[str, S
 
 
 def print_folder(rows: list[dict[str, Any]], n_images: int, rounds: int) -> None:
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     header = ["", "images/s", "range", "to the bare forward", "to the pipeline", "largest score change", "mean"]
     cells = [
@@ -190,7 +193,9 @@ def print_folder(rows: list[dict[str, Any]], n_images: int, rounds: int) -> None
         ]
         for row in rows
     ]
-    print(f"a folder of {n_images} pictures, {rounds} rounds (wanted: {OURS} 0.90x of the bare forward, 3.00x of the pipeline)")
+    print(
+        f"a folder of {n_images} pictures, {rounds} rounds (wanted: {OURS} 0.90x of the bare forward, 3.00x of the pipeline)"
+    )
     print(table(header, cells))
 
 
@@ -217,15 +222,27 @@ def measure_latency(model: Path, paths: list[Path], options: argparse.Namespace)
             times["by hand"][-1].append(seconds(partial(by_hand, path)))
     medians = {name: [statistics.median(each) for each in rounds] for name, rounds in times.items()}
     late = {name: float(np.quantile(np.concatenate(rounds), 0.95)) for name, rounds in times.items()}
-    ratio = statistics.median(own / other for own, other in zip(medians["model.predict"], medians["by hand"], strict=True))
+    ratio = statistics.median(
+        own / other for own, other in zip(medians["model.predict"], medians["by hand"], strict=True)
+    )
     rows: list[dict[str, Any]] = [
-        {"name": name, "median_ms": 1000 * statistics.median(medians[name]), "p95_ms": 1000 * late[name], "rounds": medians[name]}
+        {
+            "name": name,
+            "median_ms": 1000 * statistics.median(medians[name]),
+            "p95_ms": 1000 * late[name],
+            "rounds": medians[name],
+        }
         for name in times
     ]
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     print(f"one picture, {options.rounds} rounds of {options.repeats} (wanted: 1.15x)")
-    print(table(["", "median", "p95"], [[row["name"], f"{row['median_ms']:.1f} ms", f"{row['p95_ms']:.1f} ms"] for row in rows]))
+    print(
+        table(
+            ["", "median", "p95"],
+            [[row["name"], f"{row['median_ms']:.1f} ms", f"{row['p95_ms']:.1f} ms"] for row in rows],
+        )
+    )
     print(f"model.predict takes {ratio:.2f}x as long as by hand; largest score change {change:.1e}")
     return {"contestants": rows, "ratio": ratio, "largest_change": change}
 

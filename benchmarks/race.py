@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", required=True, help="a backbone with weights, such as local-dir:FOLDER")
     parser.add_argument("--plain-epochs", type=int, default=10)
-    parser.add_argument("--peer-epochs", type=int, help="at most so many for each peer; as many as the plain loop's if not given")
+    parser.add_argument(
+        "--peer-epochs", type=int, help="at most so many for each peer; as many as the plain loop's if not given"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--recipes", nargs="+", default=["fast", "default"])
     parser.add_argument("--flags", default="", help="further flags for the recipes, as one text")
@@ -63,7 +65,10 @@ def main() -> None:
         train_set, report_set = split_parts(options.data_dir, Path(temporary) / options.recipes[0] / "split.csv")
         task = Task(train_set, options.architecture, True, BATCH_SIZE, options.plain_epochs, Path(temporary))
         plain = run_loop("plain loop", task, report_set)
-        peers = [run_peer(name, task, report_set, plain, options.peer_epochs or options.plain_epochs) for name in options.peers]
+        peers = [
+            run_peer(name, task, report_set, plain, options.peer_epochs or options.plain_epochs)
+            for name in options.peers
+        ]
     table = [summarise(run, plain["rows"]) for run in (plain, *peers, *recipes)]
     print_table(table)
     if options.json:
@@ -91,8 +96,16 @@ def run_recipe(options: argparse.Namespace, recipe: str, out: Path) -> Run:
     report = json.loads((out / "metrics.json").read_text())
     with open(out / "history.csv", newline="") as file:
         epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
-    row = {"epochs": len(epochs), "seconds": seconds, "mAP": report["macro"]["average_precision"], "peak_memory_mb": memory.megabytes}
-    print(f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({sum(epochs):.0f} s of it in epochs), mAP {row['mAP']:.3f}", flush=True)
+    row = {
+        "epochs": len(epochs),
+        "seconds": seconds,
+        "mAP": report["macro"]["average_precision"],
+        "peak_memory_mb": memory.megabytes,
+    }
+    print(
+        f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({sum(epochs):.0f} s of it in epochs), mAP {row['mAP']:.3f}",
+        flush=True,
+    )
     return {"name": recipe, "planned_epochs": len(epochs), "cut": False, "training_seconds": sum(epochs), "rows": [row]}
 
 
@@ -102,7 +115,9 @@ def split_parts(data: Path, split: Path) -> tuple[AttributeDataset, AttributeDat
     with open(split, newline="") as file:
         part_of = {row["image"]: row["part"] for row in csv.DictReader(file)}
     parts = [part_of.get(image) for image in dataset.labels.images]
-    train_set, report_set = (dataset.select([row for row, part in enumerate(parts) if part == name]) for name in ("train", "report"))
+    train_set, report_set = (
+        dataset.select([row for row, part in enumerate(parts) if part == name]) for name in ("train", "report")
+    )
     if not len(report_set):
         raise SystemExit(f"{len(dataset)} images are too few for a part that chooses nothing")
     return train_set, report_set
@@ -142,7 +157,10 @@ def run_loop(name: str, task: Task, report_set: AttributeDataset, most_seconds: 
                 rows.append(here.recv() | {"peak_memory_mb": memory.megabytes})
             except EOFError:
                 raise SystemExit(f"{name} has failed: its message is above") from None
-            print(f"{name}, epoch {rows[-1]['epochs']}: {rows[-1]['seconds']:.0f} s, mAP {rows[-1]['mAP']:.3f}", flush=True)
+            print(
+                f"{name}, epoch {rows[-1]['epochs']}: {rows[-1]['seconds']:.0f} s, mAP {rows[-1]['mAP']:.3f}",
+                flush=True,
+            )
     kill_family(process.pid)
     process.join()
     return {"name": name, "planned_epochs": task.epochs, "cut": len(rows) < task.epochs, "rows": rows}

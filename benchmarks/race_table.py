@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from aimonk_hf.judging.console import table
+from aimonk_hf.console import table
 
 GREY, BLUE, OTHERS = "#7f8c8d", "#2563eb", ("#d97706", "#059669")
 
@@ -32,7 +32,17 @@ def summarise(run: dict[str, Any], plain_rows: list[dict[str, Any]]) -> dict[str
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    header = ["", "epochs", "wall clock", "share of the plain loop's", "training alone", "its share", "mAP", "above it", "in its time"]
+    header = [
+        "",
+        "epochs",
+        "wall clock",
+        "share of the plain loop's",
+        "training alone",
+        "its share",
+        "mAP",
+        "above it",
+        "in its time",
+    ]
     header += ["time to its mAP", "peak memory"]
     print(table(header, [cells(line) for line in lines]))
 
@@ -67,9 +77,21 @@ def draw(plain: dict[str, Any], peers: list[dict[str, Any]], recipes: list[dict[
     figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
     for run, color in zip((plain, *peers), (GREY, *OTHERS), strict=False):
         label = f"{run['name']}, after each epoch" + ", cut" * run["cut"]
-        axes.plot([row["seconds"] / 60 for row in run["rows"]], [row["mAP"] for row in run["rows"]], "o-", color=color, label=label)
+        axes.plot(
+            [row["seconds"] / 60 for row in run["rows"]],
+            [row["mAP"] for row in run["rows"]],
+            "o-",
+            color=color,
+            label=label,
+        )
     ends = [run["rows"][-1] for run in recipes]
-    axes.plot([row["seconds"] / 60 for row in ends], [row["mAP"] for row in ends], "s", color=BLUE, label="recipes, whole runs")
+    axes.plot(
+        [row["seconds"] / 60 for row in ends],
+        [row["mAP"] for row in ends],
+        "s",
+        color=BLUE,
+        label="recipes, whole runs",
+    )
     for run, row in zip(recipes, ends, strict=True):
         axes.annotate(run["name"], (row["seconds"] / 60, row["mAP"]), (6, -4), textcoords="offset points", fontsize=9)
     axes.axhline(plain["rows"][-1]["mAP"], color=GREY, linewidth=0.8, linestyle=":")

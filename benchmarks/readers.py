@@ -41,7 +41,9 @@ def library(one: Contestant, folder: Path, paths: list[Path]) -> Score:
 
     def score() -> Scores:
         rows = []
-        for path, prediction in model.stream(paths, batch_size=one.batch_size, workers=one.workers, precision=one.precision):
+        for path, prediction in model.stream(
+            paths, batch_size=one.batch_size, workers=one.workers, precision=one.precision
+        ):
             if isinstance(prediction, ImageError):
                 raise SystemExit(f"{path!s}: {prediction}")
             rows.append(list(prediction.scores.values()))
@@ -86,12 +88,14 @@ WAYS: dict[str, Callable[[Contestant, Path, list[Path]], Score]] = {
 }
 
 
-def load(one: Contestant, folder: Path) -> tuple[Callable[..., "torch.Tensor"], Callable[["torch.Tensor"], "torch.Tensor"]]:
+def load(
+    one: Contestant, folder: Path
+) -> tuple[Callable[..., "torch.Tensor"], Callable[["torch.Tensor"], "torch.Tensor"]]:
     """Return what turns a picture into pixels, and pixels uint8 [N, 3, H, W] into logits [N, K] by the contestant's settings."""
     import torch
 
     from aimonk_hf import AimonkModel
-    from aimonk_hf.model.devices import keep_freed_memory
+    from aimonk_hf.modeling.devices import keep_freed_memory
 
     if one.keep_memory:
         keep_freed_memory()

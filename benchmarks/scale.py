@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--parts", help=f"some of: {','.join(PARTS)}")
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which a part is given up")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one-part", nargs=4, metavar=("NAME", "FOLDER", "IMAGES", "ATTRIBUTES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one-part", nargs=4, metavar=("NAME", "FOLDER", "IMAGES", "ATTRIBUTES"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.one_part:
         name, folder, n_images, n_attributes = options.one_part
@@ -105,7 +107,7 @@ def add_growth(rows: list[dict[str, Any]]) -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     cells = []
     for row in rows:
@@ -113,7 +115,13 @@ def report(rows: list[dict[str, Any]]) -> str:
         if row["seconds"] is not None:
             growth = f"{'grows ' * row['grows']}{row['growth']:.2f}"
             command = f"{row['command_seconds']:.1f}" if "command_seconds" in row else ""
-            figures = [f"{row['seconds']:.3f}", f"{row['microseconds_per_image']:.1f}", f"{row['megabytes']:.0f} MB", growth, command]
+            figures = [
+                f"{row['seconds']:.3f}",
+                f"{row['microseconds_per_image']:.1f}",
+                f"{row['megabytes']:.0f} MB",
+                growth,
+                command,
+            ]
         cells.append([row["part"], str(row["images"]), *figures])
     return table(["part", "images", "seconds", "us an image", "memory", "growth", "whole command"], cells)
 

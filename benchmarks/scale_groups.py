@@ -68,7 +68,9 @@ def launch(folder: Path, command: list[str]) -> Figures:
     if done.returncode:
         raise SystemExit(f"{command[0]} in {N_PROCESSES} processes failed: {done.stderr.strip()[-2000:]}")
     found = [json.loads(figures_file(folder, rank).read_text()) for rank in range(N_PROCESSES)]
-    return {key: max(figures[key] for figures in found) for key in ("seconds", "megabytes")} | {"command_seconds": seconds}
+    return {key: max(figures[key] for figures in found) for key in ("seconds", "megabytes")} | {
+        "command_seconds": seconds
+    }
 
 
 def figures_file(folder: Path, rank: int) -> Path:
@@ -83,7 +85,9 @@ def serve(folder: Path, command: list[str]) -> int:
         from aimonk_hf import AimonkModel
 
         model = AimonkModel.from_pretrained(command[command.index("--model") + 1])
-        model.predict(sorted((folder / "images").iterdir())[:2])  # what a first picture makes torch read is not to be timed
+        model.predict(
+            sorted((folder / "images").iterdir())[:2]
+        )  # what a first picture makes torch read is not to be timed
     else:
         import aimonk_hf.training.run  # noqa: F401 - whose reading is not to be measured
     before, start = reset_own_peak(), time.perf_counter()

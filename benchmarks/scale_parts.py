@@ -30,7 +30,9 @@ def write_data(folder: Path, n_images: int, n_attributes: int) -> None:
         if number % COPY_EVERY == COPY_EVERY - 1:
             os.link(folder / "images" / names[number - 1], path)
             continue
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
         coarse.save(path, compress_level=1)
         os.utime(path, (1_700_000_000, 1_700_000_000))  # the cache keeps no picture whose file is seconds old
     texts = np.array(["0", "1", "NA"])[np.nan_to_num(draw_labels(n_images, n_attributes), nan=2).astype(np.int8)]
@@ -45,7 +47,9 @@ def write_data(folder: Path, n_images: int, n_attributes: int) -> None:
 def draw_labels(n_images: int, n_attributes: int) -> NDArray[np.float32]:
     """Return labels [N, K] in {0, 1, NaN} with prevalences from 5% to 50% and 10% missing."""
     rng = np.random.default_rng(1)
-    values = (rng.random((n_images, n_attributes), dtype=np.float32) < np.linspace(0.05, 0.5, n_attributes)).astype(np.float32)
+    values = (rng.random((n_images, n_attributes), dtype=np.float32) < np.linspace(0.05, 0.5, n_attributes)).astype(
+        np.float32
+    )
     values[rng.random(values.shape, dtype=np.float32) < 0.1] = np.nan
     return values
 
@@ -106,7 +110,7 @@ def splitting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], ob
 
 def near_duplicates(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.near_duplicates import find_duplicates, group_numbers, thumbnail
+    from aimonk_hf.data.duplicates import find_duplicates, group_numbers, thumbnail
 
     paths = AttributeDataset.from_folder(folder).paths
     thumbnails = [thumbnail(path) for path in paths]
@@ -117,8 +121,8 @@ def auditing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], obj
     import scipy.stats  # noqa: F401 - whose reading is not to be timed
 
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.judging.audit import audit
-    from aimonk_hf.judging.audit_report import audit_markdown
+    from aimonk_hf.audit.checks import audit
+    from aimonk_hf.audit.report import audit_markdown
 
     dataset = AttributeDataset.from_folder(folder)
     return lambda: audit_markdown(audit(dataset).findings)
@@ -126,7 +130,7 @@ def auditing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], obj
 
 def filling_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.pixel_cache import PixelCache
+    from aimonk_hf.data.image_cache import PixelCache
 
     paths = AttributeDataset.from_folder(folder).paths
 
@@ -140,7 +144,7 @@ def filling_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[]
 
 def reading_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.pixel_cache import PixelCache
+    from aimonk_hf.data.image_cache import PixelCache
 
     paths = AttributeDataset.from_folder(folder).paths
 
@@ -166,7 +170,9 @@ def planning_epoch(folder: Path, n_images: int, n_attributes: int) -> Callable[[
 
     def plan() -> int:
         weights = balancing_weights(labels)
-        batches = EpochBatches(n_images=n_images, batch_size=32, accumulation_steps=1, n_processes=1, rank=0, seed=0, image_weights=weights)
+        batches = EpochBatches(
+            n_images=n_images, batch_size=32, accumulation_steps=1, n_processes=1, rank=0, seed=0, image_weights=weights
+        )
         return sum(map(len, batches))
 
     return plan
@@ -176,7 +182,7 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
     import torch
 
     from aimonk_hf import AimonkModel
-    from aimonk_hf.model.predict_files import list_images, predict_files
+    from aimonk_hf.modeling.predict_files import list_images, predict_files
 
     torch.manual_seed(0)
     names = attribute_names(n_attributes)
@@ -194,7 +200,7 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
 def judging(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import sklearn.metrics  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.judging.metrics import build_report
+    from aimonk_hf.evaluation.metrics import build_report
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)
@@ -205,7 +211,7 @@ def judging(folder: Path, n_images: int, n_attributes: int) -> Callable[[], obje
 def bootstrapping(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import scipy.stats  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.judging.intervals import bootstrap_intervals
+    from aimonk_hf.evaluation.resampling import bootstrap_intervals
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)
@@ -215,7 +221,7 @@ def bootstrapping(folder: Path, n_images: int, n_attributes: int) -> Callable[[]
 def permuting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import scipy.stats  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.judging.signal_test import permutation_p_values
+    from aimonk_hf.evaluation.signal_test import permutation_p_values
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)
@@ -223,7 +229,7 @@ def permuting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], ob
 
 
 def tuning(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
-    from aimonk_hf.model.thresholds import cross_fit, tune_thresholds
+    from aimonk_hf.evaluation.thresholds import cross_fit, tune_thresholds
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)
@@ -233,7 +239,7 @@ def tuning(folder: Path, n_images: int, n_attributes: int) -> Callable[[], objec
 def finding_suspects(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import scipy.stats  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.judging.suspect_labels import find_fillable, find_suspects
+    from aimonk_hf.audit.suspects import find_fillable, find_suspects
 
     labels = draw_labels(n_images, n_attributes).astype(float)
     scores = draw_scores(draw_labels(n_images, n_attributes))

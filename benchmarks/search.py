@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", required=True, help="a backbone with weights, such as local-dir:FOLDER")
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--try", dest="settings", action="append", default=[], help="flags of `aimonk-hf train`, as one text; repeat")
+    parser.add_argument(
+        "--try", dest="settings", action="append", default=[], help="flags of `aimonk-hf train`, as one text; repeat"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     rows: list[Row] = json.loads(options.json.read_text()) if options.json.exists() else []
@@ -33,7 +35,9 @@ def main() -> None:
     for seed in options.seeds:
         for settings in options.settings:
             if not any(row["settings"] == settings and row["seed"] == seed for row in rows):
-                rows.append({"settings": settings, "seed": seed, **run(dataset, groups, options.architecture, settings, seed)})
+                rows.append(
+                    {"settings": settings, "seed": seed, **run(dataset, groups, options.architecture, settings, seed)}
+                )
                 print(json.dumps(rows[-1]), flush=True)
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print_table(rows)
@@ -45,15 +49,19 @@ def training_part(data: Path) -> tuple[Any, Any]:
 
     from aimonk_hf import AttributeDataset
     from aimonk_hf.data.dataset import duplicate_groups
-    from aimonk_hf.data.near_duplicates import find_duplicates, group_numbers, thumbnail
+    from aimonk_hf.data.duplicates import find_duplicates, group_numbers, thumbnail
     from aimonk_hf.data.splits import split_rows
 
     dataset = AttributeDataset.from_folder(data)
     share, report = SHARES["val_split"], SHARES["report_split"]
     fractions = [1 - share, share - share * report, share * report]
-    part_of = split_rows(dataset.labels.values, fractions, seed=42, groups=duplicate_groups(dataset.paths))  # as `train` divides
+    part_of = split_rows(
+        dataset.labels.values, fractions, seed=42, groups=duplicate_groups(dataset.paths)
+    )  # as `train` divides
     dataset = dataset.select(np.flatnonzero(part_of < 2))
-    return dataset, group_numbers(len(dataset), find_duplicates(dataset.paths, [thumbnail(path) for path in dataset.paths]))
+    return dataset, group_numbers(
+        len(dataset), find_duplicates(dataset.paths, [thumbnail(path) for path in dataset.paths])
+    )
 
 
 def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) -> Row:
@@ -64,15 +72,25 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
 
     from aimonk_hf.cli.main import add_train_flags
     from aimonk_hf.data.splits import split_rows
-    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.fitting import build_model
+    from aimonk_hf.training.loop import Trainer
     from aimonk_hf.training.seeding import seed_everything
-    from aimonk_hf.training.train_config import TrainConfig
-    from aimonk_hf.training.trainer import Trainer
+    from aimonk_hf.training.settings import TrainConfig
 
     parser = argparse.ArgumentParser()
     add_train_flags(parser)
-    flags = ["--data-dir", "-", "--output-dir", "-", "--architecture", architecture, "--seed", str(seed), *settings.split()]
+    flags = [
+        "--data-dir",
+        "-",
+        "--output-dir",
+        "-",
+        "--architecture",
+        architecture,
+        "--seed",
+        str(seed),
+        *settings.split(),
+    ]
     config = TrainConfig(**vars(parser.parse_args(flags)))
     part_of = split_rows(dataset.labels.values, [0.7, 0.3], seed=seed, groups=groups)
     train_set, judged = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
@@ -98,7 +116,7 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
 
 
 def print_table(rows: list[Row]) -> None:
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     base = {row["seed"]: row["mAP"] for row in rows if row["settings"] == rows[0]["settings"]}
     cells = []
@@ -108,7 +126,14 @@ def print_table(rows: list[Row]) -> None:
         gains = [row["mAP"] - base[row["seed"]] for row in own if row["seed"] in base]
         spread = " ".join(f"{gain:+.3f}" for gain in gains)
         cells.append(
-            [settings or "(default)", f"{mean['mAP']:.3f}", spread, f"{mean['AUROC']:.3f}", f"{mean['F1']:.3f}", f"{mean['seconds']:.0f} s"]
+            [
+                settings or "(default)",
+                f"{mean['mAP']:.3f}",
+                spread,
+                f"{mean['AUROC']:.3f}",
+                f"{mean['F1']:.3f}",
+                f"{mean['seconds']:.0f} s",
+            ]
         )
     print(table(["settings", "mAP", "to the first, by seed", "AUROC", "F1 at 0.5", "training"], cells))
 

@@ -35,18 +35,28 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--architecture", default="mobilenetv2_100")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4, help="steps that are timed in each round, after two that are not")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps that are timed in each round, after two that are not"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data_dir or draw(Path(temporary) / "data", 8 * options.batch_size)
-        task = Task(AttributeDataset.from_folder(data), options.architecture, False, options.batch_size, FOR_EVER, Path(temporary))
+        task = Task(
+            AttributeDataset.from_folder(data),
+            options.architecture,
+            False,
+            options.batch_size,
+            FOR_EVER,
+            Path(temporary),
+        )
         rows = measure(task, options)
     print_table(rows, options)
     if options.json:
         options.json.write_text(
-            json.dumps({"settings": {key: str(value) for key, value in vars(options).items()}, "rows": rows}, indent=2) + "\n"
+            json.dumps({"settings": {key: str(value) for key, value in vars(options).items()}, "rows": rows}, indent=2)
+            + "\n"
         )
 
 
@@ -59,7 +69,9 @@ def draw(folder: Path, n_images: int) -> Path:
     write_sample_data(folder, n_images=n_images, seed=0)
     for path in sorted((folder / "images").iterdir()):
         with Image.open(path) as picture:
-            picture.convert("RGB").resize((400, 600)).save(path, "JPEG", quality=90)  # the name's .png does not matter to a reader
+            picture.convert("RGB").resize((400, 600)).save(
+                path, "JPEG", quality=90
+            )  # the name's .png does not matter to a reader
     return folder
 
 
@@ -173,12 +185,14 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
     from accelerate import Accelerator
 
     from aimonk_hf import TrainConfig
-    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.fitting import build_model
-    from aimonk_hf.training.trainer import Trainer
+    from aimonk_hf.training.loop import Trainer
 
     os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")
-    config = TrainConfig("-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs)
+    config = TrainConfig(
+        "-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs
+    )
     accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
     keep_freed_memory()
     trainer = Trainer(config, accelerator, build_model(config, task.dataset.attributes), task.dataset)
@@ -196,7 +210,7 @@ def bare_step(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Cal
     import timm
     import torch
 
-    from aimonk_hf.model.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.depthwise import DepthwiseGradients
 
     keep_freed_memory()
@@ -229,11 +243,17 @@ CONTESTANTS: dict[str, Loop] = {
 
 
 def print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    from aimonk_hf.judging.console import table
+    from aimonk_hf.console import table
 
     header = ["", "images/s", "to the plain loop", "memory"]
     cells = [
-        [row["name"], f"{row['images_per_second']:.1f}", f"{row['ratio_to_plain']:.2f}x", f"{row['peak_memory_mb']:.0f} MB"] for row in rows
+        [
+            row["name"],
+            f"{row['images_per_second']:.1f}",
+            f"{row['ratio_to_plain']:.2f}x",
+            f"{row['peak_memory_mb']:.0f} MB",
+        ]
+        for row in rows
     ]
     print(f"{options.architecture}, batches of {options.batch_size}, {options.rounds} rounds of {options.steps} steps")
     print(table(header, cells))

@@ -42,7 +42,9 @@ def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> 
         raise AimonkError(f"{data} already holds labels: name another folder")
     images = sorted((archive / "images").glob("*.jpg"))
     if not images:
-        raise AimonkError(f"there is no {archive / 'images'}/000001.jpg: name the folder into which the archive was unpacked")
+        raise AimonkError(
+            f"there is no {archive / 'images'}/000001.jpg: name the folder into which the archive was unpacked"
+        )
     attributes, values = read_ground_truth(archive / "labels", len(images))
     parts = split_rows(values, [1 - held_out, held_out], "iterative", seed, near_duplicate_groups(images))
     make_folder(data / "images")
@@ -52,7 +54,10 @@ def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> 
     for part, name in enumerate(("labels.csv", "report.csv")):
         rows = np.flatnonzero(parts == part)
         lines = [",".join(["image", *attributes])]
-        lines += [",".join([images[row].name, *("NA" if np.isnan(value) else str(int(value)) for value in values[row])]) for row in rows]
+        lines += [
+            ",".join([images[row].name, *("NA" if np.isnan(value) else str(int(value)) for value in values[row])])
+            for row in rows
+        ]
         write_text(data / name, "\n".join(lines) + "\n")
         counts[name] = len(rows)
     return counts
@@ -70,7 +75,9 @@ def read_ground_truth(folder: Path, n_images: int) -> tuple[list[str], NDArray[n
         except (MatReadError, KeyError, ValueError, OSError, TypeError) as error:
             raise AimonkError(f"{path} holds no vector GT ({error})") from error
         if len(ground_truth) != n_images:
-            raise AimonkError(f"{path} has {len(ground_truth)} labels, but there are {n_images} images: unpack the whole archive")
+            raise AimonkError(
+                f"{path} has {len(ground_truth)} labels, but there are {n_images} images: unpack the whole archive"
+            )
         if not np.isin(ground_truth[~np.isnan(ground_truth)], (1, 2)).all():
             raise AimonkError(f"{path} has other values than 1, 2 and NaN: it is no attribute with two values")
         columns[RENAMED.get(name, name)] = ground_truth - 1

@@ -9,14 +9,20 @@ from typing import Any, NoReturn
 import pytest
 from app_support import RunningApp, running_app
 
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 SCREENS = [
     pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}, id="desktop-light"),
-    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"),
+    pytest.param(
+        {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"
+    ),
     pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}, id="desktop-dark"),
-    pytest.param({"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True}, id="phone-light"),
+    pytest.param(
+        {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True}, id="phone-light"
+    ),
 ]
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 # gradio's client cannot close the stream that tells how far an upload is, and says so each time
@@ -65,13 +71,25 @@ def desktop(browser: Any, app: RunningApp) -> Iterator[Any]:
 
 def open_page(browser: Any, app: RunningApp, screen: Any) -> Iterator[Any]:
     """Yield the app's page; afterwards the browser's console must hold neither errors nor warnings."""
-    context = browser.new_context(accept_downloads=True, permissions=["clipboard-read", "clipboard-write", "camera"], **screen)
+    context = browser.new_context(
+        accept_downloads=True, permissions=["clipboard-read", "clipboard-write", "camera"], **screen
+    )
     page = context.new_page()
     page.set_default_timeout(30_000)
     page.elsewhere, page.complaints = [], []
-    page.on("console", lambda said: page.complaints.append(f"{said.text} {said.location}") if said.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda said: (
+            page.complaints.append(f"{said.text} {said.location}") if said.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: page.complaints.append(error.message))
-    page.on("request", lambda asked: page.elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda asked: (
+            page.elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None
+        ),
+    )
     page.goto(app.url)
     page.wait_for_selector("#panel .row")
     yield page

@@ -3,7 +3,11 @@
 import os
 
 os.environ.update(
-    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES=""
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    ACCELERATE_USE_CPU="true",
+    CUDA_VISIBLE_DEVICES="",
 )
 
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch
 from PIL import Image
 
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 torch.set_num_threads(1)
 

@@ -27,7 +27,11 @@ def install_transformers_js() -> Path:
         (cache / "package.json").write_text(wanted)
         # no install scripts: they fetch GPU libraries that nothing here uses
         install = subprocess.run(
-            [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=cache, capture_output=True, text=True, check=False
+            [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=cache,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if install.returncode != 0:
             missing(f"npm cannot install Transformers.js: {install.stderr[-300:]}")

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from app_support import bad_pictures, odd_pictures, write_pictures, write_zip
 
-from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.prediction import Prediction
 
 MARK = {"meta": {"_type": "gradio.FileData"}}
 
@@ -89,16 +89,23 @@ def watched_app(model: AimonkModel, place: Path) -> Iterator[App]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO")} | {"TMPDIR": str(place / "tmp")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO")} | {
+        "TMPDIR": str(place / "tmp")
+    }
     with open(place / "log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", APP, str(place / "model"), str(port)], stdout=subprocess.DEVNULL, stderr=log, env=environment
+            [sys.executable, "-c", APP, str(place / "model"), str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=environment,
         )
     predictions = {path.name: model.predict(path) for path in pictures}
     outside = write_pictures(place / "outside", 1)[0]
     bad = list(bad_pictures(place / "bad").values())
     address = f"http://127.0.0.1:{secret.server_port}/secret.png"
-    running = App(model, port, process, place / "log", place / "tmp", address, outside, hits, pictures, bad, predictions)
+    running = App(
+        model, port, process, place / "log", place / "tmp", address, outside, hits, pictures, bad, predictions
+    )
     try:
         wait_until(lambda: answers(running), 300)
         yield running
@@ -147,7 +154,9 @@ def upload(app: App, client: httpx.Client, path: Path) -> dict[str, Any]:
 def call(app: App, client: httpx.Client, endpoint: str, body: Any) -> tuple[int, str]:
     """Call by plain HTTP, with parameters by name (or any bytes); return the status and the answer or the event."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    started = client.post(f"{app.url}/call/v2/{endpoint}", content=content, headers={"content-type": "application/json"})
+    started = client.post(
+        f"{app.url}/call/v2/{endpoint}", content=content, headers={"content-type": "application/json"}
+    )
     if started.status_code != 200:
         return started.status_code, started.text
     return 200, client.get(f"{app.url}/call/{endpoint}/{started.json()['event_id']}").text
@@ -219,10 +228,19 @@ def hostile_bodies(app: App, good: dict[str, Any]) -> dict[str, tuple[str, Any]]
         "nothing": None,
         "depth": json.loads('{"a":' * 200 + "1" + "}" * 200),
     }
-    numbers = {"above 1": 1.5, "below 0": -1, "infinite": float("inf"), "no number": float("nan"), "a text": "high", "true": True}
+    numbers = {
+        "above 1": 1.5,
+        "below 0": -1,
+        "infinite": float("inf"),
+        "no number": float("nan"),
+        "a text": "high",
+        "true": True,
+    }
     numbers |= {"a list": [0.5], "very large": 10**400, "an address": {"path": app.secret, **MARK}}
     numbers |= {"a public address": {"path": "http://example.com/a", **MARK}}
-    bodies: dict[str, tuple[str, Any]] = {f"image: {name}": ("predict", {"image": image}) for name, image in images.items()}
+    bodies: dict[str, tuple[str, Any]] = {
+        f"image: {name}": ("predict", {"image": image}) for name, image in images.items()
+    }
     bodies |= {f"threshold: {name}": ("predict", {"image": good, "belt": number}) for name, number in numbers.items()}
     bodies |= {
         f"files: {name}": ("predict_batch", {"files": files})
@@ -279,7 +297,9 @@ def hostile_request(app: App, client: httpx.Client, chance: random.Random) -> No
         response = client.post(f"{app.url}/upload", files={"files": ("large.png", bytes(1_100_000))})
         answer = response.status_code, response.text
     else:
-        answer = call(app, client, *chance.choice(list(hostile_bodies(app, upload(app, client, app.pictures[0])).values())))
+        answer = call(
+            app, client, *chance.choice(list(hostile_bodies(app, upload(app, client, app.pictures[0])).values()))
+        )
     check_refused(answer)
 
 
@@ -378,7 +398,12 @@ def bear_load(app: App, n_requests: int, n_clients: int) -> dict[str, Any]:
     check_slow_uploads(app, slow, content)
     for connection in unread:
         connection.close()
-    return {"counts": Counter(kind.__name__ for kind in kinds), "seconds": took, "p95": float(np.quantile(seconds, 0.95)), "memory": memory}
+    return {
+        "counts": Counter(kind.__name__ for kind in kinds),
+        "seconds": took,
+        "p95": float(np.quantile(seconds, 0.95)),
+        "memory": memory,
+    }
 
 
 def check_slow_uploads(app: App, slow: list[socket.socket], content: bytes) -> None:

@@ -50,7 +50,9 @@ class Repo:
 
 class HubError(Exception):
     def __init__(self, status: int, message: str, code: str = "") -> None:
-        self.response = JSONResponse({"error": message}, status, {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}))
+        self.response = JSONResponse(
+            {"error": message}, status, {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        )
 
 
 class LoopbackHub:
@@ -79,10 +81,18 @@ class LoopbackHub:
             ("GET", repo, self.info),
             ("PUT", "/objects/{oid}", self.upload),
             ("POST", "/verify", self.verify),
-            *(("POST", prefix + "/{owner}/{name}.git/info/lfs/objects/batch", self.lfs_batch) for prefix in ("/{kind}s", "")),
-            *(("GET", prefix + "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve) for prefix in ("/spaces", "")),
+            *(
+                ("POST", prefix + "/{owner}/{name}.git/info/lfs/objects/batch", self.lfs_batch)
+                for prefix in ("/{kind}s", "")
+            ),
+            *(
+                ("GET", prefix + "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve)
+                for prefix in ("/spaces", "")
+            ),
         ]
-        return Starlette(routes=[Route(path, self._answer(handler), methods=[method]) for method, path, handler in routes])
+        return Starlette(
+            routes=[Route(path, self._answer(handler), methods=[method]) for method, path, handler in routes]
+        )
 
     def _answer(self, handler: Handler) -> Handler:
         async def endpoint(request: Request) -> Response:
@@ -154,14 +164,19 @@ class LoopbackHub:
         for file in (await request.json())["files"]:
             lfs = file["path"].endswith(_LFS_SUFFIXES)
             oid = _oid(file["path"], present[file["path"]]) if file["path"] in present else None
-            answer.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
+            answer.append(
+                {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
+            )
         return JSONResponse({"files": answer})
 
     async def lfs_batch(self, request: Request) -> Response:
         self._repo(request, write=False)
         objects = []
         for wanted in (await request.json())["objects"]:
-            actions = {"upload": {"href": f"{self.url}/objects/{wanted['oid']}"}, "verify": {"href": f"{self.url}/verify"}}
+            actions = {
+                "upload": {"href": f"{self.url}/objects/{wanted['oid']}"},
+                "verify": {"href": f"{self.url}/verify"},
+            }
             objects.append(wanted | ({} if wanted["oid"] in self.objects else {"actions": actions}))
         return JSONResponse({"transfer": "basic", "objects": objects})
 
@@ -204,7 +219,9 @@ class LoopbackHub:
         sha = repo.commit(f"refs/pr/{number}" if create_pr else branch, files, header["summary"])
         page = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
         pull_request = f"{page}/discussions/{number}" if create_pr else None
-        return JSONResponse({"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "pullRequestUrl": pull_request})
+        return JSONResponse(
+            {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "pullRequestUrl": pull_request}
+        )
 
     async def branch(self, request: Request) -> Response:
         _, _, repo = self._repo(request, write=True)
@@ -219,7 +236,9 @@ class LoopbackHub:
         card = yaml.safe_load(files["README.md"].decode().split("---")[1]) if "README.md" in files else {}
         known = {key: card[key] for key in ("pipeline_tag", "library_name", "tags") if key in card}
         identity = {"_id": sha[:24], "id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0], "sha": sha}
-        return JSONResponse(identity | known | {"private": repo.private, "siblings": siblings, "cardData": card, "gated": False})
+        return JSONResponse(
+            identity | known | {"private": repo.private, "siblings": siblings, "cardData": card, "gated": False}
+        )
 
     async def tree(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
@@ -238,7 +257,11 @@ class LoopbackHub:
         if path not in repo.commits[sha]:
             raise HubError(404, "Entry not found", "EntryNotFound")
         content = repo.commits[sha][path]
-        return Response(content, headers={"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'}, media_type="application/octet-stream")
+        return Response(
+            content,
+            headers={"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'},
+            media_type="application/octet-stream",
+        )
 
 
 def _blob_id(content: bytes) -> str:

@@ -75,7 +75,9 @@ def png_of(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0" * 1000)
     chunks = [chunk, data, b"IEND"]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
 
 
 def gif_of(width: int, height: int) -> bytes:
@@ -97,7 +99,14 @@ def overlapping_tags(n_tags: int = 600, n_bytes: int = 20_000) -> bytes:
     entries = [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items()]
     entries += [struct.pack("<HHLL", 1000 + number, 1, n_bytes, 72) for number in range(n_tags)]
     body = bytes(64) + b"A" * n_bytes
-    return b"II*\0" + struct.pack("<L", 8 + len(body)) + body + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<L", 8 + len(body))
+        + body
+        + struct.pack("<H", len(entries))
+        + b"".join(entries)
+        + bytes(4)
+    )
 
 
 def many_scans(picture: Image.Image, n_scans: int = 150) -> bytes:
@@ -115,9 +124,15 @@ def long_comment(picture: Image.Image, n_blocks: int = 4500) -> bytes:
 
 
 def _plain(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    format, ending = (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp"), ("GIF", "gif"), ("TIFF", "tif"), ("AVIF", "avif"))[
-        number % 7
-    ]
+    format, ending = (
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("BMP", "bmp"),
+        ("GIF", "gif"),
+        ("TIFF", "tif"),
+        ("AVIF", "avif"),
+    )[number % 7]
     yield f"{{}}.{ending}", saved(picture, format), GOOD, ""
 
 
@@ -179,7 +194,12 @@ def _palette(picture: Image.Image, number: int, rng: random.Random) -> Iterator[
 
 def _animated(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
     format, ending = (("GIF", "gif"), ("PNG", "png"), ("WEBP", "webp"))[number % 3]
-    yield f"{{}}.{ending}", saved(picture, format, save_all=True, append_images=[picture.rotate(90), picture.rotate(180)]), GOOD, ""
+    yield (
+        f"{{}}.{ending}",
+        saved(picture, format, save_all=True, append_images=[picture.rotate(90), picture.rotate(180)]),
+        GOOD,
+        "",
+    )
 
 
 def _exif_rotation(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
@@ -190,7 +210,12 @@ def _exif_rotation(picture: Image.Image, number: int, rng: random.Random) -> Ite
         if number % 16 < 8
         else ("{}.png", saved(picture, "PNG", exif=exif), GOOD, "")
     )
-    yield "{}.jpg", saved(picture, "JPEG", exif=b"Exif\0\0" + bytes(rng.randrange(256) for _ in range(40))), GOOD, ""  # noise
+    yield (
+        "{}.jpg",
+        saved(picture, "JPEG", exif=b"Exif\0\0" + bytes(rng.randrange(256) for _ in range(40))),
+        GOOD,
+        "",
+    )  # noise
 
 
 def _icc_profile(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
@@ -199,7 +224,13 @@ def _icc_profile(picture: Image.Image, number: int, rng: random.Random) -> Itera
 
 
 def _names(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    ends = ("with  spaces.jpg", 'it\'s "quoted", `so`.jpg', "two\nlines.jpg", os.fsdecode(b"caf\xe9 \xff.jpg"), "<b>&bold|[x](y).jpg")
+    ends = (
+        "with  spaces.jpg",
+        'it\'s "quoted", `so`.jpg',
+        "two\nlines.jpg",
+        os.fsdecode(b"caf\xe9 \xff.jpg"),
+        "<b>&bold|[x](y).jpg",
+    )
     for place, end in enumerate(ends):
         yield "{} " + end.replace("{", "{{"), saved(picture, "JPEG", quality=90 - 3 * place), GOOD, ""
     yield "{} " + ends[2 + number % 3], b"strange name, no picture", BAD, "not a picture"

@@ -27,7 +27,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from aimonk_hf.app.serve import app_folder, launch, open_page
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 MARK = {"meta": {"_type": "gradio.FileData"}}
 
@@ -60,8 +60,13 @@ def test_parameters_are_named_by_attribute(client: Client, tiny_model: AimonkMod
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/predict", "/predict_batch"}
     predict = endpoints["/predict"]
-    assert [parameter["parameter_name"] for parameter in predict["parameters"]] == ["image", *tiny_model.config.attributes]
-    assert [parameter.get("parameter_default") for parameter in predict["parameters"][1:]] == list(tiny_model.config.thresholds.values())
+    assert [parameter["parameter_name"] for parameter in predict["parameters"]] == [
+        "image",
+        *tiny_model.config.attributes,
+    ]
+    assert [parameter.get("parameter_default") for parameter in predict["parameters"][1:]] == list(
+        tiny_model.config.thresholds.values()
+    )
     assert [parameter["parameter_name"] for parameter in endpoints["/predict_batch"]["parameters"]] == ["files"]
     assert [output["label"] for output in endpoints["/predict_batch"]["returns"]] == ["table", "csv"]
 
@@ -71,14 +76,16 @@ def test_predict_equals_the_library(client: Client, picture_path: Path, tiny_mod
     scores, present = client.predict(image=handle_file(str(picture_path)), api_name="/predict")
     assert scores == pytest.approx(expected.scores, abs=2e-6)
     assert present == expected.attributes
-    assert client.predict(image=handle_file(str(picture_path)), sleeves=1, stripes=1, collar=0, belt=1, api_name="/predict")[1] == [
-        "collar"
-    ]
+    assert client.predict(
+        image=handle_file(str(picture_path)), sleeves=1, stripes=1, collar=0, belt=1, api_name="/predict"
+    )[1] == ["collar"]
 
 
 def test_predict_by_plain_http(app: RunningApp, picture_path: Path, tiny_model: AimonkModel) -> None:
     place = httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}).json()[0]
-    events = post(app, "predict", {"image": {"path": place, **MARK}, "belt": 0.0, "sleeves": 1, "stripes": 1, "collar": 1})
+    events = post(
+        app, "predict", {"image": {"path": place, **MARK}, "belt": 0.0, "sleeves": 1, "stripes": 1, "collar": 1}
+    )
     assert events.startswith("event: complete")
     scores, present = json.loads(events.split("data: ", 1)[1].strip())
     assert scores == pytest.approx(tiny_model.predict(picture_path).scores, abs=2e-6)
@@ -91,7 +98,10 @@ def test_requests_under_load_share_batches(app: RunningApp, picture_path: Path) 
     clients = [Client(app.url, verbose=False) for _ in range(4)]
     with ThreadPoolExecutor(12) as pool:
         with scorer.network_lock:  # so that requests pile up, but for the few that the network's thread took first
-            jobs = [pool.submit(clients[n % 4].predict, image=handle_file(str(picture_path)), api_name="/predict") for n in range(12)]
+            jobs = [
+                pool.submit(clients[n % 4].predict, image=handle_file(str(picture_path)), api_name="/predict")
+                for n in range(12)
+            ]
             give_up = time.monotonic() + 30
             while len(scorer._waiting) < 6 and time.monotonic() < give_up:
                 time.sleep(0.02)
@@ -176,7 +186,11 @@ def test_every_bad_picture_is_an_error_in_words_and_the_next_request_works(
         assert len(message) < 150
         assert "Traceback" not in message
         assert "/" not in message.replace("and/or", "")
-    for wrong, reason in (({"belt": 1.5}, "between 0 and 1"), ({"belt": "high"}, "between 0 and 1"), ({"image": None}, "no picture")):
+    for wrong, reason in (
+        ({"belt": 1.5}, "between 0 and 1"),
+        ({"belt": "high"}, "between 0 and 1"),
+        ({"image": None}, "no picture"),
+    ):
         with pytest.raises(AppError, match=reason):
             client.predict(**({"image": handle_file(str(picture_path))} | wrong), api_name="/predict")
     with pytest.raises(ValueError, match="exceeds the maximum file size"):
@@ -223,7 +237,13 @@ def test_batch_returns_table_and_csv(client: Client, tmp_path: Path, tiny_model:
     files = [handle_file(str(path)) for path in (pictures[0], bad["text.png"], pictures[1], archive)]
     table, csv_path = client.predict(files=files, api_name="/predict_batch")
     assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "notes", "error"]
-    assert [row[0] for row in table["data"]] == ["picture_0.png", "text.png", "picture_1.png", "more.zip/sub/a.png", "more.zip/sub/b.png"]
+    assert [row[0] for row in table["data"]] == [
+        "picture_0.png",
+        "text.png",
+        "picture_1.png",
+        "more.zip/sub/a.png",
+        "more.zip/sub/b.png",
+    ]
     assert [bool(row[-1]) for row in table["data"]] == [False, True, False, False, True]
     rows = list(csv.reader(Path(csv_path).read_text().splitlines()))
     assert rows == [[*row[:-2], row[-1]] for row in (table["headers"], *table["data"])]
@@ -253,7 +273,14 @@ def test_nothing_outside_the_upload_folder_is_read(app: RunningApp, tmp_path: Pa
     assert "not its address" in post(app, "predict", {"image": {**address, **MARK}})
     assert "event: error" in post(app, "predict", {"image": str(secret)})
     config = app.served.limits.folder.parent
-    for place in (secret, "/etc/passwd", "app.py", "aimonk_hf/cli/main.py", f"{app.served.limits.folder}/../../../etc/passwd", config):
+    for place in (
+        secret,
+        "/etc/passwd",
+        "app.py",
+        "aimonk_hf/cli/main.py",
+        f"{app.served.limits.folder}/../../../etc/passwd",
+        config,
+    ):
         assert httpx.get(f"{app.url}/gradio_api/file={place}").status_code in (403, 404)
 
 
@@ -276,7 +303,9 @@ def test_examples_are_served_as_pixels_and_nothing_else(
     (folder / "examples" / "private.png").symlink_to(outside)
     (folder / "examples" / "page.jpg").write_text("<script>alert(1)</script>")
     os.mkfifo(folder / "examples" / "pipe.png")
-    Image.new("RGB", (2000, 1000), "teal").save(folder / "examples" / "dress.jpg", comment=b"<script>", exif=b"Exif\0\0secret")
+    Image.new("RGB", (2000, 1000), "teal").save(
+        folder / "examples" / "dress.jpg", comment=b"<script>", exif=b"Exif\0\0secret"
+    )
     with (folder / "examples" / "dress.jpg").open("ab") as file:
         file.write(b"<script>secret</script>")
     ((name, content),) = example_contents(folder).items()
@@ -284,7 +313,9 @@ def test_examples_are_served_as_pixels_and_nothing_else(
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.size, image.info) == ("PNG", (1024, 512), {})
     told = capsys.readouterr().err
-    assert all(f"examples/{name} is not shown" in told for name in ("page.jpg", "passwd.png", "pipe.png", "private.png"))
+    assert all(
+        f"examples/{name} is not shown" in told for name in ("page.jpg", "passwd.png", "pipe.png", "private.png")
+    )
 
 
 def test_a_folder_of_examples_that_is_a_link_is_not_served(tiny_model: AimonkModel, tmp_path: Path) -> None:
@@ -367,7 +398,9 @@ def program(model_folder: Path, temporary: Path) -> Iterator[tuple[subprocess.Po
     before = set(temporary.iterdir())
     environment = os.environ | {"TMPDIR": str(temporary), "AIMONK_MODEL": str(model_folder)}
     app = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--port", port], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--port", port],
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
     try:
         assert "attributes, each with a score" in wait_for(f"http://127.0.0.1:{port}").text
@@ -413,7 +446,9 @@ def test_the_program_leaves_nothing_behind_when_stopped_and_what_a_killed_one_le
     assert (elsewhere / "lock").exists()
 
 
-def test_a_folder_that_another_start_takes_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_start_takes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lock, taken = fcntl.flock, []
 
@@ -472,12 +507,19 @@ def test_nothing_is_sent_elsewhere(tiny_model: AimonkModel, tmp_path: Path) -> N
     tiny_model.save_pretrained(tmp_path / "model")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GRADIO", "HF_"))}
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(tmp_path / "model")], capture_output=True, text=True, check=True, timeout=400, env=environment
+        [sys.executable, "-c", WATCH, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=400,
+        env=environment,
     )
     assert done.stdout.splitlines()[-1] == "asked []"
 
 
-def test_a_refusal_of_a_direct_call_is_a_client_error_in_words(app: RunningApp, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_of_a_direct_call_is_a_client_error_in_words(
+    app: RunningApp, capfd: pytest.CaptureFixture[str]
+) -> None:
     decide = next(number for number, each in app.page.fns.items() if each.fn.__name__ == "decide")
     run = f"{app.url}/gradio_api/run/predict"
     for body, words in (
@@ -503,7 +545,9 @@ def test_every_answer_forbids_sniffing(app: RunningApp, picture_path: Path) -> N
             httpx.get(f"{app.url}{path}")
             for path in ("/", "/config", "/theme.css", "/gradio_api/info", f"/gradio_api/file={place}", "/nowhere")
         ),
-        httpx.get(f"{app.url}/gradio_api/file={place}", headers={"Range": "bytes=0-9", "X-Content-Type-Options": "sniff"}),
+        httpx.get(
+            f"{app.url}/gradio_api/file={place}", headers={"Range": "bytes=0-9", "X-Content-Type-Options": "sniff"}
+        ),
         httpx.get(f"{app.url}/gradio_api/file=/etc/passwd"),
         httpx.post(f"{app.url}/gradio_api/upload", files={"files": picture_path.read_bytes()}),
         httpx.post(f"{app.url}/gradio_api/run/predict", json={"fn_index": 0, "data": []}),
@@ -516,7 +560,15 @@ def test_every_answer_forbids_sniffing(app: RunningApp, picture_path: Path) -> N
 
 @pytest.mark.parametrize("header", ["Host", "X-Forwarded-Host", "X-Gradio-Server"])
 @pytest.mark.parametrize(
-    "value", ["evil.example", "evil.example:80", "http://evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "9.9.9.9"]
+    "value",
+    [
+        "evil.example",
+        "evil.example:80",
+        "http://evil.example",
+        "127.0.0.1.evil.example",
+        "localhost@evil.example",
+        "9.9.9.9",
+    ],
 )
 def test_a_forged_host_is_refused_and_in_no_answer(header: str, value: str, app: RunningApp) -> None:
     for path in ("/", "/config", "/gradio_api/info"):
@@ -553,7 +605,9 @@ def test_a_host_that_is_allowed_is_served(tiny_model: AimonkModel, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["nowhere", "damaged"])
-def test_the_page_without_a_model_names_no_local_path(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_without_a_model_names_no_local_path(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text("{")
     with app_folder() as folder:

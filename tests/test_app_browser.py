@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from app_browser import SCORED, SCREENS, app, browser, desktop, is_wider_than_the_screen, open_page, page, row, upload, wait_for_state
+from app_browser import (
+    SCORED,
+    SCREENS,
+    app,
+    browser,
+    desktop,
+    is_wider_than_the_screen,
+    open_page,
+    page,
+    row,
+    upload,
+    wait_for_state,
+)
 from app_support import RunningApp, bad_pictures, running_app, write_pictures, write_zip
 
 from aimonk_hf.app.serve import app_folder, launch
 from aimonk_hf.app.serve import open_page as page_of
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
 
@@ -20,9 +32,16 @@ __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
     for part in ("#picture", "#panel"):  # on a busy machine they come some time after the page
         page.wait_for_selector(part)
-    heights = page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]")
+    heights = page.evaluate(
+        "[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]"
+    )
     upload(page, write_pictures(tmp_path / "p", 1, (900, 300))[0])
-    assert page.evaluate("[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]") == heights
+    assert (
+        page.evaluate(
+            "[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]"
+        )
+        == heights
+    )
     seen = app.served.scorer.n_images
 
     score = float(row(page, "collar").locator(".score").inner_text())
@@ -114,7 +133,9 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     good, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
     page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#files input[type=file]", [str(path) for path in (good[0], bad["text.png"], good[1], bad["bomb.png"], archive)])
+    page.set_input_files(
+        "#files input[type=file]", [str(path) for path in (good[0], bad["text.png"], good[1], bad["bomb.png"], archive)]
+    )
     page.wait_for_selector("#files :text('more')")
     page.click("#run")
     page.wait_for_selector("#report :text('3 of 5 pictures scored')")
@@ -220,7 +241,9 @@ def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:
         )
         expected = sorted(
             abs(score - 0.5)
-            for score in AimonkModel.from_pretrained(tmp_path / "many").predict(tmp_path / "p/picture_0.png").scores.values()
+            for score in AimonkModel.from_pretrained(tmp_path / "many")
+            .predict(tmp_path / "p/picture_0.png")
+            .scores.values()
         )
         assert max(distances) <= expected[40] + 0.002
         page.fill("#panel .search", "number 77")

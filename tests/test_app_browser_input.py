@@ -11,7 +11,7 @@ import pytest
 from app_browser import SCORED, app, browser, clear, desktop, page, upload
 from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
 
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds here by name
 
@@ -95,11 +95,17 @@ def test_an_upload_above_the_limit_is_told_in_a_sentence(desktop: Any, tmp_path:
     ("entries", "words"),
     [
         pytest.param({"../up.png": b"1"}, "points outside the archive", id="path-trick"),
-        pytest.param({f"{number}.png": b"" for number in range(10_000)}, "holds 10000 files: a batch takes at most 1000", id="crowd"),
+        pytest.param(
+            {f"{number}.png": b"" for number in range(10_000)},
+            "holds 10000 files: a batch takes at most 1000",
+            id="crowd",
+        ),
         pytest.param({"zeros.png": bytes(3_000_000)}, "unpacks to more than 200 times its size", id="bomb"),
     ],
 )
-def test_a_hostile_zip_is_told_in_a_sentence(entries: dict[str, bytes], words: str, desktop: Any, tmp_path: Path) -> None:
+def test_a_hostile_zip_is_told_in_a_sentence(
+    entries: dict[str, bytes], words: str, desktop: Any, tmp_path: Path
+) -> None:
     desktop.get_by_role("tab", name="Batch").click()
     desktop.set_input_files("#files input[type=file]", str(write_zip(tmp_path / "hostile.zip", entries)))
     desktop.wait_for_selector("#files :text('hostile')")
@@ -114,10 +120,14 @@ def test_a_batch_tells_what_was_done_to_odd_pictures(desktop: Any, tmp_path: Pat
     desktop.wait_for_selector("#files :text('moving')")
     desktop.click("#run")
     desktop.wait_for_selector(f"#report :text('{len(odd)} of {len(odd)} pictures scored')")
-    assert desktop.locator("#report li").all_inner_texts() == [f"{name}: {NOTES[name]}" for name in odd if name in NOTES]
+    assert desktop.locator("#report li").all_inner_texts() == [
+        f"{name}: {NOTES[name]}" for name in odd if name in NOTES
+    ]
 
 
-def test_the_progress_of_a_batch_is_shown(desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_of_a_batch_is_shown(
+    desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     score, go_on, seen = app.served.scorer.score, threading.Event(), []
 
     def halting(image: Any) -> dict[str, float]:

@@ -12,8 +12,8 @@ import torch
 from app_browser import SCREENS, browser, upload
 from app_support import RunningApp, running_app, write_pictures
 
-from aimonk_hf.judging.metrics import build_report
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.modeling.model import AimonkModel
 
 __all__ = ["browser"]
 
@@ -48,7 +48,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((folder / "config.json").read_text())
     config |= {"license": text, "title": text, "description": text}
-    config["pretrained_cfg"] |= {"input_size": None, "label_names": NAMES, "origin_url": TRAP, "license": text, "url": TRAP}
+    config["pretrained_cfg"] |= {
+        "input_size": None,
+        "label_names": NAMES,
+        "origin_url": TRAP,
+        "license": text,
+        "url": TRAP,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text(f"---\ntitle: {json.dumps(text)}\n---\n{text}")
     (folder / "examples").mkdir()
@@ -73,11 +79,16 @@ def watched(browser: Any, app: RunningApp) -> Iterator[Any]:
     page = context.new_page()
     page.set_default_timeout(30_000)
     elsewhere: list[str] = []
-    page.on("request", lambda asked: elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda asked: elsewhere.append(asked.url) if not asked.url.startswith((app.url, "data:", "blob:")) else None,
+    )
     page.goto(app.url)
     page.wait_for_selector("#panel .row")
     yield page
-    page.evaluate("new Promise((done) => Object.assign(new Image(), { onerror: done, src: 'data:,' }))")  # those before have failed too
+    page.evaluate(
+        "new Promise((done) => Object.assign(new Image(), { onerror: done, src: 'data:,' }))"
+    )  # those before have failed too
     assert page.evaluate("window.ran") is None
     assert elsewhere == []
     assert page.locator("[src*=trap], [href*=trap], [href^='javascript:'], [onerror], [onload]").count() == 0
@@ -127,6 +138,8 @@ def test_a_script_for_a_count_is_told_as_text(browser: Any, folder: Path, tmp_pa
         page = next(opened)
         page.get_by_role("tab", name="Model").click()
         problem = page.wait_for_selector("#model-page .problem").inner_text()
-        assert problem.startswith("The figures of this model are not shown: metrics.json: n_images must be a whole number")
+        assert problem.startswith(
+            "The figures of this model are not shown: metrics.json: n_images must be a whole number"
+        )
         assert SCRIPT in problem
         assert next(opened, None) is None

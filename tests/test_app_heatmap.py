@@ -11,14 +11,16 @@ from aimonk_hf.app.heatmap import heat_map, overlay
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.data.sample_data import PREVALENCE, SIZE, Box, Garment, draw_garment
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.losses import masked_bce_with_logits
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.losses import masked_bce_with_logits
+from aimonk_hf.modeling.model import AimonkModel
 
 ATTRIBUTES = list(PREVALENCE)
 WHOLE = {"crop_mode": "squash", "crop_pct": 1.0}  # so that boxes lie where they were drawn
 
 
-def train_briefly(model: AimonkModel, images: list[Image.Image], labels: torch.Tensor, epochs: int, lr: float) -> Scorer:
+def train_briefly(
+    model: AimonkModel, images: list[Image.Image], labels: torch.Tensor, epochs: int, lr: float
+) -> Scorer:
     """Fit the model on the images [N] and labels [N, K], without augmentation."""
     pixels = torch.stack([model.transform(image) for image in images])
     steps = epochs * (len(images) // 32)
@@ -61,20 +63,26 @@ def garments(drawings: list[Garment]) -> Scorer:
     """A convolutional network that has seen 320 drawings eight times."""
     torch.manual_seed(0)
     model = AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=112, preprocessing=WHOLE)
-    return train_briefly(model, [drawing.image for drawing in drawings[:320]], labels_of(drawings[:320], ATTRIBUTES), 8, 0.003)
+    return train_briefly(
+        model, [drawing.image for drawing in drawings[:320]], labels_of(drawings[:320], ATTRIBUTES), 8, 0.003
+    )
 
 
 def shares_of(scorer: Scorer, drawings: list[Garment], attribute: str) -> tuple[np.ndarray, float]:
     """Return the share of heat in the part's box of each picture that shows it, and the mean share of the area."""
     shown = [drawing for drawing in drawings if drawing.present[attribute]]
     pairs = [
-        share_in_box(heat_map(scorer, scorer.model.transform.pixels(drawing.image), attribute), drawing.boxes[attribute])
+        share_in_box(
+            heat_map(scorer, scorer.model.transform.pixels(drawing.image), attribute), drawing.boxes[attribute]
+        )
         for drawing in shown
     ]
     return np.array([share for share, _ in pairs]), float(np.mean([area for _, area in pairs]))
 
 
-@pytest.mark.parametrize(("attribute", "largest_area"), [("sleeves", 0.35), ("stripes", 0.27), ("collar", 0.05), ("belt", 0.03)])
+@pytest.mark.parametrize(
+    ("attribute", "largest_area"), [("sleeves", 0.35), ("stripes", 0.27), ("collar", 0.05), ("belt", 0.03)]
+)
 def test_most_of_the_heat_lies_where_the_part_was_drawn(
     garments: Scorer, drawings: list[Garment], attribute: str, largest_area: float
 ) -> None:
@@ -89,7 +97,9 @@ def test_a_vision_transformer_looks_at_the_stripes(drawings: list[Garment]) -> N
     """Of the parts, stripes are what so small a transformer learns from random weights and few drawings."""
     torch.manual_seed(0)
     model = AimonkModel.from_timm("test_vit", ["stripes"], pretrained=False, image_size=128, preprocessing=WHOLE)
-    scorer = train_briefly(model, [drawing.image for drawing in drawings[:320]], labels_of(drawings[:320], ["stripes"]), 12, 0.001)
+    scorer = train_briefly(
+        model, [drawing.image for drawing in drawings[:320]], labels_of(drawings[:320], ["stripes"]), 12, 0.001
+    )
     shares, area = shares_of(scorer, drawings[320:], "stripes")
     assert area < 0.27
     assert shares.mean() > 0.5
@@ -123,7 +133,9 @@ def test_a_vision_transformer_looks_at_the_mark() -> None:
     assert np.mean(shares) > 0.5
 
 
-@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_convnext", "test_vit", "test_vit2", "test_resnet", "test_mambaout"])
+@pytest.mark.parametrize(
+    "architecture", ["test_efficientnet", "test_convnext", "test_vit", "test_vit2", "test_resnet", "test_mambaout"]
+)
 def test_backbones_of_many_kinds_have_maps(architecture: str) -> None:
     torch.manual_seed(0)
     scorer = Scorer(AimonkModel.from_timm(architecture, ["one", "two"], pretrained=False))
@@ -134,7 +146,9 @@ def test_backbones_of_many_kinds_have_maps(architecture: str) -> None:
     assert np.isfinite(heat).all()
     assert 0 <= heat.min() <= heat.max() <= 1 + 1e-6
     assert all(torch.equal(before[name], value) for name, value in scorer.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in scorer.model.parameters()), "gradients of the weights take memory"
+    assert all(parameter.grad is None for parameter in scorer.model.parameters()), (
+        "gradients of the weights take memory"
+    )
     scores = scorer.score(scorer.model.transform.pixels(image))
     assert scores == pytest.approx(scorer.model.predict(image).scores, abs=1e-6), "hooks stay behind"
 
@@ -147,7 +161,9 @@ def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: Ai
         heat_map(Scorer(mixer), torch.zeros(3, 224, 224, dtype=torch.uint8), "one")
 
 
-@pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "deit_tiny_distilled_patch16_224"]
+)
 def test_token_networks_have_a_map_or_a_sentence(architecture: str) -> None:
     scorer = Scorer(AimonkModel.from_timm(architecture, ["one"], pretrained=False, image_size=96))
     try:
@@ -156,7 +172,9 @@ def test_token_networks_have_a_map_or_a_sentence(architecture: str) -> None:
         assert str(error).startswith(f"heat maps are not available for {architecture} (")  # noqa: PT017
 
 
-def test_without_the_library_the_install_hint_is_given(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_install_hint_is_given(
+    tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(AimonkError, match=r"pip install 'aimonk_hf\[app\]'"):
         heat_map(Scorer(tiny_model), torch.zeros(3, 64, 64, dtype=torch.uint8), "belt")

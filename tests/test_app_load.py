@@ -32,7 +32,7 @@ from PIL import Image
 
 from aimonk_hf.app.gate import Gate, Hosts
 from aimonk_hf.app.sessions import ApiSessions
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def test_every_hostile_request_is_refused_in_words(app: App) -> None:
             check_refused(call(app, client, endpoint, body))
         for name, content in hostile_zips().items():
             (app.temporary / f"{name}.zip").write_bytes(content)
-            check_refused(call(app, client, "predict_batch", {"files": [upload(app, client, app.temporary / f"{name}.zip")]}))
+            check_refused(
+                call(app, client, "predict_batch", {"files": [upload(app, client, app.temporary / f"{name}.zip")]})
+            )
         for path in app.bad:
             check_refused(call(app, client, "predict", {"image": upload(app, client, path)}))
         response = client.post(f"{app.url}/upload", files={"files": ("large.png", bytes(1_100_000))})
@@ -72,7 +74,12 @@ def test_the_page_s_own_calls_with_hostile_inputs_are_refused_in_words(app: App)
                     queued = client.get(f"{app.url}/queue/data?session_hash=s{number}").text
                     assert "process_completed" in queued
                     assert "Traceback" not in direct.text + queued
-        for wrong in ({"fn_index": 10**6}, {"fn_index": "x"}, {"fn_index": 0, "session_hash": "s" * 10**6}, {"fn_index": 0, "data": 5}):
+        for wrong in (
+            {"fn_index": 10**6},
+            {"fn_index": "x"},
+            {"fn_index": 0, "session_hash": "s" * 10**6},
+            {"fn_index": 0, "data": 5},
+        ):
             response = client.post(f"{app.url}/queue/join", json={"data": [], "session_hash": "s"} | wrong)
             check_refused((response.status_code, response.text))
     check_quiet(app)
@@ -96,7 +103,10 @@ def test_addresses_that_the_app_does_not_need_are_closed(address: str, app: App)
 def test_uploads_that_are_too_large_together_are_refused_and_leave_nothing(app: App) -> None:
     files = [("files", (f"{number}.png", bytes(900_000))) for number in range(30)]
     response = httpx.post(f"{app.url}/upload", files=files, timeout=60)
-    assert (response.status_code, response.json()["detail"]) == (413, "too large: at most 20 MB at once; send the files in parts")
+    assert (response.status_code, response.json()["detail"]) == (
+        413,
+        "too large: at most 20 MB at once; send the files in parts",
+    )
     wait_until(lambda: app.half_uploads() == [], 30)
     assert httpx.post(f"{app.url}/upload", files=files[:10], timeout=60).status_code == 200
 
@@ -106,7 +116,9 @@ def gate_around(app: Callable, folder: Path) -> Gate:
     return Gate(app, page, folder, max_json=1000, max_upload=1000, hosts=Hosts(page, "127.0.0.1"))
 
 
-def test_what_cannot_be_removed_after_an_upload_stops_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_removed_after_an_upload_stops_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("tmp1", "tmp2", "tmp3"):
         (tmp_path / name).touch()
     unlink = Path.unlink
@@ -156,7 +168,14 @@ def test_an_answer_to_somebody_who_left_is_dropped_also_by_uvloop(tmp_path: Path
         await answer({"type": "http.response.body", "reason": scope["reason"]})
 
     gate = gate_around(app, tmp_path)
-    scope = {"type": "http", "path": "/config", "method": "GET", "query_string": b"", "headers": [], "reason": "handler is closed"}
+    scope = {
+        "type": "http",
+        "path": "/config",
+        "method": "GET",
+        "query_string": b"",
+        "headers": [],
+        "reason": "handler is closed",
+    }
     asyncio.run(gate(scope, app, send))
     with pytest.raises(RuntimeError, match="the event loop is not running"):
         asyncio.run(gate(scope | {"reason": "event loop is not running"}, app, send))

@@ -30,8 +30,8 @@ from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Budget, Limits, Picture, Upload, expand_uploads, open_upload, read_entry, read_picture
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.judging.metrics import build_report
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.modeling.model import AimonkModel
 
 STORED = {"collar": 0.4, "belt": 0.6}
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,10 @@ def bytes_of(upload: Upload, limits: Limits) -> Any:
 
 def test_rows_state_and_close_calls() -> None:
     rows = panel_rows(STORED, {"collar": 0.4, "belt": 0.7}, {"collar": 0.4, "belt": 0.66})
-    assert [(row["name"], row["state"], row["close"]) for row in rows] == [("collar", "present", True), ("belt", "absent", True)]
+    assert [(row["name"], row["state"], row["close"]) for row in rows] == [
+        ("collar", "present", True),
+        ("belt", "absent", True),
+    ]
     assert rows[1]["stored"] == 0.6
     assert summary(rows) == "Present: collar. 2 close calls."
     far = panel_rows(STORED, STORED, {"collar": 0.1, "belt": 0.9})
@@ -80,8 +83,20 @@ def test_thresholds_from_visitors_are_checked() -> None:
 
 
 def test_slugs_are_parameter_names() -> None:
-    assert slugs(["Collar", "long sleeve", "image", "class", "2 buttons", "api_name", "COLLAR", "+", "größe", "request"]) == [
-        *("collar", "long_sleeve", "attr_image", "attr_class", "attr_2_buttons", "attr_api_name", "attr_collar", "attr_8", "gr_e"),
+    assert slugs(
+        ["Collar", "long sleeve", "image", "class", "2 buttons", "api_name", "COLLAR", "+", "größe", "request"]
+    ) == [
+        *(
+            "collar",
+            "long_sleeve",
+            "attr_image",
+            "attr_class",
+            "attr_2_buttons",
+            "attr_api_name",
+            "attr_collar",
+            "attr_8",
+            "gr_e",
+        ),
         "attr_request",
     ]
     many = slugs(["a", "A", "a!", "a?"])
@@ -111,7 +126,9 @@ def test_odd_pictures_are_read_and_explained(tmp_path: Path) -> None:
     assert read_one(tmp_path / "holed.png").notes == [NOTES["clear.png"]]
 
 
-def test_only_uploads_within_limits_are_opened(limits: Limits, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_uploads_within_limits_are_opened(
+    limits: Limits, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     inside, outside = write_pictures(tmp_path, 1)[0], write_pictures(tmp_path_factory.mktemp("elsewhere"), 1)[0]
     assert open_upload({"path": str(inside), "orig_name": "a\nb.png"}, limits).name == "a?b.png"
     (tmp_path / "link.png").symlink_to(outside)
@@ -139,7 +156,9 @@ def entries_of(path: Path, limits: Limits) -> list[Any]:
 
 def test_zip_entries_are_read_without_unpacking(limits: Limits, tmp_path: Path) -> None:
     picture = write_pictures(tmp_path / "p", 1)[0].read_bytes()
-    path = write_zip(tmp_path / "some.zip", {"a/b.png": picture, "__MACOSX/x": b"1", "a/.DS_Store": b"1", "notes.txt": b"words"})
+    path = write_zip(
+        tmp_path / "some.zip", {"a/b.png": picture, "__MACOSX/x": b"1", "a/.DS_Store": b"1", "notes.txt": b"words"}
+    )
     uploads = entries_of(path, limits)
     assert [upload.name for upload in uploads] == ["some.zip/a/b.png", "some.zip/notes.txt"]
     assert bytes_of(uploads[0], limits) == picture
@@ -173,11 +192,17 @@ def test_zip_links_bombs_crowds_and_damage_are_refused(limits: Limits, tmp_path:
             entries_of(tmp_path / f"{name}.zip", limits)
 
 
-def test_an_archive_is_opened_once_whatever_it_holds(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_is_opened_once_whatever_it_holds(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = write_pictures(tmp_path / "p", 1)[0].read_bytes()
     path = write_zip(tmp_path / "some.zip", {f"{number}.png": picture for number in range(20)})
     opened, really = [], zipfile.ZipFile.__init__
-    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda self, *rest, **options: opened.append(self) or really(self, *rest, **options))
+    monkeypatch.setattr(
+        zipfile.ZipFile,
+        "__init__",
+        lambda self, *rest, **options: opened.append(self) or really(self, *rest, **options),
+    )
     rows = score_batch(served, [{"path": str(path)}])
     assert [row.error for row in rows] == [""] * 20
     assert [archive.fp for archive in opened] == [None], "one, and it is closed"
@@ -195,7 +220,9 @@ def test_archives_of_long_comments_and_many_times_the_same_are_refused(limits: L
         with pytest.raises(AimonkError, match="at most 50 zip archives"):
             expand_uploads([small] * 51, limits, archives)
         assert len(expand_uploads([talk] * 4, limits, archives)) == 56
-        with pytest.raises(AimonkError, match=r"talk\.zip is refused: names and comments of the archives sent take more than 4 MB"):
+        with pytest.raises(
+            AimonkError, match=r"talk\.zip is refused: names and comments of the archives sent take more than 4 MB"
+        ):
             expand_uploads([talk] * 5, limits, archives)
         noise = np.random.default_rng(0).integers(0, 4, 900_000, dtype=np.uint8).tobytes()
         large = {"path": str(write_zip(tmp_path / "large.zip", {f"{number}.png": noise for number in range(3)}))}
@@ -205,7 +232,9 @@ def test_archives_of_long_comments_and_many_times_the_same_are_refused(limits: L
 
 
 def test_a_large_or_damaged_zip_entry_fails_alone(limits: Limits, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 4, limits.max_bytes + 1, dtype=np.uint8).tobytes()  # packs to a quarter
+    noise = (
+        np.random.default_rng(0).integers(0, 4, limits.max_bytes + 1, dtype=np.uint8).tobytes()
+    )  # packs to a quarter
     path = write_zip(tmp_path / "mixed.zip", {"large.png": noise, "broken.png": bytes(range(256)) * 40})
     content = bytearray(path.read_bytes())
     content[content.rindex(b"broken.png", 0, content.index(b"PK\x01\x02")) + 14] ^= 0xFF
@@ -223,7 +252,9 @@ def test_waiting_pictures_share_a_batch_and_equal_the_model(tiny_model: AimonkMo
     results: dict[int, dict[str, float]] = {}
     with scorer.network_lock:  # nothing can be computed before all have asked
         threads = [
-            threading.Thread(target=lambda n=n: results.update({n: scorer.score(tiny_model.transform.pixels(images[n]))}))
+            threading.Thread(
+                target=lambda n=n: results.update({n: scorer.score(tiny_model.transform.pixels(images[n]))})
+            )
             for n in range(len(images))
         ]
         for thread in threads:
@@ -253,7 +284,9 @@ def test_what_is_held_is_never_more_than_the_budget() -> None:
     assert max(most) <= 10
 
 
-def test_a_failing_network_fails_its_callers_and_lives_on(tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_network_fails_its_callers_and_lives_on(
+    tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer = Scorer(tiny_model)
     pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
 
@@ -271,7 +304,9 @@ def test_a_failing_network_fails_its_callers_and_lives_on(tiny_model: AimonkMode
 def test_a_batch_goes_through_with_bad_files(served: Served, tmp_path: Path) -> None:
     good = write_pictures(tmp_path / "good", 2)
     bad = bad_pictures(tmp_path / "bad")
-    files = [{"path": str(path), "orig_name": path.name} for path in (good[0], bad["text.png"], bad["bomb.png"], good[1])]
+    files = [
+        {"path": str(path), "orig_name": path.name} for path in (good[0], bad["text.png"], bad["bomb.png"], good[1])
+    ]
     thumbnails = tmp_path / "thumbs"
     thumbnails.mkdir()
     seen: list[tuple[int, int]] = []
@@ -317,7 +352,9 @@ def test_the_table_and_the_csv_are_unambiguous_whatever_the_attributes_are_calle
     assert [row[:-2] for row in table_rows(rows, thresholds)] == [first[:-1], second[:-1]]
 
 
-def test_saving_thresholds_keeps_the_rest_of_the_config(tiny_model: AimonkModel, limits: Limits, tmp_path: Path) -> None:
+def test_saving_thresholds_keeps_the_rest_of_the_config(
+    tiny_model: AimonkModel, limits: Limits, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     tiny_model.save_pretrained(folder)
     before = json.loads((folder / "config.json").read_text())
@@ -339,7 +376,9 @@ def test_saving_is_refused_where_it_is_not_for(tmp_path: Path) -> None:
         open_page(str(tmp_path), tmp_path, allow_save=True, share=True)
 
 
-def test_a_space_listens_for_its_proxy_and_never_saves(tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_space_listens_for_its_proxy_and_never_saves(
+    tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_model.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("SPACE_ID", "user/space")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))

@@ -9,7 +9,7 @@ from hub_support import hub
 from loopback_hub import LoopbackHub
 
 from aimonk_hf.app.serve import app_folder, open_page
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 __all__ = ["hub"]
 
@@ -45,4 +45,13 @@ def test_the_repository_is_a_space() -> None:
     assert front["sdk_version"].split(".")[0] == gr.__version__.split(".")[0]
     assert (ROOT / front["app_file"]).is_file()
     assert len(front["short_description"]) <= 60  # the Hub refuses longer ones
-    assert {front["colorFrom"], front["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {front["colorFrom"], front["colorTo"]} <= {
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from aimonk_hf import AttributeDataset
+from aimonk_hf.audit.checks import add_suspects, audit
+from aimonk_hf.audit.report import audit_markdown, summary
+from aimonk_hf.audit.suspects import accept_suggestions, find_fillable, find_suspects, read_scores
 from aimonk_hf.cli.main import main
-from aimonk_hf.data import near_duplicates
+from aimonk_hf.data import duplicates as near_duplicates
+from aimonk_hf.data.duplicates import SIDE, Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.data.labels import read_labels
-from aimonk_hf.data.near_duplicates import SIDE, Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.audit import add_suspects, audit
-from aimonk_hf.judging.audit_report import audit_markdown, summary
-from aimonk_hf.judging.suspect_labels import accept_suggestions, find_fillable, find_suspects, read_scores
 
 NAN = np.nan
 
@@ -40,7 +40,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {f"garment_{number:04d}.png": "1,0,1,0" for number in range(12)}
     rows |= {"copy.png": "1,1,NA,0", "near.jpg": "0,0,1,1", "rgba.jpg": "1,0,1,0", "tiny.png": "1,0,1,0"}
     rows |= {"broken.jpg": "1,0,1,0", "gone.png": "1,0,1,0"}
-    (folder / "labels.csv").write_text("image,a,b,c,d\n" + "".join(f"{name},{values}\n" for name, values in rows.items()))
+    (folder / "labels.csv").write_text(
+        "image,a,b,c,d\n" + "".join(f"{name},{values}\n" for name, values in rows.items())
+    )
     return folder
 
 
@@ -54,7 +56,9 @@ def test_files_and_duplicates(faulty: Path) -> None:
     assert files["tiny"] == {"tiny.png": "20 x 20 pixels"}
     assert files["odd_mode"] == {"rgba.jpg": "RGBA"}
     assert files["misnamed"] == {"rgba.jpg": "PNG inside .jpg"}
-    assert findings["duplicates"]["exact"] == [{"images": ["garment_0000.png", "copy.png"], "correlation": 1.0, "conflicts": {"b": [0, 1]}}]
+    assert findings["duplicates"]["exact"] == [
+        {"images": ["garment_0000.png", "copy.png"], "correlation": 1.0, "conflicts": {"b": [0, 1]}}
+    ]
     assert findings["duplicates"]["exact_summary"]["n_shared_labels"] == 3
     near = {frozenset(pair["images"]): pair["conflicts"] for pair in findings["duplicates"]["near"]}
     assert near[frozenset({"garment_0001.png", "near.jpg"})] == {"a": [1, 0], "d": [0, 1]}
@@ -86,9 +90,15 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds(block: int, m
     agree = ((correlation > 0.97) & (difference <= 12)) | ((correlation > 0.99) & (difference <= 30))
     expected = np.argwhere(np.triu(agree & structured & structured[:, None], 1))
 
-    for limit, most in ((0.97, 12), (0.99, 30)):  # both sides of every limit are there, and no pair on it, where rounding would decide
+    for limit, most in (
+        (0.97, 12),
+        (0.99, 30),
+    ):  # both sides of every limit are there, and no pair on it, where rounding would decide
         for inside in (True, False):
-            assert np.sum((abs(correlation - limit) < 0.01) & ((correlation > limit) == inside) & (difference <= most)) > 20
+            assert (
+                np.sum((abs(correlation - limit) < 0.01) & ((correlation > limit) == inside) & (difference <= most))
+                > 20
+            )
             assert np.sum((abs(difference - most) < 3) & ((difference <= most) == inside) & (correlation > limit)) > 20
     assert np.abs(correlation[..., None] - [0.97, 0.99]).min() > 1e-6
     assert np.sum(agree & (structured ^ structured[:, None])) > 10
@@ -106,7 +116,9 @@ def _crowd() -> NDArray[np.uint8]:
     bases = np.kron(rng.integers(60, 196, (40, 8, 8, 3)), square)
     copied = np.repeat(bases[:12], 20, axis=0)
     shape = (len(copied), 1, 1, 1)
-    noise = np.where(rng.random(shape) < 0.5, rng.normal(size=copied.shape), np.kron(rng.normal(size=(len(copied), 8, 8, 3)), square))
+    noise = np.where(
+        rng.random(shape) < 0.5, rng.normal(size=copied.shape), np.kron(rng.normal(size=(len(copied), 8, 8, 3)), square)
+    )
     copies = copied + rng.uniform(0, 14, shape) * noise + rng.choice([-1, 0, 1], shape) * rng.uniform(9, 17, shape)
     often = bases[:1] + rng.normal(0, 2, (60, SIDE, SIDE, 3))
     faint = 128 + rng.uniform(0.1, 0.25, (48, 1, 1, 1)) * np.repeat(bases[12:16] - 128, 12, axis=0)
@@ -121,9 +133,13 @@ def test_groups_join_through_others() -> None:
 
 def test_leakage_between_parts(faulty: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.csv"
-    split.write_text("image,part\ngarment_0000.png,train\ncopy.png,validation\ngarment_0001.png,train\nnear.jpg,train\n")
+    split.write_text(
+        "image,part\ngarment_0000.png,train\ncopy.png,validation\ngarment_0001.png,train\nnear.jpg,train\n"
+    )
     found = audit(AttributeDataset.from_folder(faulty), split).findings["leakage"]
-    assert found["pairs_across_parts"] == [{"images": ["garment_0000.png", "copy.png"], "kind": "exact", "parts": ["train", "validation"]}]
+    assert found["pairs_across_parts"] == [
+        {"images": ["garment_0000.png", "copy.png"], "kind": "exact", "parts": ["train", "validation"]}
+    ]
     assert found["n_in_no_part"] == 14
     with pytest.raises(AimonkError, match="cannot read the split"):
         audit(AttributeDataset.from_folder(faulty), tmp_path / "none.csv")
@@ -133,9 +149,9 @@ def test_constant_and_copied_attributes() -> None:
     rng = np.random.default_rng(0)
     base = (rng.random(400) < 0.5).astype(float)
     gaps = np.where(rng.random(400) < 0.2, NAN, base)
-    labels = np.column_stack([base, gaps, 1 - base, np.ones(400), np.full(400, NAN), np.arange(400) < 3, rng.random(400) < 0.5]).astype(
-        float
-    )
+    labels = np.column_stack(
+        [base, gaps, 1 - base, np.ones(400), np.full(400, NAN), np.arange(400) < 3, rng.random(400) < 0.5]
+    ).astype(float)
     names = ["base", "copy", "opposite", "always", "unknown", "rare", "own"]
     assert one_sided_attributes(labels, names) == {
         "always": "every observed label is 1",
@@ -143,7 +159,11 @@ def test_constant_and_copied_attributes() -> None:
         "rare": "nearly constant: 3 positive, 397 negative",
     }
     found = {tuple(pair["attributes"]): pair["phi"] for pair in copied_attributes(labels, names)}
-    assert found == {("base", "copy"): pytest.approx(1), ("base", "opposite"): pytest.approx(-1), ("copy", "opposite"): pytest.approx(-1)}
+    assert found == {
+        ("base", "copy"): pytest.approx(1),
+        ("base", "opposite"): pytest.approx(-1),
+        ("copy", "opposite"): pytest.approx(-1),
+    }
 
 
 def test_labels_that_are_missing_with_another_are_found_and_random_gaps_are_not() -> None:
@@ -198,11 +218,14 @@ def test_gaps_are_filled_rightly_and_noise_fills_nothing() -> None:
 
 def test_planted_flips_in_drawings_are_found_by_the_probe(tmp_path: Path) -> None:
     """From pixels to suggestions, by ridge regression on coarse pixels in place of a pretrained backbone's features."""
-    from aimonk_hf.judging.probe import probe
+    from aimonk_hf.audit.probe import probe
 
     folder = write_sample_data(tmp_path / "drawn", n_images=120, seed=5)
     dataset = AttributeDataset.from_folder(folder)
-    rows = [np.asarray(dataset[row]["pixel_values"].convert("L").resize((24, 24)), dtype=float).ravel() for row in range(120)]
+    rows = [
+        np.asarray(dataset[row]["pixel_values"].convert("L").resize((24, 24)), dtype=float).ravel()
+        for row in range(120)
+    ]
     labels = dataset.labels.values[:, :1].astype(float)  # sleeves
     rng = np.random.default_rng(0)
     flips = (rng.random(labels.shape) < 0.05) & ~np.isnan(labels)
@@ -217,7 +240,9 @@ def test_planted_flips_in_drawings_are_found_by_the_probe(tmp_path: Path) -> Non
 def test_reviewed_suggestions_come_back_as_labels(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     header = "image,attribute,label,suggested,score,kind,accept\n"
     review = tmp_path / "suggestions.csv"
-    review.write_text(header + "copy.png,c,NA,1,0.99,fill,yes\nnear.jpg,a,0,1,0.98,suspect,\ncopy.png,b,1,0,0.1,suspect,X\n")
+    review.write_text(
+        header + "copy.png,c,NA,1,0.99,fill,yes\nnear.jpg,a,0,1,0.98,suspect,\ncopy.png,b,1,0,0.1,suspect,X\n"
+    )
     assert main(["audit", "--data-dir", str(faulty), "--accept", str(review), "--output", str(tmp_path / "new")]) == 0
     assert "2 suggestions accepted" in capsys.readouterr().out
     new = read_labels(tmp_path / "new")
@@ -263,14 +288,18 @@ def test_scores_of_attributes_that_other_columns_are_named_after(tmp_path: Path)
 
 def test_tables_that_a_spreadsheet_saved_are_read(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     review, split = tmp_path / "suggestions.csv", tmp_path / "split.csv"
-    review.write_text("image,attribute,label,suggested,score,kind,accept\ncopy.png,c,NA,1,0.99,fill,yes\n", encoding="utf-8-sig")
+    review.write_text(
+        "image,attribute,label,suggested,score,kind,accept\ncopy.png,c,NA,1,0.99,fill,yes\n", encoding="utf-8-sig"
+    )
     assert main(["audit", "--data-dir", str(faulty), "--accept", str(review), "--output", str(tmp_path / "new")]) == 0
     assert "1 suggestions accepted" in capsys.readouterr().out
     split.write_text("image,part\ncopy.png,train\n", encoding="utf-8-sig")
     assert main(["audit", "--data-dir", str(faulty), "--split", str(split)]) == 0
 
 
-def test_the_command_writes_report_sheet_and_suggestions(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_writes_report_sheet_and_suggestions(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     names = read_labels(faulty).images
     oof = tmp_path / "oof.csv"

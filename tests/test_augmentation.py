@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.training.augmentation import train_augmentation
-from aimonk_hf.training.train_config import AUGMENTATIONS
+from aimonk_hf.training.settings import AUGMENTATIONS
 
 TRANSFORM = EvalTransform({"input_size": (3, 48, 64), "crop_mode": "squash", "crop_pct": 1.0})
 
@@ -18,7 +18,9 @@ def picture() -> Image.Image:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_every_augmentation_gives_bytes_of_the_models_size_and_follows_the_seed(name: str, picture: Image.Image) -> None:
+def test_every_augmentation_gives_bytes_of_the_models_size_and_follows_the_seed(
+    name: str, picture: Image.Image
+) -> None:
     augment = train_augmentation(name, TRANSFORM)
     torch.manual_seed(3)
     first = augment(picture)
@@ -36,7 +38,9 @@ def test_smaller_pictures_come_from_the_same_preparation(name: str, picture: Ima
     assert small.prepare(picture).tobytes() == full.prepare(picture).tobytes()
     assert small(picture).shape == (3, 32, 40)
     if name == "none":
-        shrunk = Image.fromarray(TRANSFORM.pixels(picture).permute(1, 2, 0).numpy()).resize((40, 32), Image.Resampling.BILINEAR)
+        shrunk = Image.fromarray(TRANSFORM.pixels(picture).permute(1, 2, 0).numpy()).resize(
+            (40, 32), Image.Resampling.BILINEAR
+        )
         assert np.array_equal(small(picture).permute(1, 2, 0), np.asarray(shrunk))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from aimonk_hf import AttributeDataset, TrainConfig, train
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.model import AimonkModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -45,7 +45,16 @@ def test_the_race_to_the_plain_loops_figure(
 
     monkeypatch.setattr(race, "run_peer", run_peer)
     write_sample_data(tmp_path / "data", n_images=110, seed=0)
-    flags = ["--data-dir", tmp_path / "data", "--architecture", f"local-dir:{model}", "--plain-epochs", 2, "--recipes", "fast"]
+    flags = [
+        "--data-dir",
+        tmp_path / "data",
+        "--architecture",
+        f"local-dir:{model}",
+        "--plain-epochs",
+        2,
+        "--recipes",
+        "fast",
+    ]
     flags += ["--flags", "--image-size 32 --stage-epochs 1,1", "--peers", "transformers Trainer", "--peer-epochs", 1]
     run(race, monkeypatch, *flags, "--json", tmp_path / "found.json", "--plot", tmp_path / "found.png")
     found = json.loads((tmp_path / "found.json").read_text())
@@ -84,7 +93,10 @@ def test_lines_of_the_race(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     table = load("race_table", monkeypatch)
 
     def rows(*measured: tuple[float, float]) -> list[dict[str, float]]:
-        return [{"epochs": n, "seconds": at, "mAP": mAP, "peak_memory_mb": 1000.0} for n, (at, mAP) in enumerate(measured, 1)]
+        return [
+            {"epochs": n, "seconds": at, "mAP": mAP, "peak_memory_mb": 1000.0}
+            for n, (at, mAP) in enumerate(measured, 1)
+        ]
 
     plain = rows((50, 0.5), (100, 0.6))
     peer = {"name": "peer", "planned_epochs": 4, "cut": True, "rows": rows((40, 0.3), (80, 0.61), (130, 0.7))}
@@ -101,7 +113,23 @@ def test_lines_of_the_race(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     assert "3 of 4, cut" in cut
     assert "none yet" in late
     assert "not reached" in late
-    assert early.split() == ["quick", "1", "25", "s", "1/4.0", "12", "s", "1/8.0", "0.600", "+0.000", "0.600", "25", "s", "1000", "MB"]
+    assert early.split() == [
+        "quick",
+        "1",
+        "25",
+        "s",
+        "1/4.0",
+        "12",
+        "s",
+        "1/8.0",
+        "0.600",
+        "+0.000",
+        "0.600",
+        "25",
+        "s",
+        "1000",
+        "MB",
+    ]
 
 
 def test_a_peer_gets_the_epochs_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +171,9 @@ def test_every_loop_tells_of_its_steps_and_epochs(
     assert not np.allclose(scores[0], scores[1], atol=1e-5)  # it goes on learning
 
 
-def test_the_peers_read_pictures_as_the_plain_loop_does(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: Path) -> None:
+def test_the_peers_read_pictures_as_the_plain_loop_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: Path
+) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     peers = load("peers", monkeypatch)
@@ -169,7 +199,18 @@ def test_training_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     speed = load("training_speed", monkeypatch)
     names = ["plain loop", "aimonk_hf, default", "the bare step"]  # the peers' own test takes their steps
     monkeypatch.setattr(speed, "CONTESTANTS", {name: speed.CONTESTANTS[name] for name in names})
-    flags = ["--architecture", "test_resnet", "--batch-size", 4, "--steps", 2, "--rounds", 2, "--json", tmp_path / "found.json"]
+    flags = [
+        "--architecture",
+        "test_resnet",
+        "--batch-size",
+        4,
+        "--steps",
+        2,
+        "--rounds",
+        2,
+        "--json",
+        tmp_path / "found.json",
+    ]
     run(speed, monkeypatch, *flags)
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [row["name"] for row in rows] == names
@@ -183,7 +224,9 @@ def test_a_contestant_that_fails_ends_the_others(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     speed = load("training_speed", monkeypatch)
-    monkeypatch.setattr(speed, "CONTESTANTS", {"the bare step": None, "unknown": None})  # the second one's process does not find its name
+    monkeypatch.setattr(
+        speed, "CONTESTANTS", {"the bare step": None, "unknown": None}
+    )  # the second one's process does not find its name
     task = speed.Task(AttributeDataset.from_folder(sample), "test_resnet", False, 4, 1, tmp_path)
     with pytest.raises(SystemExit, match="unknown has failed"):
         speed.measure(task, argparse.Namespace(rounds=1, steps=1))
@@ -209,11 +252,24 @@ def test_memory_of_a_process_and_those_that_it_started(monkeypatch: pytest.Monke
     assert processes.family_megabytes(process.pid) == 0
 
 
-def test_the_app_under_load(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_app_under_load(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     load_test = load("app_load", monkeypatch)
     monkeypatch.setattr(load_test, "ROUNDS", 2)
     monkeypatch.setattr(load_test, "start_up", lambda model: 1.0)  # test_app.py starts it
-    flags = ["--model", model, "--requests", 4, "--clients", 2, "--memory-requests", 4, "--json", tmp_path / "found.json"]
+    flags = [
+        "--model",
+        model,
+        "--requests",
+        4,
+        "--clients",
+        2,
+        "--memory-requests",
+        4,
+        "--json",
+        tmp_path / "found.json",
+    ]
     run(load_test, monkeypatch, *flags)
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found["ratios"]) == 2
@@ -229,7 +285,17 @@ def test_the_search_for_settings(
 ) -> None:
     search = load("search", monkeypatch)
     settings = ["--epochs 1 --image-size 32 --num-workers 0", "--epochs 1 --image-size 32 --num-workers 0 --lr 1e-5"]
-    flags = ["--data-dir", sample, "--architecture", f"local-dir:{model}", "--json", tmp_path / "found.json", "--seeds", 0, 1]
+    flags = [
+        "--data-dir",
+        sample,
+        "--architecture",
+        f"local-dir:{model}",
+        "--json",
+        tmp_path / "found.json",
+        "--seeds",
+        0,
+        1,
+    ]
     run(search, monkeypatch, *flags, "--try", settings[0])
     first = json.loads((tmp_path / "found.json").read_text())
     run(search, monkeypatch, *flags, *(flag for text in settings for flag in ("--try", text)))
@@ -266,7 +332,9 @@ def model(tiny_model: AimonkModel, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_prediction_of_a_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prediction_of_a_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     from transformers import pipeline  # noqa: F401 - before the contestants are forked, so that they need not read it
 
     speed = load("prediction_speed", monkeypatch)
@@ -301,10 +369,25 @@ def test_scores_that_differ_end_the_benchmark(model: Path, monkeypatch: pytest.M
     ]
     monkeypatch.setattr(speed, "choose_contestants", lambda options: contestants)
     with pytest.raises(SystemExit, match=speed.BARE):
-        run(speed, monkeypatch, "--model", model, "--parts", "folder", "--count", 2, "--rounds", 1, "--start-method", "fork")
+        run(
+            speed,
+            monkeypatch,
+            "--model",
+            model,
+            "--parts",
+            "folder",
+            "--count",
+            2,
+            "--rounds",
+            1,
+            "--start-method",
+            "fork",
+        )
 
 
-def test_latency(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_latency(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     speed = load("prediction_speed", monkeypatch)
     flags = ["--model", model, "--parts", "latency", "--count", 2, "--rounds", 2, "--repeats", 2]
     run(speed, monkeypatch, *flags, "--json", tmp_path / "found.json")
@@ -314,7 +397,9 @@ def test_latency(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert found["largest_change"] <= speed.TOLERANCE
 
 
-def test_cold_start(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cold_start(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     start = load("cold_start", monkeypatch)
     commands = start.start_commands
     quick = lambda *given: {name: ["-c", "import aimonk_hf"] for name in commands(*given)}  # noqa: E731
@@ -357,7 +442,9 @@ def test_import_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(start.import_times(text)) == [("aimonk_hf", 450)]
 
 
-def test_scale_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_scale_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     scale = load("scale", monkeypatch)
     flags = ["--sizes", "10,20", "--attributes", 3, "--parts", "labels.csv", "--json", tmp_path / "found.json"]
     run(scale, monkeypatch, *flags)

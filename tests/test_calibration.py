@@ -11,7 +11,13 @@ from torch import nn
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.calibration import calibrate, expected_calibration_error, fit_scaling, fold_into_classifier, to_logits
+from aimonk_hf.evaluation.calibration import (
+    calibrate,
+    expected_calibration_error,
+    fit_scaling,
+    fold_into_classifier,
+    to_logits,
+)
 
 NAN = np.nan
 
@@ -75,7 +81,10 @@ def test_what_it_does_not_help_is_left_alone_and_said() -> None:
     backwards = calibrate((rng.random((300, 1)) < expit(-2 * logits[:, :1])).astype(float), logits[:, :1])
     assert backwards.scale[0] == 1
     assert backwards.reasons == ["its scores do not rise with the share of positives"]
-    untouched = sum(calibrate((rng.random((300, 1)) < expit(logits[:, :1])).astype(float), logits[:, :1]).scale[0] == 1 for _ in range(10))
+    untouched = sum(
+        calibrate((rng.random((300, 1)) < expit(logits[:, :1])).astype(float), logits[:, :1]).scale[0] == 1
+        for _ in range(10)
+    )
     assert untouched >= 4
 
 
@@ -85,7 +94,9 @@ def test_separable_scores_stay_finite() -> None:
     assert np.isfinite(to_logits(np.array([0.0, 1.0, 0.5]))).all()
 
 
-@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "architecture", ["test_resnet", "test_vit", "test_efficientnet", "deit_tiny_distilled_patch16_224"]
+)
 def test_folded_weights_scale_the_logits_for_every_reader(architecture: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AimonkModel.from_timm(architecture, ["a", "b", "c"], pretrained=False).eval()

@@ -40,7 +40,16 @@ def test_help_needs_no_torch() -> None:
     code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'timm' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for flag in ("--data-dir", "--output-dir", "--recipe", "--architecture", "--no-pretrained", "--epochs", "--resume", "--log-with"):
+    for flag in (
+        "--data-dir",
+        "--output-dir",
+        "--recipe",
+        "--architecture",
+        "--no-pretrained",
+        "--epochs",
+        "--resume",
+        "--log-with",
+    ):
         assert flag in done.stdout
 
 
@@ -56,7 +65,9 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture) -> None:
         assert "--" + field.name.replace("_", "-") in text
 
 
-def test_predict_prints_a_table_and_names_what_failed(folder: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
+def test_predict_prints_a_table_and_names_what_failed(
+    folder: Path, pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert run("predict", pictures, "--model", folder) == 1
     printed = capsys.readouterr()
     assert printed.out.count("threshold") == 2
@@ -86,7 +97,19 @@ def test_predict_json_and_csv(folder: Path, pictures: Path, tmp_path: Path, caps
     assert capsys.readouterr().out == ""
 
 
-ODD_NAMES = ["image", "attributes", "Error", "notes", "score:image", "red", "dress", "red dress", '["red"]', "a,b", "été"]
+ODD_NAMES = [
+    "image",
+    "attributes",
+    "Error",
+    "notes",
+    "score:image",
+    "red",
+    "dress",
+    "red dress",
+    '["red"]',
+    "a,b",
+    "été",
+]
 
 
 @pytest.fixture
@@ -115,7 +138,9 @@ def test_a_csv_is_unambiguous_whatever_the_attributes_are_called(
         )
         assert row["attributes"] == (json.dumps(one["attributes"], ensure_ascii=False) if "scores" in one else "")
     for place, cell in (("red,dress", '["red", "dress"]'), ("red dress", '["red dress"]')):
-        alone = [flag for name in ODD_NAMES for flag in ("--threshold", f"{name}={0 if name in place.split(',') else 1}")]
+        alone = [
+            flag for name in ODD_NAMES for flag in ("--threshold", f"{name}={0 if name in place.split(',') else 1}")
+        ]
         assert run("predict", pictures / "b.JPG", "--model", odd_model, "--format", "csv", *alone) == 0
         assert next(csv.DictReader(capsys.readouterr().out.splitlines()))["attributes"] == cell
 
@@ -127,7 +152,9 @@ def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
     names = ["=1+1.jpg", "@a.jpg", "+a.jpg", "b.JPG", "＝1.jpg"]
     for name in names:
         (pictures / name).write_bytes((pictures / "b.JPG").read_bytes())
-    AimonkModel.from_timm("test_resnet", ["=cmd()", "été"], pretrained=False, image_size=32).save_pretrained(tmp_path / "formula")
+    AimonkModel.from_timm("test_resnet", ["=cmd()", "été"], pretrained=False, image_size=32).save_pretrained(
+        tmp_path / "formula"
+    )
     flags = ["--model", tmp_path / "formula", "--format", "csv", "--output", tmp_path / "table.csv"]
     assert run("predict", *names, *flags, "--excel") == 0
     content = (tmp_path / "table.csv").read_bytes()
@@ -139,7 +166,9 @@ def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
     assert content.startswith("image,attributes,=cmd(),été,error".encode())
     assert [row[0] for row in csv.reader(content.decode().splitlines())] == ["image", *names]
     assert run("predict", *names, "--model", odd_model, "--excel") == 2
-    assert capsys.readouterr().err.endswith("aimonk-hf: --excel is about CSV files: add --format csv, or leave it out\n")
+    assert capsys.readouterr().err.endswith(
+        "aimonk-hf: --excel is about CSV files: add --format csv, or leave it out\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +209,9 @@ def test_evaluate_prints_the_trivial_predictors_and_writes_metrics(
     assert report["per_attribute"]["belt"]["threshold"] == 0.6
 
 
-def test_evaluate_matches_columns_by_name(folder: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_matches_columns_by_name(
+    folder: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     rows = list(csv.reader((sample / "labels.csv").open()))
     shuffled = tmp_path / "shuffled.csv"
     with shuffled.open("w", newline="") as file:
@@ -193,12 +224,25 @@ def test_evaluate_matches_columns_by_name(folder: Path, sample: Path, tmp_path: 
     flags = ("--labels", tmp_path / "labels.txt", "--images-dir", sample / "images")
     assert run("evaluate", "--model", folder, "--data-dir", sample, *flags) == 2
     assert "has no attribute 'sleeves'" in capsys.readouterr().err
-    assert run("evaluate", "--model", folder, "--data-dir", sample, *flags, "--attributes", "sleeves,stripes,collar,belt") == 0
+    assert (
+        run("evaluate", "--model", folder, "--data-dir", sample, *flags, "--attributes", "sleeves,stripes,collar,belt")
+        == 0
+    )
 
 
 def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp_path: Path) -> None:
     flags = ["--recipe", "demo", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
-    command = [sys.executable, "-m", "aimonk_hf", "train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "aimonk_hf",
+        "train",
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout
@@ -227,7 +271,11 @@ def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp
 def test_a_setting_that_no_run_can_use_is_refused_before_the_run(
     flags: list[str], message: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    recipe = ["--recipe", "efficientnet-b0-two-stage", "--no-pretrained"] if "--stage-epochs" in flags else ["--recipe", "demo"]
+    recipe = (
+        ["--recipe", "efficientnet-b0-two-stage", "--no-pretrained"]
+        if "--stage-epochs" in flags
+        else ["--recipe", "demo"]
+    )
     assert run("train", "--data-dir", sample, "--output-dir", tmp_path / "out", *recipe, *flags) == 2
     error = capsys.readouterr().err
     assert message in error

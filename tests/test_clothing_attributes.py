@@ -33,7 +33,9 @@ def archive(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     truth = {"gender": [], "collar": [], "category": []}
     for number in range(1, N_IMAGES + 1):
-        scene(FRAMES.get(number, number)).resize((120 + number, 160)).save(folder / "images" / f"{number:06d}.jpg", quality=95 - number)
+        scene(FRAMES.get(number, number)).resize((120 + number, 160)).save(
+            folder / "images" / f"{number:06d}.jpg", quality=95 - number
+        )
         truth["gender"].append(rng.integers(1, 3))
         truth["collar"].append(np.nan if number % 10 == 0 else 1 + number % 2)
         truth["category"].append(rng.integers(1, 8))
@@ -43,14 +45,19 @@ def archive(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_archive_becomes_a_data_folder(archive: Path, tmp_path: Path):
     done = run(archive, tmp_path / "data", "--held-out", "0.25")
     assert done.returncode == 0, done.stderr
     train, report = (read_labels(tmp_path / "data" / name) for name in ("labels.csv", "report.csv"))
-    assert done.stdout == f"written:  {tmp_path / 'data'}: labels.csv with {len(train)} images, report.csv with {len(report)} images\n"
+    assert (
+        done.stdout
+        == f"written:  {tmp_path / 'data'}: labels.csv with {len(train)} images, report.csv with {len(report)} images\n"
+    )
     assert train.attributes == report.attributes == ["collar", "female"]
     assert sorted(train.images + report.images) == [f"{number:06d}.jpg" for number in range(1, N_IMAGES + 1)]
     assert 8 <= len(report) <= 12

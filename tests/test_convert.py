@@ -15,7 +15,7 @@ from torch import nn
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.sharing.convert import convert_checkpoint
+from aimonk_hf.modeling.convert import convert_checkpoint
 
 
 def published(name: str, head: str = "linear", outputs: int = 4) -> nn.Module:
@@ -45,7 +45,9 @@ def same_logits(network: nn.Module, model: AimonkModel) -> bool:
         return torch.allclose(model(pixels).logits, network(pixels), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "head"), [("resnet18", "linear"), ("resnet34", "sequential"), ("resnet50", "sequential")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnet18", "linear"), ("resnet34", "sequential"), ("resnet50", "sequential")]
+)
 def test_resnets(name: str, head: str, tmp_path: Path):
     network = published(name, head)
     assert same_logits(network, convert_checkpoint(save(network.state_dict(), tmp_path), name, ["a", "b", "c", "d"]))
@@ -71,7 +73,9 @@ def test_timm_s_own_names(tmp_path: Path):
     assert same_logits(network, convert_checkpoint(save(network.state_dict(), tmp_path), "test_efficientnet"))
 
 
-def test_the_command_makes_a_folder_that_sees_the_published_systems_pixels(tmp_path: Path, capsys, picture: Image.Image):
+def test_the_command_makes_a_folder_that_sees_the_published_systems_pixels(
+    tmp_path: Path, capsys, picture: Image.Image
+):
     network = published("resnet18", "sequential")
     path = save(network.state_dict(), tmp_path)
     assert main(["convert", str(path), "--architecture", "resnet18", "--output", str(tmp_path / "new")]) == 0
@@ -96,8 +100,34 @@ def test_the_command_makes_a_folder_that_sees_the_published_systems_pixels(tmp_p
 
 def test_names_and_preprocessing_are_kept(tmp_path: Path):
     path = save(published("resnet18", outputs=2).state_dict(), tmp_path)
-    flags = ["--attributes", "collar, belt", "--image-size", "96", "--mean", "0.5,0.5,0.5", "--std", ".25,.25,.25", "--crop-mode", "center"]
-    assert main(["convert", str(path), "--architecture", "resnet18", "--output", str(tmp_path / "new"), *flags, "--crop-pct", "0.875"]) == 0
+    flags = [
+        "--attributes",
+        "collar, belt",
+        "--image-size",
+        "96",
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        ".25,.25,.25",
+        "--crop-mode",
+        "center",
+    ]
+    assert (
+        main(
+            [
+                "convert",
+                str(path),
+                "--architecture",
+                "resnet18",
+                "--output",
+                str(tmp_path / "new"),
+                *flags,
+                "--crop-pct",
+                "0.875",
+            ]
+        )
+        == 0
+    )
     config = AimonkModel.from_pretrained(tmp_path / "new").config
     assert config.attributes == ["collar", "belt"]
     wanted = {"input_size": [3, 96, 96], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_mode": "center", "crop_pct": 0.875}
@@ -110,7 +140,9 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path):
     path = save(state, tmp_path)
     with pytest.raises(AimonkError, match="has 4 outputs but 2 attributes were named: a, b"):
         convert_checkpoint(path, "resnet18", ["a", "b"])
-    with pytest.raises(AimonkError, match=r"does not fit resnet34: it lacks layer1.2.conv1.weight .*name its --architecture"):
+    with pytest.raises(
+        AimonkError, match=r"does not fit resnet34: it lacks layer1.2.conv1.weight .*name its --architecture"
+    ):
         convert_checkpoint(path, "resnet34")
     with pytest.raises(AimonkError, match="does not fit resnet50: size mismatch"):
         convert_checkpoint(path, "resnet50")
@@ -130,7 +162,12 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path, capsys):
     whole = save(published("resnet18").state_dict(), tmp_path).read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         (tmp_path / "bad.pth").write_bytes(content)
-        assert main(["convert", str(tmp_path / "bad.pth"), "--architecture", "resnet18", "--output", str(tmp_path / "new")]) == 2
+        assert (
+            main(
+                ["convert", str(tmp_path / "bad.pth"), "--architecture", "resnet18", "--output", str(tmp_path / "new")]
+            )
+            == 2
+        )
         error = capsys.readouterr().err
         assert error.startswith(f"aimonk-hf: {tmp_path / 'bad.pth'} ")
         assert error.count("\n") == 1
@@ -152,15 +189,24 @@ def test_code_in_a_pickle_is_refused_and_never_run(zipped: bool, tmp_path: Path,
     trace = tmp_path / "was-run"
     state = published("resnet18").state_dict() | {"extra": Hostile(trace)}
     torch.save(state, tmp_path / "hostile.pth", _use_new_zipfile_serialization=zipped)
-    assert main(["convert", str(tmp_path / "hostile.pth"), "--architecture", "resnet18", "--output", str(tmp_path / "new")]) == 2
+    assert (
+        main(
+            ["convert", str(tmp_path / "hostile.pth"), "--architecture", "resnet18", "--output", str(tmp_path / "new")]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
-    assert "holds more than tensors (posix.mkdir): it was not loaded, because that would run code from the file" in error
+    assert (
+        "holds more than tensors (posix.mkdir): it was not loaded, because that would run code from the file" in error
+    )
     assert error.count("\n") == 1
     assert not trace.exists()
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("content", [published("resnet18"), {"args": argparse.Namespace(lr=1)}, {"best": np.float64(0.5)}])
+@pytest.mark.parametrize(
+    "content", [published("resnet18"), {"args": argparse.Namespace(lr=1)}, {"best": np.float64(0.5)}]
+)
 def test_pickled_objects_are_refused(content: object, tmp_path: Path):
     with pytest.raises(AimonkError, match=r"holds more than tensors \([\w.]+\): .* save model.state_dict\(\)"):
         convert_checkpoint(save(content, tmp_path), "resnet18")

@@ -10,16 +10,23 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf.audit.suspects import read_scores, write_labels
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.judging.evaluation import score_images
-from aimonk_hf.judging.suspect_labels import read_scores, write_labels
-from aimonk_hf.training import cross_validation as cross_validation_module
+from aimonk_hf.evaluation.report import score_images
+from aimonk_hf.training import folds as cross_validation_module
 
 
 def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
-    values: dict[str, Any] = {"recipe": "demo", "epochs": 1, "folds": 3, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
+    values: dict[str, Any] = {
+        "recipe": "demo",
+        "epochs": 1,
+        "folds": 3,
+        "image_size": 32,
+        "num_workers": 0,
+        "mixed_precision": "no",
+    }
     return TrainConfig(data_dir=str(data), output_dir=str(out), **(values | changes))
 
 
@@ -55,7 +62,9 @@ def test_scores_come_from_the_model_that_left_the_image_out(run: tuple[Path, Aim
         rows = [row for row, image in enumerate(dataset.labels.images) if fold_of[image] == fold]
         trained_on = set(column(out / "folds" / f"fold-{fold}" / "split.csv", "part"))
         assert not trained_on & {dataset.labels.images[row] for row in rows}
-        scores, _ = score_images(AimonkModel.from_pretrained(out / "folds" / f"fold-{fold}"), dataset.select(rows).paths)
+        scores, _ = score_images(
+            AimonkModel.from_pretrained(out / "folds" / f"fold-{fold}"), dataset.select(rows).paths
+        )
         np.testing.assert_allclose(written[rows], scores, atol=1e-7)
 
 
@@ -72,7 +81,20 @@ def test_out_of_fold_scores_keep_their_attribute_whatever_it_is_called(data: Pat
     labels = tmp_path / "labels.csv"
     labels.write_text("".join(["image,image,Error,score:image,a\n", *rows[1:]]))
     flags = ["--data-dir", str(data), "--labels", str(labels), "--images-dir", str(data / "images")]
-    run = ["--recipe", "demo", "--folds", "2", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
+    run = [
+        "--recipe",
+        "demo",
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--image-size",
+        "32",
+        "--num-workers",
+        "0",
+        "--mixed-precision",
+        "no",
+    ]
     assert main(["train", *flags, *run, "--output-dir", str(tmp_path / "out")]) == 0
     with open(tmp_path / "out" / "oof.csv", newline="") as file:
         header, *written = csv.reader(file)
@@ -96,7 +118,9 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
     assert len(figures["values"]) == 3
     assert figures["mean"] == pytest.approx(np.mean(figures["values"]))
     assert figures["sd"] == pytest.approx(np.std(figures["values"], ddof=1))
-    assert {name: row["threshold"] for name, row in report["per_attribute"].items()} == pytest.approx(model.config.thresholds)
+    assert {name: row["threshold"] for name, row in report["per_attribute"].items()} == pytest.approx(
+        model.config.thresholds
+    )
     assert (out / "sample_predictions.png").is_file()
     assert "out-of-fold" in (out / "README.md").read_text()
 
@@ -107,7 +131,9 @@ def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibratio
 ) -> None:
     """The run starts from a model without batch norm, and learns nothing; its scores tell the labels apart, but are too high."""
     torch.manual_seed(0)
-    start = AimonkModel.from_timm("test_convnext", ["sleeves", "stripes", "collar", "belt"], pretrained=False, image_size=32)
+    start = AimonkModel.from_timm(
+        "test_convnext", ["sleeves", "stripes", "collar", "belt"], pretrained=False, image_size=32
+    )
     with torch.no_grad():
         start.timm_model.get_classifier().weight.normal_(0, 0.5)
         start.timm_model.get_classifier().bias.fill_(2.0)

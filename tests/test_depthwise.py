@@ -25,7 +25,11 @@ def convolve(case: tuple, memory_format: torch.memory_format, bias: bool, faster
     channels, height, width, size, stride, padding = case
     height_width = (size, size) if isinstance(size, int) else size
     random = torch.Generator().manual_seed(0)
-    pixels = torch.randn(3, channels, height, width, generator=random).contiguous(memory_format=memory_format).requires_grad_()
+    pixels = (
+        torch.randn(3, channels, height, width, generator=random)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
     weight = torch.randn(channels, 1, *height_width, generator=random).requires_grad_()
     shift = torch.randn(channels, generator=random).requires_grad_() if bias else None
     with torch.autocast("cpu", torch.bfloat16):
@@ -42,20 +46,26 @@ def convolve(case: tuple, memory_format: torch.memory_format, bias: bool, faster
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_torch(case: tuple, bias: bool, memory_format: torch.memory_format) -> None:
-    for own, torchs in zip(convolve(case, memory_format, bias, True), convolve(case, memory_format, bias, False), strict=True):
+    for own, torchs in zip(
+        convolve(case, memory_format, bias, True), convolve(case, memory_format, bias, False), strict=True
+    ):
         assert own.dtype == torchs.dtype
         assert own.shape == torchs.shape
         assert torch.allclose(own.float(), torchs.float(), rtol=0.02, atol=0.02 * float(torchs.abs().max()))
 
 
-def gradients(name: str, faster: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], int]:
+def gradients(
+    name: str, faster: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Tensor], int]:
     calls = []
     real = depthwise._input_gradient
     monkeypatch.setattr(depthwise, "_input_gradient", lambda *values: calls.append(1) or real(*values))
     torch.manual_seed(0)
     # .eval(): batch norms that count their batch cancel most of their own weights' gradients, and what is left is bf16's noise
     network = timm.create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
-    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).contiguous(
+        memory_format=torch.channels_last
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         if faster:
             with DepthwiseGradients():

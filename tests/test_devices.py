@@ -9,7 +9,7 @@ from aimonk_hf import TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.devices import default_workers, resolve_precision
+from aimonk_hf.modeling.devices import default_workers, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
         ({}, "no"),
     ],
 )
-def test_auto_is_bf16_where_the_processor_gains_by_it(processor: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_bf16_where_the_processor_gains_by_it(
+    processor: dict, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     assert resolve_precision("auto", CPU) == precision
     assert resolve_precision("bf16", CPU) == "bf16"
@@ -44,13 +46,26 @@ def test_a_batch_of_one_without_room_for_batch_norm_is_explained(sample, tmp_pat
         str(tmp_path / "out"),
         **{"recipe": "demo", "architecture": "efficientvit_m0", "batch_size": 1, "image_size": 32, "num_workers": 0},
     )
-    with pytest.raises(AimonkError, match="batch norm needs more than one value per channel: use a --batch-size above 1"):
+    with pytest.raises(
+        AimonkError, match="batch norm needs more than one value per channel: use a --batch-size above 1"
+    ):
         train(config)
 
 
 def test_two_images_are_too_few_whatever_the_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = write_sample_data(tmp_path / "data", n_images=2)
-    flags = ["--recipe", "demo", "--image-size", "32", "--num-workers", "0", "--batch-size", "4", "--output-dir", str(tmp_path / "out")]
+    flags = [
+        "--recipe",
+        "demo",
+        "--image-size",
+        "32",
+        "--num-workers",
+        "0",
+        "--batch-size",
+        "4",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     assert main(["train", "--data-dir", str(data), *flags]) == 2
     told = "aimonk-hf: batch norm cannot train on one image, and no more are left to train on of 2 usable ones: add images\n"
     assert capsys.readouterr().err == told

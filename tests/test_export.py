@@ -23,9 +23,9 @@ from PIL import Image
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.hub_push import push_model_folder
-from aimonk_hf.sharing import export
-from aimonk_hf.sharing.export import export_folder, largest_difference, preprocessor_config
+from aimonk_hf.modeling import onnx as export
+from aimonk_hf.modeling.hub_push import push_model_folder
+from aimonk_hf.modeling.onnx import export_folder, largest_difference, preprocessor_config
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 SQUASH = {"crop_mode": "squash", "crop_pct": 1.0}
@@ -34,7 +34,9 @@ SQUASH = {"crop_mode": "squash", "crop_pct": 1.0}
 def make_model(architecture: str = "test_efficientnet", seed: int = 0, **preprocessing: object) -> AimonkModel:
     """An untrained model whose scores differ from picture to picture and from attribute to attribute."""
     torch.manual_seed(seed)
-    model = AimonkModel.from_timm(architecture, ATTRIBUTES, pretrained=False, preprocessing=SQUASH | preprocessing).eval()
+    model = AimonkModel.from_timm(
+        architecture, ATTRIBUTES, pretrained=False, preprocessing=SQUASH | preprocessing
+    ).eval()
     with torch.no_grad():
         model.timm_model.get_classifier().weight.normal_(0, 0.5)
         model.timm_model.get_classifier().bias.copy_(torch.tensor([1.0, -1.0, 0.5, -0.5]))
@@ -52,7 +54,16 @@ def exported(model: AimonkModel, sample: Path, tmp_path_factory: pytest.TempPath
     """What the export command writes for a saved model, with int8 and the comparison on labelled pictures."""
     folder = tmp_path_factory.mktemp("export")
     model.save_pretrained(folder / "source")
-    command = ["export", "--model", str(folder / "source"), "--output", str(folder / "model"), "--int8", "--data-dir", str(sample)]
+    command = [
+        "export",
+        "--model",
+        str(folder / "source"),
+        "--output",
+        str(folder / "model"),
+        "--int8",
+        "--data-dir",
+        str(sample),
+    ]
     assert main(command) == 0
     return folder / "model"
 
@@ -68,7 +79,9 @@ def test_onnxruntime_agrees_with_torch_on_pictures_in_any_batch(architecture: st
     export_folder(model, tmp_path / "model")
     assert model.training
     assert largest_difference(model, tmp_path / "model" / "onnx" / "model.onnx", pictures(sample)) < 1e-4
-    session = onnxruntime.InferenceSession(tmp_path / "model" / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model" / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     model.eval()
     for count in (1, 5):
         pixels = torch.stack([model.transform(Image.open(path)) for path in pictures(sample)[:count]])
@@ -108,7 +121,11 @@ def test_the_small_file_is_small_and_its_graph_is_checked(exported: Path):
     sizes = [(exported / "onnx" / name).stat().st_size for name in ("model.onnx", "model_quantized.onnx")]
     assert sizes[1] < sizes[0] / 2
     graph = onnx.load(exported / "onnx" / "model_quantized.onnx").graph
-    grouped = [node for node in graph.node if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)]
+    grouped = [
+        node
+        for node in graph.node
+        if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    ]
     assert grouped
     assert {node.op_type for node in grouped} == {"Conv"}
     assert "ConvInteger" in {node.op_type for node in graph.node}
@@ -120,7 +137,9 @@ def test_timm_transformers_and_we_read_the_exported_folder_as_before(exported: P
     pixels = model.transform(Image.open(pictures(sample)[0]))[None]
     transformer = AutoModelForImageClassification.from_pretrained(exported).eval()
     network = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
-    theirs = AutoImageProcessor.from_pretrained(exported)(Image.open(pictures(sample)[0]), return_tensors="pt")["pixel_values"]
+    theirs = AutoImageProcessor.from_pretrained(exported)(Image.open(pictures(sample)[0]), return_tensors="pt")[
+        "pixel_values"
+    ]
     assert torch.allclose(theirs, pixels, atol=1e-6)
     with torch.no_grad():
         expected = model(pixels).logits
@@ -149,16 +168,22 @@ def test_another_model_is_not_overwritten_and_a_stale_export_not_pushed(exported
     with pytest.raises(AimonkError, match="holds another model: name another --output"):
         export_folder(other, folder)
     other.save_pretrained(folder)
-    with pytest.raises(AimonkError, match="was exported from other weights: run aimonk-hf export again, or delete onnx/"):
+    with pytest.raises(
+        AimonkError, match="was exported from other weights: run aimonk-hf export again, or delete onnx/"
+    ):
         push_model_folder(folder, "user/model")
     assert main(["export", "--model", str(folder), "--output", str(folder)]) == 0  # in place
     assert f"written:  {folder / 'onnx' / 'model.onnx'}" in capsys.readouterr().out
-    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx"]  # the old weights' other files have gone
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == [
+        "model.onnx"
+    ]  # the old weights' other files have gone
 
 
 def test_an_export_that_computes_something_else_is_refused(monkeypatch, tmp_path: Path):
     original = export._export_network
-    monkeypatch.setattr(export, "_export_network", lambda model, path: original(make_model("test_resnet", seed=1), path))
+    monkeypatch.setattr(
+        export, "_export_network", lambda model, path: original(make_model("test_resnet", seed=1), path)
+    )
     with pytest.raises(AimonkError, match="onnxruntime and torch disagree by .* on test_resnet: nothing was exported"):
         export_folder(make_model("test_resnet"), tmp_path / "model")
     assert not list((tmp_path / "model" / "onnx").iterdir())
@@ -224,7 +249,9 @@ def website(exported: Path, tmp_path: Path):
 def test_the_page_runs_the_model_in_a_browser(website: str, model: AimonkModel, sample: Path, tmp_path: Path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("chromium is not installed: the browser page is not tested")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "chromium is not installed: the browser page is not tested"
+        )
     from playwright.sync_api import expect, sync_playwright
 
     paths = sized_pictures(sample, tmp_path)

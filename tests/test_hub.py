@@ -17,7 +17,7 @@ from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.hub_push import push_model_folder
+from aimonk_hf.modeling.hub_push import push_model_folder
 
 __all__ = ["hub"]  # a fixture
 
@@ -41,7 +41,7 @@ def make_model(seed: int) -> AimonkModel:
 def _metrics() -> dict:
     import numpy as np
 
-    from aimonk_hf.judging.metrics import build_report
+    from aimonk_hf.evaluation.metrics import build_report
 
     labels = np.array([[1, 0, 1], [0, 1, np.nan], [1, 0, 0]], dtype=np.float32)
     scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.8, 0.5], [0.7, 0.3, 0.2]])
@@ -108,7 +108,9 @@ def test_the_card_is_valid_by_the_hubs_own_check(hub: LoopbackHub, model: Aimonk
     card.validate(repo_type="model")
     assert card.data.eval_results is not None
     measured = {(result.metric_type, round(result.metric_value, 6)) for result in card.data.eval_results}
-    assert ("f1", round(model.metrics["macro"]["f1"], 6)) in {(kind.removeprefix("macro_"), value) for kind, value in measured}
+    assert ("f1", round(model.metrics["macro"]["f1"], 6)) in {
+        (kind.removeprefix("macro_"), value) for kind, value in measured
+    }
 
 
 def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys):
@@ -118,11 +120,25 @@ def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: Aim
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"graph")
     (folder / "preprocessor_config.json").write_text("{}")
-    for name in ("history.csv", "split.csv", "loss_curve.png", "train_config.json", "scores.csv", "checkpoints/step-1/model.safetensors"):
+    for name in (
+        "history.csv",
+        "split.csv",
+        "loss_curve.png",
+        "train_config.json",
+        "scores.csv",
+        "checkpoints/step-1/model.safetensors",
+    ):
         (folder / name).write_text("private")
     assert main(["push", "--model", str(folder), "--repo-id", REPO, "--private"]) == 0
     assert f"pushed:    {hub.url}/{REPO}/commit/" in capsys.readouterr().out
-    allowed = {"config.json", "model.safetensors", "README.md", "metrics.json", "onnx/model.onnx", "preprocessor_config.json"}
+    allowed = {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "metrics.json",
+        "onnx/model.onnx",
+        "preprocessor_config.json",
+    }
     assert set(hub.repos["model", REPO].files()) == {".gitattributes", *allowed}
     assert hub.repos["model", REPO].private
 
@@ -199,7 +215,9 @@ def test_private_is_not_silently_public(hub: LoopbackHub, model: AimonkModel):
 
 def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel):
     hub.broken_uploads, hub.broken_status = 1, 403
-    with pytest.raises(AimonkError, match=r"Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$") as failure:
+    with pytest.raises(
+        AimonkError, match=r"Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$"
+    ) as failure:
         model.push_to_hub(REPO)
     assert "\n" not in str(failure.value)
     assert hub.repos["model", REPO].messages == ["initial commit"]
@@ -238,7 +256,9 @@ def test_cached_copies_serve_without_the_hub(hub: LoopbackHub, model: AimonkMode
     assert torch.equal(_logits(AimonkModel.from_pretrained(REPO)), _logits(model))
     with pytest.raises(AimonkError, match="HF_HUB_OFFLINE is set, and the cache has no complete copy of user/none"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: offline mode is on; unset HF_HUB_OFFLINE"):
+    with pytest.raises(
+        AimonkError, match="cannot push to user/model on the Hub: offline mode is on; unset HF_HUB_OFFLINE"
+    ):
         model.push_to_hub(REPO)
     assert not hub.requests
 
@@ -250,9 +270,13 @@ def test_no_network_and_unknown_repository_are_one_line(hub: LoopbackHub, model:
     with pytest.raises(AimonkError, match=r"'a/b/c' is neither a folder nor a Hub repository \(user/name\)"):
         AimonkModel.from_pretrained("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(AimonkError, match=r"the Hub cannot be reached, and the cache has no complete copy of user/none; go online once"):
+    with pytest.raises(
+        AimonkError, match=r"the Hub cannot be reached, and the cache has no complete copy of user/none; go online once"
+    ):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(AimonkError, match=r"cannot push to user/model on the Hub: .*; check the connection and try again"):
+    with pytest.raises(
+        AimonkError, match=r"cannot push to user/model on the Hub: .*; check the connection and try again"
+    ):
         model.push_to_hub(REPO)
 
 
@@ -311,7 +335,9 @@ def test_timm_and_transformers_load_by_repository_id(hub: LoopbackHub, model: Ai
 
 
 def test_a_hub_repository_is_an_architecture(hub: LoopbackHub):
-    source = AimonkModel.from_timm("mobilenetv2_100", ["a"], pretrained=False, image_size=64, pad_type="same", drop_rate=0.3)
+    source = AimonkModel.from_timm(
+        "mobilenetv2_100", ["a"], pretrained=False, image_size=64, pad_type="same", drop_rate=0.3
+    )
     source.push_to_hub(REPO)
     started = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES)
     assert started.config.architecture == "mobilenetv2_100"
@@ -330,7 +356,9 @@ def test_a_timm_name_takes_its_pretrained_weights_from_the_hub(hub: LoopbackHub)
 
     source = make_model(3)
     source.push_to_hub(REPO)
-    hub.repos["model", get_pretrained_cfg("test_efficientnet").hf_hub_id] = hub.repos["model", REPO]  # ours may not push to timm's account
+    hub.repos["model", get_pretrained_cfg("test_efficientnet").hf_hub_id] = hub.repos[
+        "model", REPO
+    ]  # ours may not push to timm's account
     started = AimonkModel.from_timm("test_efficientnet", ["a", "b"])
     assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
     assert started.timm_model.get_classifier().out_features == 2

@@ -12,11 +12,30 @@ from aimonk_hf.cli.main import main
 
 __all__ = ["hub"]  # a fixture
 
-FLAGS = ["--architecture", "test_resnet", "--no-pretrained", "--image-size", "32", "--epochs", "1", "--num-workers", "0"]
+FLAGS = [
+    "--architecture",
+    "test_resnet",
+    "--no-pretrained",
+    "--image-size",
+    "32",
+    "--epochs",
+    "1",
+    "--num-workers",
+    "0",
+]
 
 
 def test_a_finished_run_is_pushed(hub: LoopbackHub, sample: Path, tmp_path: Path, capsys):
-    command = ["train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "run"), *FLAGS, "--push-to-hub", "user/run"]
+    command = [
+        "train",
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(tmp_path / "run"),
+        *FLAGS,
+        "--push-to-hub",
+        "user/run",
+    ]
     assert main(command) == 0
     repo = hub.repos["model", "user/run"]
     assert f"pushed:   {hub.url}/user/run/commit/{repo.branches['main']}" in capsys.readouterr().out
@@ -30,13 +49,27 @@ def test_a_finished_run_is_pushed(hub: LoopbackHub, sample: Path, tmp_path: Path
 
 def test_a_wrong_token_is_said_before_the_run(hub: LoopbackHub, sample: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    command = ["train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "run"), *FLAGS, "--push-to-hub", "user/run"]
+    command = [
+        "train",
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(tmp_path / "run"),
+        *FLAGS,
+        "--push-to-hub",
+        "user/run",
+    ]
     assert main(command) == 2
-    assert "cannot push to user/run on the Hub: it does not accept the token; log in with `hf auth login`" in capsys.readouterr().err
+    assert (
+        "cannot push to user/run on the Hub: it does not accept the token; log in with `hf auth login`"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run" / "history.csv").exists()
 
 
-def test_a_run_is_pushed_to_a_private_repository_and_never_to_a_public_one(hub: LoopbackHub, sample: Path, tmp_path: Path, capsys):
+def test_a_run_is_pushed_to_a_private_repository_and_never_to_a_public_one(
+    hub: LoopbackHub, sample: Path, tmp_path: Path, capsys
+):
     command = ["train", "--data-dir", str(sample), "--output-dir", str(tmp_path / "run"), *FLAGS]
     assert main([*command, "--private"]) == 2
     assert "--private is about the repository of --push-to-hub" in capsys.readouterr().err

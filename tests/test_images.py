@@ -20,7 +20,9 @@ def saved(image: Image.Image, path: Path, **options) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "PA", "CMYK", "palette with transparency"])
-def test_every_mode_becomes_what_the_transformers_pipeline_makes_of_it(tmp_path: Path, picture: Image.Image, mode: str) -> None:
+def test_every_mode_becomes_what_the_transformers_pipeline_makes_of_it(
+    tmp_path: Path, picture: Image.Image, mode: str
+) -> None:
     from transformers.image_utils import load_image
 
     if mode == "palette with transparency":
@@ -80,7 +82,13 @@ def test_paths_bytes_arrays_and_images_give_the_same_pixels(tmp_path: Path, pict
 
 def png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+    )
 
 
 def truncated_jpeg(picture: Image.Image) -> bytes:
@@ -101,7 +109,9 @@ def truncated_jpeg(picture: Image.Image) -> bytes:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_bad_files_are_refused_with_the_reason(tmp_path: Path, picture: Image.Image, content: bytes | str, reason: str) -> None:
+def test_bad_files_are_refused_with_the_reason(
+    tmp_path: Path, picture: Image.Image, content: bytes | str, reason: str
+) -> None:
     path = tmp_path / "bad.jpg"
     path.write_bytes(truncated_jpeg(picture) if isinstance(content, str) else content)
     with pytest.raises(ImageError, match=reason):
@@ -113,18 +123,27 @@ def test_bad_files_are_refused_with_the_reason(tmp_path: Path, picture: Image.Im
 
 def test_missing_files_folders_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    for path, reason in ((tmp_path / "no.jpg", "no such file"), (tmp_path, "not a file"), (tmp_path / "pipe.jpg", "not a file")):
+    for path, reason in (
+        (tmp_path / "no.jpg", "no such file"),
+        (tmp_path, "not a file"),
+        (tmp_path / "pipe.jpg", "not a file"),
+    ):
         with pytest.raises(ImageError, match=reason):
             read_image(path)
 
 
-def test_lossy_conversions_are_said_once(picture: Image.Image, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lossy_conversions_are_said_once(
+    picture: Image.Image, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_said", set())
     with caplog.at_level(logging.WARNING, "aimonk_hf"):
         for _ in range(3):
             read_image(picture.convert("RGBA"))
             read_image(picture.convert("CMYK"))
-    assert [record.message.split(":")[0] for record in caplog.records] == ["pictures with transparency", "CMYK pictures"]
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "pictures with transparency",
+        "CMYK pictures",
+    ]
 
 
 def test_checking_finds_nothing_wrong_with_good_files(tmp_path: Path, picture: Image.Image) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.model.inference import stream_logits
+from aimonk_hf.modeling.inference import stream_logits
 
 
 def prepare(image: Image.Image) -> Tensor:
@@ -38,7 +38,9 @@ def pictures(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("on_cpu", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_every_picture_in_order_with_its_logits_or_its_reason(pictures: list[Path], batch_size: int, workers: int, on_cpu: bool) -> None:
+def test_every_picture_in_order_with_its_logits_or_its_reason(
+    pictures: list[Path], batch_size: int, workers: int, on_cpu: bool
+) -> None:
     found = list(stream_logits(iter(pictures), prepare, network, batch_size, workers, on_cpu=on_cpu))
     assert [path for path, _ in found] == pictures
     for number, (_, logits) in enumerate(found):
@@ -81,7 +83,16 @@ def test_threads_that_compute_alone_leave_the_number_of_threads_as_it_was(pictur
     try:
         torch.set_num_threads(4)
         used: list[int] = []
-        list(stream_logits(pictures, prepare, lambda pixels: used.append(torch.get_num_threads()) or network(pixels), 4, 2, on_cpu=True))
+        list(
+            stream_logits(
+                pictures,
+                prepare,
+                lambda pixels: used.append(torch.get_num_threads()) or network(pixels),
+                4,
+                2,
+                on_cpu=True,
+            )
+        )
         assert set(used) == {2}
         assert torch.get_num_threads() == 4
         later: list[int] = []
@@ -105,14 +116,20 @@ def test_many_pictures_have_the_scores_of_each_alone(tiny_model: AimonkModel, sa
 def test_bf16_changes_scores_a_little_and_other_precisions_are_refused(tiny_model: AimonkModel, sample: Path) -> None:
     paths = sorted((sample / "images").iterdir())[:8]
     exact, coarse = tiny_model.predict(paths), tiny_model.predict(paths, precision="bf16")
-    changes = [abs(one.scores[name] - other.scores[name]) for one, other in zip(exact, coarse, strict=True) for name in one.scores]
+    changes = [
+        abs(one.scores[name] - other.scores[name])
+        for one, other in zip(exact, coarse, strict=True)
+        for name in one.scores
+    ]
     assert 0 < max(changes) < 0.05
     with pytest.raises(AimonkError, match="precision must be float32 or bf16, found 'fp8'"):
         tiny_model.predict(paths, precision="fp8")
 
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"workers": 0}])
-def test_no_pictures_at_a_time_and_no_workers_are_refused(tiny_model: AimonkModel, pictures: list[Path], sizes: dict[str, int]) -> None:
+def test_no_pictures_at_a_time_and_no_workers_are_refused(
+    tiny_model: AimonkModel, pictures: list[Path], sizes: dict[str, int]
+) -> None:
     with pytest.raises(AimonkError, match="batch_size and workers must be at least 1"):
         tiny_model.stream(pictures, **sizes)
     if "batch_size" in sizes:

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.judging.intervals import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
+from aimonk_hf.evaluation.resampling import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
 
 NAN = np.nan
 
@@ -31,11 +31,15 @@ def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
         for k in range(3):
             seen = ~np.isnan(labels[:, k])
             truth, own, weight = labels[seen, k], scores[seen, k], weights[resample, seen]
-            assert values["auroc"][resample, k] == pytest.approx(roc_auc_score(truth, own, sample_weight=weight), abs=1e-12)
+            assert values["auroc"][resample, k] == pytest.approx(
+                roc_auc_score(truth, own, sample_weight=weight), abs=1e-12
+            )
             assert values["average_precision"][resample, k] == pytest.approx(
                 average_precision_score(truth, own, sample_weight=weight), abs=1e-12
             )
-            assert values["f1"][resample, k] == pytest.approx(f1_score(truth, own >= 0.5, sample_weight=weight), abs=1e-12)
+            assert values["f1"][resample, k] == pytest.approx(
+                f1_score(truth, own >= 0.5, sample_weight=weight), abs=1e-12
+            )
 
 
 def test_rows_of_a_group_are_drawn_together() -> None:
@@ -54,7 +58,10 @@ def test_copies_in_groups_do_not_narrow_the_interval() -> None:
     groups = np.repeat(np.arange(80), 5)
     grouped, _ = bootstrap_intervals(*five, five[1] > 0.5, 400, groups)
     blind, _ = bootstrap_intervals(*five, five[1] > 0.5, 400)
-    width = {name: float(np.diff(table["auroc"][0])[0]) for name, table in (("once", once), ("grouped", grouped), ("blind", blind))}
+    width = {
+        name: float(np.diff(table["auroc"][0])[0])
+        for name, table in (("once", once), ("grouped", grouped), ("blind", blind))
+    }
     assert width["grouped"] == pytest.approx(width["once"], rel=0.15)
     assert width["blind"] < 0.6 * width["once"]
 

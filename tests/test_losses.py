@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
 
-from aimonk_hf.model.losses import (
+from aimonk_hf.modeling.losses import (
     Loss,
     masked_asymmetric_loss,
     masked_bce_with_logits,
@@ -23,7 +23,9 @@ def test_value_by_hand() -> None:
     weight = torch.tensor([2.0, 5.0])
     terms = [2 * math.log(2), math.log1p(math.exp(-1)), 5 * math.log1p(math.exp(-3))]
     assert masked_bce_with_logits(logits, labels, weight).item() == pytest.approx(sum(terms) / 3, rel=1e-6)
-    assert masked_bce_with_logits(logits, labels, weight, normalizer=6).item() == pytest.approx(sum(terms) / 6, rel=1e-6)
+    assert masked_bce_with_logits(logits, labels, weight, normalizer=6).item() == pytest.approx(
+        sum(terms) / 6, rel=1e-6
+    )
 
 
 def test_missing_labels_get_no_gradient_and_poison_none() -> None:
@@ -52,9 +54,14 @@ def test_extreme_logits_weights_and_bf16_stay_finite() -> None:
 def test_shares_of_two_processes_add_up_to_the_loss_of_one() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 3, generator=generator)
-    labels = torch.where(torch.rand(8, 3, generator=generator) < 0.4, NAN, (torch.rand(8, 3, generator=generator) < 0.5).float())
+    labels = torch.where(
+        torch.rand(8, 3, generator=generator) < 0.4, NAN, (torch.rand(8, 3, generator=generator) < 0.5).float()
+    )
     observed = (~torch.isnan(labels)).sum()
-    shares = [masked_bce_with_logits(logits[rows], labels[rows], normalizer=observed / 2) for rows in (slice(0, 3), slice(3, 8))]
+    shares = [
+        masked_bce_with_logits(logits[rows], labels[rows], normalizer=observed / 2)
+        for rows in (slice(0, 3), slice(3, 8))
+    ]
     assert (sum(shares) / 2).item() == pytest.approx(masked_bce_with_logits(logits, labels).item(), rel=1e-6)
 
 
@@ -76,7 +83,10 @@ def test_focal_loss_by_hand() -> None:
 
 def test_focal_loss_without_focus_is_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(1)
-    logits, labels = torch.randn(6, 3, generator=generator) * 3, torch.randint(0, 2, (6, 3), generator=generator).float()
+    logits, labels = (
+        torch.randn(6, 3, generator=generator) * 3,
+        torch.randint(0, 2, (6, 3), generator=generator).float(),
+    )
     labels[2, 1] = NAN
     weight = torch.tensor([1.0, 2.0, 0.5])
     expected = masked_bce_with_logits(logits, labels, weight)
@@ -85,13 +95,18 @@ def test_focal_loss_without_focus_is_cross_entropy() -> None:
 
 def test_asymmetric_loss_by_hand() -> None:
     logits = torch.tensor([[math.log(3), math.log(3), -4.0]])  # scores 0.75, 0.75 and 0.018, which the clip forgives
-    loss = masked_asymmetric_loss(logits, torch.tensor([[1.0, 0.0, 0.0]]), gamma_positive=1.0, gamma_negative=4.0, clip=0.05)
+    loss = masked_asymmetric_loss(
+        logits, torch.tensor([[1.0, 0.0, 0.0]]), gamma_positive=1.0, gamma_negative=4.0, clip=0.05
+    )
     assert loss.item() == pytest.approx((0.25 * -math.log(0.75) + 0.7**4 * -math.log(0.3)) / 3, rel=1e-5)
 
 
 def test_asymmetric_loss_is_timms_where_nothing_is_missing() -> None:
     generator = torch.Generator().manual_seed(2)
-    logits, labels = torch.randn(8, 4, generator=generator) * 2, torch.randint(0, 2, (8, 4), generator=generator).float()
+    logits, labels = (
+        torch.randn(8, 4, generator=generator) * 2,
+        torch.randint(0, 2, (8, 4), generator=generator).float(),
+    )
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)(logits, labels)
     assert masked_asymmetric_loss(logits, labels, normalizer=8.0).item() == pytest.approx(theirs.item(), rel=1e-5)
 
@@ -119,7 +134,9 @@ def test_soft_labels_split_the_loss() -> None:
     logits = torch.tensor([[0.7]])
     for loss in (masked_bce_with_logits, masked_focal_loss, masked_asymmetric_loss):
         both = [loss(logits, torch.tensor([[value]]), torch.tensor([3.0])).item() for value in (1.0, 0.0)]
-        assert loss(logits, torch.tensor([[0.25]]), torch.tensor([3.0])).item() == pytest.approx(0.25 * both[0] + 0.75 * both[1], rel=1e-6)
+        assert loss(logits, torch.tensor([[0.25]]), torch.tensor([3.0])).item() == pytest.approx(
+            0.25 * both[0] + 0.75 * both[1], rel=1e-6
+        )
 
 
 def test_positive_weights_over_all_rows_and_drawn_images() -> None:

@@ -26,7 +26,9 @@ def test_columns_other_than_the_file_name_are_attributes(tmp_path: Path):
 def test_attributes_choose_columns(tmp_path: Path):
     path = write(tmp_path, 'file_name,text,collar,belt\na.png,"a dress, red",1,0\n')
     assert read_labels(path, ["belt", "collar"]).values.tolist() == [[0, 1]]
-    with pytest.raises(AimonkError, match=r"metadata.csv:2: 'a dress, red' in column text is not a label; --attributes a,b,c names"):
+    with pytest.raises(
+        AimonkError, match=r"metadata.csv:2: 'a dress, red' in column text is not a label; --attributes a,b,c names"
+    ):
         read_labels(path)
     with pytest.raises(AimonkError, match=r"has no attribute 'colar' \(did you mean collar\?\)"):
         read_labels(path, ["colar"])

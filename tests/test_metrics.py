@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.judging.metrics import (
+from aimonk_hf.evaluation.metrics import (
     accuracy,
     auroc,
     average_precision,
@@ -22,7 +22,9 @@ NAN = np.nan
 # columns: ordinary; never predicted; all positive; all negative; all missing
 LABELS = np.array([[1, 1, 1, 0, NAN], [0, 0, 1, 0, NAN], [1, NAN, 1, 0, NAN], [0, 1, 1, NAN, NAN]], dtype=float)
 DECISIONS = np.array([[1, 0, 1, 0, 1], [1, 0, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0]], dtype=bool)
-SCORES = np.array([[0.9, 0.2, 0.9, 0.1, 0.5], [0.6, 0.1, 0.4, 0.8, 0.5], [0.4, 0.8, 0.9, 0.2, 0.5], [0.1, 0.3, 0.9, 0.9, 0.5]])
+SCORES = np.array(
+    [[0.9, 0.2, 0.9, 0.1, 0.5], [0.6, 0.1, 0.4, 0.8, 0.5], [0.4, 0.8, 0.9, 0.2, 0.5], [0.1, 0.3, 0.9, 0.9, 0.5]]
+)
 NAMES = ["ordinary", "shy", "always", "never", "unknown"]
 
 
@@ -53,7 +55,9 @@ def test_agrees_with_scikit_learn_where_nothing_is_missing() -> None:
     assert report["macro"]["f1"] == pytest.approx(f1_score(labels, decisions, average="macro"))
     assert report["micro"]["f1"] == pytest.approx(f1_score(labels, decisions, average="micro"))
     assert report["macro"]["auroc"] == pytest.approx(roc_auc_score(labels, scores, average="macro"))
-    assert report["macro"]["average_precision"] == pytest.approx(average_precision_score(labels, scores, average="macro"))
+    assert report["macro"]["average_precision"] == pytest.approx(
+        average_precision_score(labels, scores, average="macro")
+    )
     assert report["macro"]["hamming_accuracy"] == pytest.approx((labels == decisions).mean())
     assert report["macro"]["exact_match"] == pytest.approx((labels == decisions).all(axis=1).mean())
 
@@ -75,9 +79,14 @@ def test_trivial_predictors_by_hand() -> None:
 
 
 def test_the_report_is_json_without_nan_and_says_how_many_attributes_a_mean_covers() -> None:
-    report = json.loads(json.dumps(build_report(LABELS, SCORES, DECISIONS, NAMES, dict.fromkeys(NAMES, 0.5)), allow_nan=False))
+    report = json.loads(
+        json.dumps(build_report(LABELS, SCORES, DECISIONS, NAMES, dict.fromkeys(NAMES, 0.5)), allow_nan=False)
+    )
     assert report["per_attribute"]["unknown"]["auroc"] is None
-    assert report["per_attribute"]["never"] | {"n_positive": 0, "n_negative": 3, "n_missing": 1} == report["per_attribute"]["never"]
+    assert (
+        report["per_attribute"]["never"] | {"n_positive": 0, "n_negative": 3, "n_missing": 1}
+        == report["per_attribute"]["never"]
+    )
     assert report["macro_covers"] == {"f1": 3, "precision": 3, "recall": 3, "average_precision": 2, "auroc": 2}
     assert report["macro"]["f1"] == pytest.approx((0.5 + 0 + 6 / 7) / 3)
     assert report["macro"]["exact_match"] is None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from aimonk_hf import AimonkConfig, AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.model.inference import stream_logits
+from aimonk_hf.modeling.inference import stream_logits
 
 NAMES = ["collar", "long sleeve", "red"]
 
@@ -44,7 +44,12 @@ def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path
 
     torch.manual_seed(0)
     model = AimonkModel.from_timm(
-        architecture, NAMES, pretrained=False, image_size=96, preprocessing={"crop_mode": "squash", "crop_pct": 1.0}, **model_args
+        architecture,
+        NAMES,
+        pretrained=False,
+        image_size=96,
+        preprocessing={"crop_mode": "squash", "crop_pct": 1.0},
+        **model_args,
     ).eval()
     torch.nn.init.normal_(model.timm_model.get_classifier().weight, std=0.5)  # timm starts some heads at zero
     model.config.thresholds["red"] = 0.25
@@ -73,7 +78,8 @@ def test_three_readers_agree(architecture: str, model_args: dict, tmp_path: Path
     assert list(by_transformers.config.id2label.values()) == NAMES
 
     scores = {
-        row["label"]: row["score"] for row in pipeline("image-classification", str(folder), top_k=1000)(str(tmp_path / "picture.png"))
+        row["label"]: row["score"]
+        for row in pipeline("image-classification", str(folder), top_k=1000)(str(tmp_path / "picture.png"))
     }
     prediction = ours.predict(tmp_path / "picture.png")
     assert list(prediction.scores) == NAMES
@@ -108,7 +114,9 @@ def test_round_trip_keeps_config_metrics_and_unknown_keys(folder: Path, tmp_path
     assert (tmp_path / "b" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_the_card_shows_metrics_kept_through_load_and_save(tiny_model: AimonkModel, tmp_path: Path, sample: Path) -> None:
+def test_the_card_shows_metrics_kept_through_load_and_save(
+    tiny_model: AimonkModel, tmp_path: Path, sample: Path
+) -> None:
     from aimonk_hf import AttributeDataset, evaluate
 
     tiny_model.save_pretrained(tmp_path / "a")
@@ -153,7 +161,9 @@ def test_forward_gives_logits_and_the_masked_loss(tiny_model: AimonkModel) -> No
     assert tiny_model(torch.randn(2, 3, 64, 64)).loss is None
 
 
-def test_starting_from_a_saved_model_keeps_its_head_only_for_the_same_attributes(folder: Path, tiny_model: AimonkModel) -> None:
+def test_starting_from_a_saved_model_keeps_its_head_only_for_the_same_attributes(
+    folder: Path, tiny_model: AimonkModel
+) -> None:
     same = AimonkModel.from_timm(f"local-dir:{folder}", tiny_model.config.attributes)
     other = AimonkModel.from_timm(f"local-dir:{folder}", ["a", "b", "c", "d"], drop_rate=0.2)
     fewer = AimonkModel.from_timm(f"local-dir:{folder}", ["a"])
@@ -165,7 +175,9 @@ def test_starting_from_a_saved_model_keeps_its_head_only_for_the_same_attributes
         assert torch.equal(model.timm_model.conv1[0].weight, tiny_model.timm_model.conv1[0].weight)
 
 
-def test_predict_takes_every_kind_of_image_and_lists(tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image) -> None:
+def test_predict_takes_every_kind_of_image_and_lists(
+    tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image
+) -> None:
     path = tmp_path / "a.png"
     picture.save(path)
     one = tiny_model.predict(path)
@@ -188,14 +200,19 @@ def test_thresholds_decide(tiny_model: AimonkModel, picture: Image.Image) -> Non
 
 
 def test_test_time_flip_averages_logits(tiny_model: AimonkModel, picture: Image.Image) -> None:
-    plain, mirrored = tiny_model.predict(picture), tiny_model.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    plain, mirrored = (
+        tiny_model.predict(picture),
+        tiny_model.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    )
     both = tiny_model.predict(picture, tta=True)
     for name in both.scores:
         a, b = (np.log(p.scores[name] / (1 - p.scores[name])) for p in (plain, mirrored))
         assert both.scores[name] == pytest.approx(1 / (1 + np.exp(-(a + b) / 2)), abs=1e-4)
 
 
-def test_bad_images_raise_with_their_name_or_leave_a_gap(tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image) -> None:
+def test_bad_images_raise_with_their_name_or_leave_a_gap(
+    tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image
+) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nonsense")
     with pytest.raises(ImageError, match=r"bad.jpg: not a picture"):
         tiny_model.predict([picture, tmp_path / "bad.jpg"])
@@ -215,7 +232,9 @@ def test_a_stream_reads_no_further_than_two_batches_ahead() -> None:
             taken += 1
             yield np.zeros((8, 8, 3), np.uint8)
 
-    stream = stream_logits(sources(), lambda image: torch.zeros(3, 8, 8), lambda pixels: torch.zeros(len(pixels), 2), batch_size=10)
+    stream = stream_logits(
+        sources(), lambda image: torch.zeros(3, 8, 8), lambda pixels: torch.zeros(len(pixels), 2), batch_size=10
+    )
     next(stream)
     assert taken <= 30
     stream.close()
@@ -230,9 +249,15 @@ def test_a_stream_reads_no_further_than_two_batches_ahead() -> None:
         (lambda folder: (folder / "config.json").unlink(), r"it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickle"), r"model.safetensors is damaged"),
-        (lambda folder: shutil.copyfile(folder / "config.json", folder / "model.safetensors"), r"model.safetensors is damaged"),
+        (
+            lambda folder: shutil.copyfile(folder / "config.json", folder / "model.safetensors"),
+            r"model.safetensors is damaged",
+        ),
         (lambda folder: change_config(folder, model_type="vit"), r"model_type 'vit'"),
-        (lambda folder: change_config(folder, problem_type="single_label_classification"), r"not one sigmoid per attribute"),
+        (
+            lambda folder: change_config(folder, problem_type="single_label_classification"),
+            r"not one sigmoid per attribute",
+        ),
         (lambda folder: change_config(folder, label_names=["a"]), r"num_classes is 4|unknown attributes"),
         (lambda folder: change_config(folder, label_names=["a", "a", "b", "c"], thresholds={}), r"'a' stands twice"),
         (lambda folder: change_config(folder, thresholds={"sleeves": 7}), r"must lie between 0 and 1"),

@@ -16,7 +16,9 @@ def network(name: str, freeze: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(2, 3, 64, 64)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "mobilenetv3_small_050"]
+)
 @pytest.mark.parametrize("freeze", ["first-0", "first-2", "except-last-1", "backbone"])
 def test_both_parts_together_give_the_networks_logits(name: str, freeze: str) -> None:
     model, pixels = network(name, freeze)
@@ -61,7 +63,12 @@ def test_a_cut_serves_a_copy_with_other_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "freeze"),
-    [("test_vit", "first-2"), ("densenet121", "first-3"), ("test_resnet", "conv1+bn1+layer1+layer2.0.conv1"), ("test_resnet", "none")],
+    [
+        ("test_vit", "first-2"),
+        ("densenet121", "first-3"),
+        ("test_resnet", "conv1+bn1+layer1+layer2.0.conv1"),
+        ("test_resnet", "none"),
+    ],
 )
 def test_what_is_no_chain_of_layers_or_not_frozen_is_not_cut(name: str, freeze: str) -> None:
     torch.manual_seed(0)

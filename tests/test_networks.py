@@ -18,7 +18,14 @@ NAMES = ["collar", "sleeves"]
 
 
 def test_both_heads_of_a_distilled_network_are_trained_calibrated_and_saved(sample: Path, tmp_path: Path) -> None:
-    settings = {"recipe": "demo", "architecture": "levit_128s", "image_size": 64, "freeze": "backbone", "epochs": 1, "num_workers": 0}
+    settings = {
+        "recipe": "demo",
+        "architecture": "levit_128s",
+        "image_size": 64,
+        "freeze": "backbone",
+        "epochs": 1,
+        "num_workers": 0,
+    }
     model = train(TrainConfig(str(sample), str(tmp_path / "out"), **settings))
     again = AimonkModel.from_pretrained(tmp_path / "out")
     by_timm = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -42,7 +49,10 @@ def without_images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--architecture", "crossvit_9_240"], "crossvit_9_240 cannot compute images of 96 x 96 pixels (The size of tensor a"),
+        (
+            ["--architecture", "crossvit_9_240"],
+            "crossvit_9_240 cannot compute images of 96 x 96 pixels (The size of tensor a",
+        ),
         (["--architecture", "crossvit_9_240"], "it is made for --image-size 240"),
         (["--architecture", "efficientformer_l1"], "it is made for --image-size 224"),
         (["--architecture", "halonet26t"], "(AssertionError without a reason): it is made for --image-size 256"),
@@ -50,15 +60,30 @@ def without_images(tmp_path: Path) -> Path:
             ["--architecture", "halonet26t", "--image-size", "256", "--train-scale", "0.5,1"],
             "training images of 128 x 128 pixels (Assertion",
         ),
-        (["--optimizer", "bnbadam"], "--optimizer bnbadam cannot be used here (CUDA required for bitsandbytes optimizers): choose another"),
-        (["--optimizer", "adahessian"], "--optimizer adahessian cannot be used here (element 0 of tensors does not require grad"),
+        (
+            ["--optimizer", "bnbadam"],
+            "--optimizer bnbadam cannot be used here (CUDA required for bitsandbytes optimizers): choose another",
+        ),
+        (
+            ["--optimizer", "adahessian"],
+            "--optimizer adahessian cannot be used here (element 0 of tensors does not require grad",
+        ),
         (["--architecture", "test_vit", "--freeze", "first-9"], "--freeze first-9: this network has 6 blocks"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_image_is_read(
     flags: list[str], message: str, without_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", "--data-dir", str(without_images), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", *flags]
+    command = [
+        "train",
+        "--data-dir",
+        str(without_images),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--recipe",
+        "demo",
+        *flags,
+    ]
     assert main(command) == 2
     told = capsys.readouterr().err.strip()
     assert message in told
@@ -68,13 +93,17 @@ def test_what_cannot_be_trained_is_refused_before_any_image_is_read(
 def test_arguments_of_timm_that_give_no_logits_are_refused(tiny_model: AimonkModel, tmp_path: Path) -> None:
     with pytest.raises(AimonkError, match="in_chans must be 3, because images are read as RGB, found 1"):
         AimonkModel.from_timm("test_resnet", NAMES, pretrained=False, in_chans=1)
-    with pytest.raises(AimonkError, match=r"gives outputs of shape \[1, 101, 2\] for one image instead of \[1, 2\]: change model_args"):
+    with pytest.raises(
+        AimonkError, match=r"gives outputs of shape \[1, 101, 2\] for one image instead of \[1, 2\]: change model_args"
+    ):
         AimonkModel.from_timm("test_vit", NAMES, pretrained=False, global_pool="")
 
 
 def test_the_reason_why_weights_do_not_fit_is_said(tiny_model: AimonkModel, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path / "m")
-    with pytest.raises(AimonkError, match=r"timm cannot build test_resnet .*: size mismatch for \S+weight: copying a param"):
+    with pytest.raises(
+        AimonkError, match=r"timm cannot build test_resnet .*: size mismatch for \S+weight: copying a param"
+    ):
         AimonkModel.from_timm(f"local-dir:{tmp_path / 'm'}", NAMES, stem_width=8)
 
 
@@ -129,7 +158,10 @@ def test_thresholds_and_names_may_come_from_numpy(picture: Image.Image, tmp_path
     assert AimonkModel.from_pretrained(tmp_path / "m").config.thresholds == {"collar": 0.25, "sleeves": 0.75}
     model.config.thresholds = {"sleeves": 0.75}
     assert model.config.threshold_values == [0.5, 0.75]
-    assert AimonkConfig("test_resnet", NAMES, thresholds=np.array([0.5, 1])).thresholds == {"collar": 0.5, "sleeves": 1.0}  # type: ignore[arg-type]
+    assert AimonkConfig("test_resnet", NAMES, thresholds=np.array([0.5, 1])).thresholds == {
+        "collar": 0.5,
+        "sleeves": 1.0,
+    }  # type: ignore[arg-type]
 
 
 def test_json_files_take_numpy_values(tmp_path: Path) -> None:
@@ -139,5 +171,8 @@ def test_json_files_take_numpy_values(tmp_path: Path) -> None:
 
 def test_no_model_is_made_without_weights(tiny_model: AimonkModel, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path / "m")
-    with torch.device("meta"), pytest.raises(AimonkError, match="torch's default device is meta, which holds no weights"):
+    with (
+        torch.device("meta"),
+        pytest.raises(AimonkError, match="torch's default device is meta, which holds no weights"),
+    ):
         AimonkModel.from_pretrained(tmp_path / "m")

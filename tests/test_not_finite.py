@@ -24,8 +24,17 @@ LEAPS: dict[str, Any] = {"batch_size": 64, "optimizer": "sgd", "clip_grad": 0.0,
 
 
 def settings(sample: Path, out: Path, **changes: Any) -> TrainConfig:
-    values = {"epochs": 1, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no", "calibrate": False} | changes
-    return TrainConfig(data_dir=str(sample), output_dir=str(out), **{"recipe": "demo", "architecture": "test_resnet"} | values)
+    values = {
+        "epochs": 1,
+        "batch_size": 16,
+        "image_size": 32,
+        "num_workers": 0,
+        "mixed_precision": "no",
+        "calibrate": False,
+    } | changes
+    return TrainConfig(
+        data_dir=str(sample), output_dir=str(out), **{"recipe": "demo", "architecture": "test_resnet"} | values
+    )
 
 
 def fill(folder: Path, name: str, value: float) -> Path:
@@ -48,21 +57,30 @@ def overflowing(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactor
 def test_a_run_whose_validation_is_not_finite_ends_with_the_reason(metric: str, sample: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(
-        AimonkError, match=r"^epoch 1 \(step 1\) cannot be validated: the network's output for .*garment_.* --lr; there is no"
+        AimonkError,
+        match=r"^epoch 1 \(step 1\) cannot be validated: the network's output for .*garment_.* --lr; there is no",
     ):
-        train(settings(sample, out, batch_size=64, lr=1e6, warmup=0.0, schedule="constant", metric_for_best_model=metric))
+        train(
+            settings(sample, out, batch_size=64, lr=1e6, warmup=0.0, schedule="constant", metric_for_best_model=metric)
+        )
     assert not (out / "model.safetensors").exists()
     assert not list((out / "checkpoints").glob("step-*"))
 
 
-def test_a_head_on_cached_features_whose_validation_is_not_finite_ends_the_run_too(sample: Path, tmp_path: Path) -> None:
+def test_a_head_on_cached_features_whose_validation_is_not_finite_ends_the_run_too(
+    sample: Path, tmp_path: Path
+) -> None:
     changes = LEAPS | {"lr": 1e20, "weight_decay": 1e19}
-    with pytest.raises(AimonkError, match=r"^epoch 1 \(step 1\) cannot be validated: the logits of the validation images.* --lr"):
+    with pytest.raises(
+        AimonkError, match=r"^epoch 1 \(step 1\) cannot be validated: the logits of the validation images.* --lr"
+    ):
         train(settings(sample, tmp_path / "out", stage_freeze=["backbone"], drop_rate=0.0, feature_views=1, **changes))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_weights_that_the_last_step_makes_infinite_are_not_saved(ema_decay: float, sample: Path, tmp_path: Path) -> None:
+def test_weights_that_the_last_step_makes_infinite_are_not_saved(
+    ema_decay: float, sample: Path, tmp_path: Path
+) -> None:
     changes = LEAPS | {"lr": 1e30, "weight_decay": 1e30}
     with pytest.raises(AimonkError, match=r"^the weights after epoch 1 \(step 1\): .*weight is not finite .* --lr"):
         train(settings(sample, tmp_path / "out", val_split=0.0, tune_thresholds=False, ema_decay=ema_decay, **changes))
@@ -82,12 +100,15 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(sample: Path, tmp_path: 
         tensors[dict(state[part]["pairs"])["fc.weight"]["tensor"]][0, 0] = torch.nan
         save_file(tensors, checkpoint / "state.safetensors")
         with pytest.raises(
-            AimonkError, match=r"the checkpoint of step 4 \(delete it to go on from the one before\): fc.weight is not finite"
+            AimonkError,
+            match=r"the checkpoint of step 4 \(delete it to go on from the one before\): fc.weight is not finite",
         ):
             train(settings(sample, tmp_path, resume=True, **changes))
 
 
-def test_validation_images_without_any_label_choose_no_epoch(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_validation_images_without_any_label_choose_no_epoch(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(
         AimonkError, match="cannot be validated"
     ):  # but the images are divided by then, at random and thus whatever the labels
@@ -101,7 +122,12 @@ def test_validation_images_without_any_label_choose_no_epoch(sample: Path, tmp_p
     ]
     with open(tmp_path / "labels.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", *labels.attributes], *rows])
-    given: dict[str, Any] = {"labels": str(tmp_path / "labels.csv"), "images_dir": str(sample / "images"), "split": "random", "epochs": 3}
+    given: dict[str, Any] = {
+        "labels": str(tmp_path / "labels.csv"),
+        "images_dir": str(sample / "images"),
+        "split": "random",
+        "epochs": 3,
+    }
     last = train(settings(sample, tmp_path / "last", schedule="constant", **given))
     capsys.readouterr()
     chooses: dict[str, Any] = {
@@ -123,7 +149,8 @@ def test_validation_images_without_any_label_choose_no_epoch(sample: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("layer1.0.conv1.weight", torch.nan), ("conv1.0.weight", -torch.inf), ("bn1.running_var", torch.inf)]
+    ("name", "value"),
+    [("layer1.0.conv1.weight", torch.nan), ("conv1.0.weight", -torch.inf), ("bn1.running_var", torch.inf)],
 )
 def test_a_folder_whose_weights_are_not_finite_is_refused(
     name: str, value: float, tiny_model: AimonkModel, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -182,7 +209,9 @@ def test_outputs_that_are_not_finite_end_every_command(
     command: list[str], overflowing: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = (overflowing / "config.json").read_bytes()
-    assert main([word.format(data=sample, out=tmp_path / "out") for word in command] + ["--model", str(overflowing)]) == 2
+    assert (
+        main([word.format(data=sample, out=tmp_path / "out") for word in command] + ["--model", str(overflowing)]) == 2
+    )
     printed = capsys.readouterr()
     assert "is not finite (infinite or NaN): these weights give no scores" in printed.err
     assert "cannot be read" not in printed.err
@@ -204,7 +233,9 @@ def test_the_app_says_that_an_output_is_not_finite(overflowing: Path, tmp_path: 
         assert "nan," not in text
 
 
-def test_a_heat_map_of_outputs_that_are_not_finite_is_refused(tiny_model: AimonkModel, picture: Image.Image, tmp_path: Path) -> None:
+def test_a_heat_map_of_outputs_that_are_not_finite_is_refused(
+    tiny_model: AimonkModel, picture: Image.Image, tmp_path: Path
+) -> None:
     tiny_model.save_pretrained(tmp_path / "model")
     fill(tmp_path / "model", "conv1.0.weight", 3e38)
     with pytest.raises(AimonkError, match="it gives no heat map"):

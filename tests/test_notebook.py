@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from aimonk_hf import AimonkModel
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.prediction import Prediction
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
 

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimonk_hf.data import pixel_cache
+from aimonk_hf.data import image_cache as pixel_cache
+from aimonk_hf.data.image_cache import PixelCache, Pixels, cache_folder
 from aimonk_hf.data.images import read_image
-from aimonk_hf.data.pixel_cache import PixelCache, Pixels, cache_folder
 from aimonk_hf.errors import ImageError
 
 CONTEXTS = [multiprocessing.get_context(method) for method in ("fork", "spawn")]
@@ -89,7 +89,9 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-def test_pictures_are_those_of_decoding(tmp_path: Path, picture: Image.Image, make: Callable[..., PixelCache], kind: str) -> None:
+def test_pictures_are_those_of_decoding(
+    tmp_path: Path, picture: Image.Image, make: Callable[..., PixelCache], kind: str
+) -> None:
     (tmp_path / "images").mkdir()
     path = tmp_path / "images" / f"a.{kind}"
     picture.save(path)
@@ -99,7 +101,11 @@ def test_pictures_are_those_of_decoding(tmp_path: Path, picture: Image.Image, ma
         return np.asarray(read_image(path).resize((70, 64), Image.Resampling.BICUBIC))
 
     cache = make()
-    first, second, third = cache.get(path, decode), cache.get(path, decode_must_not_be_called), make().get(path, decode_must_not_be_called)
+    first, second, third = (
+        cache.get(path, decode),
+        cache.get(path, decode_must_not_be_called),
+        make().get(path, decode_must_not_be_called),
+    )
     for pixels in (first, second, third):
         assert pixels.dtype == np.uint8
         assert pixels.shape == (64, 70, 3)
@@ -121,7 +127,9 @@ def test_other_arrays_are_refused(files: list[Path], make: Callable[..., PixelCa
 
 
 @pytest.mark.parametrize(("content", "changed"), [(b"\5\5\5", 1e9), (b"\5\5", 1e9 + 1e-6), (b"\5\5", 1e9 - 5)])
-def test_a_changed_file_is_decoded_again(files: list[Path], make: Callable[..., PixelCache], content: bytes, changed: float) -> None:
+def test_a_changed_file_is_decoded_again(
+    files: list[Path], make: Callable[..., PixelCache], content: bytes, changed: float
+) -> None:
     cache, other = make(), make()
     fill(cache, files)
     assert kept(other, files) == 12
@@ -181,7 +189,9 @@ def test_names_of_any_bytes(tmp_path: Path, make: Callable[..., PixelCache]) -> 
     assert kept(make(), paths) == len(names)
 
 
-def test_relative_paths_mean_the_same_file(files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_mean_the_same_file(
+    files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(make(), files)
     monkeypatch.chdir(files[0].parent)
     assert kept(make(), [Path(path.name) for path in files]) == 12
@@ -244,7 +254,9 @@ def test_two_writers_of_one_picture(files: list[Path], make: Callable[..., Pixel
     assert [kept(cache, files[:1]) for cache in (one, other, make())] == [1, 1, 1]
 
 
-def test_a_writer_in_between(files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_in_between(
+    files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, write = make(), os.write
 
     def crowded_write(file: int, content: bytes | memoryview) -> int:
@@ -275,7 +287,9 @@ def write_and_die(cache: PixelCache, files: list[Path], fatal_write: int) -> Non
 
 
 @pytest.mark.parametrize("fatal_write", [1, 2, 5, 6])
-def test_a_writer_killed_in_the_middle_of_a_write(files: list[Path], make: Callable[..., PixelCache], fatal_write: int) -> None:
+def test_a_writer_killed_in_the_middle_of_a_write(
+    files: list[Path], make: Callable[..., PixelCache], fatal_write: int
+) -> None:
     cache = make()
     writer = CONTEXTS[0].Process(target=write_and_die, args=(cache, files, fatal_write))
     writer.start()
@@ -346,7 +360,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
 @pytest.mark.parametrize("known", [True, False], ids=["in a running process", "before the start"])
-def test_damage_is_recognised_and_mended(files: list[Path], make: Callable[..., PixelCache], damage: str, known: bool) -> None:
+def test_damage_is_recognised_and_mended(
+    files: list[Path], make: Callable[..., PixelCache], damage: str, known: bool
+) -> None:
     cache = make()
     fill(cache, files)
     assert kept(cache, files) == 12
@@ -361,7 +377,9 @@ def test_damage_is_recognised_and_mended(files: list[Path], make: Callable[..., 
     assert kept(new, files) == kept(make(), files) == 12
 
 
-def test_a_file_of_waste_is_begun_anew(files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_waste_is_begun_anew(
+    files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = make()
     fill(cache, files)
     full = the_file(cache, ".pixels").stat().st_size
@@ -442,7 +460,9 @@ def test_files_idle_for_an_hour_make_room_and_others_do_not(
     assert len(warnings_in(caplog)) == 1
 
 
-def test_a_run_in_progress_is_not_idle(files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_progress_is_not_idle(
+    files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = make()
     fill(cache, files)
     os.utime(the_file(cache, ".pixels"), (1e9, 1e9))
@@ -479,7 +499,9 @@ def ordinary_user(open_folder: Path) -> Iterator[Path]:
         os.seteuid(0)
 
 
-def test_a_read_only_folder_turns_it_off_with_one_warning(ordinary_user: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_folder_turns_it_off_with_one_warning(
+    ordinary_user: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = sorted(ordinary_user.glob("*.jpg"))
     (ordinary_user / "cache").mkdir(mode=0o555)
     cache = PixelCache(ordinary_user, "s", ordinary_user / "cache")
@@ -504,14 +526,18 @@ def test_what_a_read_only_folder_holds_is_used(ordinary_user: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("folder", ["a file", "/proc/aimonk", "/dev/null/pixels"])
-def test_a_folder_that_cannot_be_made(tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture, folder: str) -> None:
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
     (tmp_path / "a file").touch()
     cache = PixelCache(files[0].parent, "s", tmp_path / folder)
     assert [kept(cache, files), kept(cache, files)] == [0, 0]
     assert len(warnings_in(caplog)) == 1
 
 
-def test_a_folder_removed_during_the_run(files: list[Path], make: Callable[..., PixelCache], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_removed_during_the_run(
+    files: list[Path], make: Callable[..., PixelCache], caplog: pytest.LogCaptureFixture
+) -> None:
     cache = make()
     fill(cache, files)
     shutil.rmtree(cache.folder)
@@ -545,7 +571,11 @@ def test_writes_cut_short(files: list[Path], make: Callable[..., PixelCache], ro
 
 @pytest.mark.parametrize("last", ["a part", "nothing"])
 def test_a_disk_that_becomes_full(
-    files: list[Path], make: Callable[..., PixelCache], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, last: str
+    files: list[Path],
+    make: Callable[..., PixelCache],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    last: str,
 ) -> None:
     cache = make()
     fill(cache, files[:5])
@@ -571,7 +601,9 @@ def test_a_disk_that_becomes_full(
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only the superuser can make a small disk")
-def test_a_really_full_disk(tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_really_full_disk(
+    tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=36k", "none", str(disk)], capture_output=True).returncode:
@@ -615,7 +647,9 @@ def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert not caplog.records
 
 
-def test_a_user_without_a_home(files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_user_without_a_home(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("AIMONK_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 

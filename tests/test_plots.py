@@ -7,8 +7,8 @@ from PIL import Image
 
 from aimonk_hf import AttributeDataset
 from aimonk_hf.data.labels import Labels
-from aimonk_hf.judging import plots
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.prediction import Prediction
+from aimonk_hf.training import plots
 
 
 @pytest.fixture
@@ -23,7 +23,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_the_loss_curve_has_the_assignments_labels(tmp_path: Path, drawn: list[Figure]) -> None:
     plots.plot_loss_curve([3.0, 2.0, 1.0, 0.5], [(2, 2.5), (4, 1.0)], tmp_path / "a.png", "Aimonk_multilabel_problem")
     (axes,) = drawn[0].axes
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("iteration_number", "training_loss", "Aimonk_multilabel_problem")
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == (
+        "iteration_number",
+        "training_loss",
+        "Aimonk_multilabel_problem",
+    )
     raw, smooth, validation = axes.lines
     assert raw.get_xydata().tolist() == [[1, 3.0], [2, 2.0], [3, 1.0], [4, 0.5]]
     assert smooth.get_ydata().max() < 3
@@ -36,10 +40,15 @@ def test_stages_and_the_kept_epoch_are_marked(tmp_path: Path, drawn: list[Figure
     _, first, second, *_, stage, kept = drawn[0].axes[0].lines
     assert first.get_xdata().tolist() == [1, 2]
     assert second.get_xdata().tolist() == [3, 4]
-    assert first.get_ydata().min() >= 2 > 1 >= second.get_ydata().max()  # the smoothed loss of a stage knows nothing of the other's
+    assert (
+        first.get_ydata().min() >= 2 > 1 >= second.get_ydata().max()
+    )  # the smoothed loss of a stage knows nothing of the other's
     assert list(stage.get_xdata()) == [2.5, 2.5]
     assert kept.get_xydata().tolist() == [[2, 1.5]]
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()][-2:] == ["a new stage begins", "the epoch that is kept"]
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()][-2:] == [
+        "a new stage begins",
+        "the epoch that is kept",
+    ]
 
 
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, 0.5]])
@@ -48,7 +57,9 @@ def test_short_curves_can_be_drawn(tmp_path: Path, losses: list[float]) -> None:
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_bars_are_coloured_by_agreement_and_gaps_are_grey(tmp_path: Path, drawn: list[Figure], picture: Image.Image) -> None:
+def test_bars_are_coloured_by_agreement_and_gaps_are_grey(
+    tmp_path: Path, drawn: list[Figure], picture: Image.Image
+) -> None:
     picture.save(tmp_path / "a $1$ <b>.png")
     names = ["right", "wrong", "gap"]
     dataset = AttributeDataset(Labels(["a $1$ <b>.png"], names, np.float32([[1, 1, np.nan]])), tmp_path)

@@ -26,7 +26,9 @@ def test_a_quiet_process_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar_that_follows_an_early_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_terminal_gets_a_bar_that_follows_an_early_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = TrainingProgress(total=40, done=0, quiet=False)
     shown.after_step(0.25, 1e-3)

@@ -11,14 +11,14 @@ from timm.models import get_pretrained_cfg, is_model
 from aimonk_hf import AimonkModel, TrainConfig, get_recipe
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.backbones import trim_pretrained_cfg
-from aimonk_hf.model.losses import positive_weights
-from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.modeling.backbones import trim_pretrained_cfg
+from aimonk_hf.modeling.losses import positive_weights
+from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.training.epoch_choice import plateau_factor
 from aimonk_hf.training.optimisation import lr_factor
 from aimonk_hf.training.published_recipes import PUBLISHED
 from aimonk_hf.training.recipes import NEUTRAL, list_recipes
-from aimonk_hf.training.train_config import Stage
+from aimonk_hf.training.settings import Stage
 
 
 def config(recipe: str, **changes: Any) -> TrainConfig:
@@ -52,7 +52,12 @@ def test_the_two_stage_system() -> None:
     made = config("efficientnet-b0-two-stage")
     assert made.stages == [Stage(5, 1e-3, "backbone"), Stage(15, 1e-4, "first-5/16")]
     assert (made.drop_rate, made.optimizer, made.weight_decay, made.batch_size) == (0.3, "adamw", 1e-4, 32)
-    assert (made.schedule, made.plateau_factor, made.plateau_patience, made.early_stopping_patience) == ("plateau", 0.5, 2, 5)
+    assert (made.schedule, made.plateau_factor, made.plateau_patience, made.early_stopping_patience) == (
+        "plateau",
+        0.5,
+        2,
+        5,
+    )
     assert (made.split, made.val_split, made.seed, made.augmentation) == ("random", 0.2, 42, "two-stage")
     faster, slower = (config(f"efficientnet-b0-two-stage-{speed}") for speed in ("faster", "slower"))
     assert ([stage.epochs for stage in faster.stages], faster.batch_size) == ([3, 8], 64)
@@ -62,7 +67,12 @@ def test_the_two_stage_system() -> None:
 def test_the_resnet34_system_and_its_experiments() -> None:
     made = config("resnet34-partial")
     assert made.stages == [Stage(8, 1e-4, "first-7/16")]  # layer1 has 3 blocks and layer2 has 4
-    assert (made.drop_rate, made.optimizer, made.weight_decay, made.metric_for_best_model) == (0.4, "adam", 1e-4, "macro_f1")
+    assert (made.drop_rate, made.optimizer, made.weight_decay, made.metric_for_best_model) == (
+        0.4,
+        "adam",
+        1e-4,
+        "macro_f1",
+    )
     assert (made.val_split, made.split, made.augmentation) == (0.15, "rarest", "partial")
     assert config("resnet34-baseline").freeze == "none"
     assert config("resnet34-layer3-frozen").freeze == "first-13/16"  # layer3 has 6
@@ -137,7 +147,9 @@ def test_every_recipe_runs_by_its_name(recipe: str, sample: Path, tmp_path: Path
     assert len((out / "history.csv").read_text().splitlines()) == 1 + n_stages
 
 
-def test_a_recipe_whose_layer_names_another_network_lacks_is_refused(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_recipe_whose_layer_names_another_network_lacks_is_refused(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     flags = [
         "--architecture",
         "test_vit",

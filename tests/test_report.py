@@ -11,15 +11,15 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, read_labels, train
+from aimonk_hf.audit.suspects import write_labels
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.judging.console import metrics_table
-from aimonk_hf.judging.evaluation import Judged
-from aimonk_hf.judging.metrics import build_report
-from aimonk_hf.judging.report_plots import write_report_plots
-from aimonk_hf.judging.suspect_labels import write_labels
-from aimonk_hf.model.card import render_card
+from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.plots import write_report_plots
+from aimonk_hf.evaluation.report import Judged
+from aimonk_hf.evaluation.report_table import metrics_table
+from aimonk_hf.modeling.card import render_card
 from aimonk_hf.storage import read_json
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
@@ -34,7 +34,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AimonkModel]:
     out = tmp_path_factory.mktemp("run") / "out"
-    settings = {"epochs": 3, "batch_size": 16, "image_size": 48, "num_workers": 0, "mixed_precision": "no", "val_split": 0.4}
+    settings = {
+        "epochs": 3,
+        "batch_size": 16,
+        "image_size": 48,
+        "num_workers": 0,
+        "mixed_precision": "no",
+        "val_split": 0.4,
+    }
     return out, train(TrainConfig(data_dir=str(drawn), output_dir=str(out), recipe="demo", **settings))  # type: ignore[arg-type]
 
 
@@ -62,7 +69,9 @@ def test_a_run_reports_from_images_that_chose_nothing(run: tuple[Path, AimonkMod
     assert sum(report["training"]["data"]["labels"]["belt"]) == 240
 
 
-def test_little_data_has_no_report_part_and_says_so(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_little_data_has_no_report_part_and_says_so(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     settings = {"epochs": 1, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
     model = train(TrainConfig(data_dir=str(sample), output_dir=str(tmp_path / "out"), recipe="demo", **settings))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
@@ -77,7 +86,9 @@ def test_little_data_has_no_report_part_and_says_so(sample: Path, tmp_path: Path
 def test_a_run_that_chooses_nothing_on_validation_reports_from_all_of_it(sample: Path, tmp_path: Path) -> None:
     settings = {"epochs": 1, "image_size": 32, "num_workers": 0, "mixed_precision": "no", "val_split": 0.4}
     choose_nothing = {"tune_thresholds": False, "calibrate": False, "report_split": 0.0}
-    config = TrainConfig(data_dir=str(sample), output_dir=str(tmp_path / "out"), recipe="demo", **settings, **choose_nothing)  # type: ignore[arg-type]
+    config = TrainConfig(
+        data_dir=str(sample), output_dir=str(tmp_path / "out"), recipe="demo", **settings, **choose_nothing
+    )  # type: ignore[arg-type]
     model = train(config)
     assert model.metrics is not None
     assert model.metrics["verdict"]
@@ -115,7 +126,10 @@ def renamed(data: Path, folder: Path) -> Path:
 
 def evaluated(model: Path, data: Path, tmp_path: Path, *flags: str) -> tuple[str, dict]:
     """Evaluate; return `seen_by_model` and the whole report."""
-    assert main(["evaluate", "--model", str(model), "--data-dir", str(data), "--output", str(tmp_path / "report"), *flags]) == 0
+    assert (
+        main(["evaluate", "--model", str(model), "--data-dir", str(data), "--output", str(tmp_path / "report"), *flags])
+        == 0
+    )
     report = read_json(tmp_path / "report" / "metrics.json")
     return report["measured_on"]["seen_by_model"], report
 
@@ -166,7 +180,9 @@ def test_a_split_of_an_earlier_version_is_believed_in_its_own_folder_only(
 ) -> None:
     old = tmp_path / "old"
     shutil.copytree(run[0], old)
-    (old / "split.csv").write_text("image,part\n" + "".join(f"{image},{part}\n" for image, part in parts(run[0]).items()))
+    (old / "split.csv").write_text(
+        "image,part\n" + "".join(f"{image},{part}\n" for image, part in parts(run[0]).items())
+    )
     assert evaluated(old, drawn, tmp_path)[0] == "some"
     state, report = evaluated(old, drawn, tmp_path, "--part", "report")
     assert (state, report["n_images"]) == ("unknown", 48), "other files may have these names now"
@@ -176,7 +192,9 @@ def test_a_split_of_an_earlier_version_is_believed_in_its_own_folder_only(
     assert main(["tune", "--model", str(old), "--data-dir", str(drawn), "--part", "validation"]) == 0
     assert sorted(parts(old).items()) == before, "no image is entered a second time"
     assert main(["tune", "--model", str(old), "--data-dir", str(drawn)]) == 0
-    assert [part for _, part in sorted(parts(old).items())] == [part.replace("report", "validation") for _, part in before]
+    assert [part for _, part in sorted(parts(old).items())] == [
+        part.replace("report", "validation") for _, part in before
+    ]
 
 
 def test_the_split_of_other_weights_is_not_believed(
@@ -201,7 +219,9 @@ def test_images_that_tuned_thresholds_are_known_too(run: tuple[Path, AimonkModel
     assert evaluated(run[0], new, tmp_path)[0] == "none"
 
 
-def test_audit_knows_training_images_under_other_names(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:
+def test_audit_knows_training_images_under_other_names(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path
+) -> None:
     copy = renamed(drawn, tmp_path / "copy")
     flags = ["--model", str(run[0]), "--split", str(run[0] / "split.csv"), "--output", str(tmp_path / "a")]
     assert main(["audit", "--data-dir", str(copy), *flags]) == 0
@@ -210,7 +230,10 @@ def test_audit_knows_training_images_under_other_names(run: tuple[Path, AimonkMo
     assert findings["suspects"]["source"].endswith("for images which it was not trained on")
     assert findings["leakage"]["n_in_no_part"] == 0
     (run[1]).save_pretrained(tmp_path / "saved")
-    assert main(["audit", "--data-dir", str(copy), "--model", str(tmp_path / "saved"), "--output", str(tmp_path / "a")]) == 0
+    assert (
+        main(["audit", "--data-dir", str(copy), "--model", str(tmp_path / "saved"), "--output", str(tmp_path / "a")])
+        == 0
+    )
     assert "unknown whether it was trained on them" in read_json(tmp_path / "a" / "audit.json")["suspects"]["source"]
 
 
@@ -222,7 +245,9 @@ def test_evaluate_refuses_a_part_where_there_is_no_split(
     assert "has no split.csv" in capsys.readouterr().err
 
 
-def test_tune_saves_thresholds_and_a_new_card(tiny_model: AimonkModel, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_tune_saves_thresholds_and_a_new_card(
+    tiny_model: AimonkModel, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     folder = tmp_path / "m"
     tiny_model.save_pretrained(folder)
     arguments = ["tune", "--model", str(folder), "--data-dir", str(drawn)]
@@ -255,7 +280,12 @@ JUDGES = [["tune"], ["evaluate"], ["audit", "--output", "report"], ["export", "-
 
 @pytest.mark.parametrize("command", JUDGES[:3], ids=lambda command: command[0])
 def test_columns_in_another_order_are_the_same_data(
-    command: list[str], tiny_model: AimonkModel, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    command: list[str],
+    tiny_model: AimonkModel,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
@@ -265,16 +295,24 @@ def test_columns_in_another_order_are_the_same_data(
         assert main([*command, "--model", "model", "--data-dir", str(data)]) == 0
         printed = capsys.readouterr().out
         if command[0] == "tune":
-            found.append((AimonkModel.from_pretrained("model").config.thresholds, read_json(Path("model/metrics.json"))))
+            found.append(
+                (AimonkModel.from_pretrained("model").config.thresholds, read_json(Path("model/metrics.json")))
+            )
         elif command[0] == "audit":
             suspects = read_json(Path("report/audit.json"))["suspects"]
-            found.append(sorted((one["image"], one["attribute"], one["score"]) for one in suspects["labels"] + suspects["fillable"]))
+            found.append(
+                sorted(
+                    (one["image"], one["attribute"], one["score"]) for one in suspects["labels"] + suspects["fillable"]
+                )
+            )
         else:
             found.append(printed)
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("names", [{"belt": "sash"}, {"belt": "a", "collar": "b", "stripes": "c", "sleeves": "d"}], ids=["one", "all"])
+@pytest.mark.parametrize(
+    "names", [{"belt": "sash"}, {"belt": "a", "collar": "b", "stripes": "c", "sleeves": "d"}], ids=["one", "all"]
+)
 @pytest.mark.parametrize("command", JUDGES, ids=lambda command: command[0])
 def test_columns_of_other_names_are_refused_before_anything_is_written(
     command: list[str],
@@ -305,10 +343,14 @@ def test_thresholds_decide_by_name_whatever_their_order(tiny_model: AimonkModel,
     assert evaluate(model, dataset) == report
 
 
-def test_copies_of_an_image_choose_no_threshold_for_each_other(tiny_model: AimonkModel, drawn: Path, tmp_path: Path) -> None:
+def test_copies_of_an_image_choose_no_threshold_for_each_other(
+    tiny_model: AimonkModel, drawn: Path, tmp_path: Path
+) -> None:
     """With every image there twice, the same thresholds are tuned, and judged as with every image there once."""
     labels = read_labels(drawn)
-    values = np.random.default_rng(0).integers(0, 2, labels.values.shape)  # noise: what a copy tells could not be learned otherwise
+    values = np.random.default_rng(0).integers(
+        0, 2, labels.values.shape
+    )  # noise: what a copy tells could not be learned otherwise
     (tmp_path / "images").mkdir()
     for name in labels.images:
         for copy in ("", "copy "):
@@ -319,13 +361,22 @@ def test_copies_of_an_image_choose_no_threshold_for_each_other(tiny_model: Aimon
     reports = []
     for table in ("once.csv", "twice.csv"):
         tiny_model.save_pretrained(tmp_path / "m")
-        assert main(["tune", "--model", str(tmp_path / "m"), "--data-dir", str(tmp_path), "--labels", str(tmp_path / table)]) == 0
+        assert (
+            main(
+                ["tune", "--model", str(tmp_path / "m"), "--data-dir", str(tmp_path), "--labels", str(tmp_path / table)]
+            )
+            == 0
+        )
         reports.append(read_json(tmp_path / "m" / "metrics.json")["per_attribute"])
     for key in ("f1", "precision", "recall", "threshold", "threshold_spread95"):
-        assert {name: row[key] for name, row in reports[0].items()} == {name: row[key] for name, row in reports[1].items()}, key
+        assert {name: row[key] for name, row in reports[0].items()} == {
+            name: row[key] for name, row in reports[1].items()
+        }, key
 
 
-def test_audit_by_a_model_leaves_its_training_images_out(run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path) -> None:
+def test_audit_by_a_model_leaves_its_training_images_out(
+    run: tuple[Path, AimonkModel], drawn: Path, tmp_path: Path
+) -> None:
     assert (
         main(
             [
@@ -349,7 +400,9 @@ def test_audit_by_a_model_leaves_its_training_images_out(run: tuple[Path, Aimonk
     assert all(held[one["image"]] != "train" for one in findings["suspects"]["labels"])
 
 
-def test_audit_probe_from_the_command_line(drawn: Path, tmp_path: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture) -> None:
+def test_audit_probe_from_the_command_line(
+    drawn: Path, tmp_path: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture
+) -> None:
     """An untrained backbone's features tell stripes and sleeves apart well enough."""
     tiny_model.save_pretrained(tmp_path / "backbone")
     flags = ["--probe", "--architecture", f"local-dir:{tmp_path / 'backbone'}", "--output", str(tmp_path / "a")]
@@ -390,7 +443,12 @@ def test_the_card_has_verdict_intervals_trivial_predictors_and_an_index(tiny_mod
     names = tiny_model.config.attributes
     labels = (rng.random((80, 4)) < 0.5).astype(float)
     report = build_report(
-        labels, 0.5 * labels + 0.5 * rng.random((80, 4)), labels == 1, names, tiny_model.config.thresholds, chose_nothing=True
+        labels,
+        0.5 * labels + 0.5 * rng.random((80, 4)),
+        labels == 1,
+        names,
+        tiny_model.config.thresholds,
+        chose_nothing=True,
     )
     text = render_card(tiny_model.config, report)
     assert "**Verdict: better than trivial on all 4 attributes.**" in text
@@ -417,7 +475,9 @@ def test_the_console_names_attributes_below_everything_present() -> None:
     labels = np.array([[1.0, 1.0]] * 30 + [[0.0, 0.0]] * 10)
     decisions = np.column_stack([labels[:, 0] == 1, np.zeros(40, dtype=bool)])
     text = metrics_table(
-        build_report(labels, labels * 0.5 + 0.25, decisions, ["good", "shy"], {"good": 0.5, "shy": 0.9}, chose_nothing=True)
+        build_report(
+            labels, labels * 0.5 + 0.25, decisions, ["good", "shy"], {"good": 0.5, "shy": 0.9}, chose_nothing=True
+        )
     )
     assert "F1 below that of calling everything present: shy" in text
     assert "verdict: better than trivial on all 2 attributes" in text

@@ -8,7 +8,9 @@ from aimonk_hf.data.sample_data import PREVALENCE, SIZE, draw_garment, write_sam
 
 
 def test_the_same_seed_gives_the_same_pixels_and_labels(tmp_path: Path) -> None:
-    first, second, other = (write_sample_data(tmp_path / name, 4, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, second, other = (
+        write_sample_data(tmp_path / name, 4, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert (first / "labels.csv").read_text() == (second / "labels.csv").read_text()
     for path in sorted((first / "images").iterdir()):
         pixels = np.asarray(Image.open(path))
@@ -17,7 +19,9 @@ def test_the_same_seed_gives_the_same_pixels_and_labels(tmp_path: Path) -> None:
 
 
 def test_labels_have_the_stated_prevalences_and_gaps() -> None:
-    present = np.array([list(draw_garment(np.random.default_rng([5, number])).present.values()) for number in range(300)])
+    present = np.array(
+        [list(draw_garment(np.random.default_rng([5, number])).present.values()) for number in range(300)]
+    )
     np.testing.assert_allclose(present.mean(axis=0), list(PREVALENCE.values()), atol=0.07)
 
 

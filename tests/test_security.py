@@ -27,24 +27,24 @@ from PIL import Image
 from safetensors.torch import save_file
 from strange_files import overlapping_tags, saved
 
-import aimonk_hf.model.hub_push
-import aimonk_hf.model.modeling
+import aimonk_hf.modeling.hub_push
+import aimonk_hf.modeling.model
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
 from aimonk_hf.app.serve import app_folder, open_page
+from aimonk_hf.app.space import write_space
+from aimonk_hf.audit.checks import add_suspects, audit
+from aimonk_hf.audit.contact_sheet import write_contact_sheet
+from aimonk_hf.audit.report import audit_markdown
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.judging.audit import add_suspects, audit
-from aimonk_hf.judging.audit_report import audit_markdown
-from aimonk_hf.judging.contact_sheet import write_contact_sheet
-from aimonk_hf.judging.metrics import build_report
-from aimonk_hf.model.card import render_card
-from aimonk_hf.model.hub import download
-from aimonk_hf.model.hub_push import push_model_folder
-from aimonk_hf.model.persistence import check_state, load_weights
-from aimonk_hf.model.prediction import Prediction
-from aimonk_hf.sharing.convert import convert_checkpoint
-from aimonk_hf.sharing.spaces import write_space
+from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.modeling.card import render_card
+from aimonk_hf.modeling.convert import convert_checkpoint
+from aimonk_hf.modeling.hub import download
+from aimonk_hf.modeling.hub_push import push_model_folder
+from aimonk_hf.modeling.prediction import Prediction
+from aimonk_hf.modeling.weights import check_state, load_weights
 from aimonk_hf.storage import atomic_path, staged_folder, write_text
 
 __all__ = ["hub"]  # a fixture
@@ -53,7 +53,15 @@ ROOT = Path(__file__).parents[1]
 ATTRIBUTES = ["collar", "belt"]
 SCRIPT = "<script>alert('&')</script>"
 # Attributes that are text on one line, and no more.
-ATTACKS = [SCRIPT, "<img src=x onerror=alert(1)>", "a`<b>`|x", "[x](javascript:alert(1))", "../../up", "{{ 7 * 7 }}", "--- \\ %s"]
+ATTACKS = [
+    SCRIPT,
+    "<img src=x onerror=alert(1)>",
+    "a`<b>`|x",
+    "[x](javascript:alert(1))",
+    "../../up",
+    "{{ 7 * 7 }}",
+    "--- \\ %s",
+]
 
 
 class Hostile:
@@ -76,7 +84,9 @@ def trace(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=32).save_pretrained(tmp_path / "model")
+    AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=32).save_pretrained(
+        tmp_path / "model"
+    )
     return tmp_path / "model"
 
 
@@ -84,10 +94,26 @@ def folder(tmp_path: Path) -> Path:
 
 _UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 _NEVER = {
-    *("eval", "exec", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "yaml.unsafe_load", "torch.jit.load", "torch.hub.load"),
+    *(
+        "eval",
+        "exec",
+        "os.system",
+        "os.popen",
+        "tempfile.mktemp",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "torch.jit.load",
+        "torch.hub.load",
+    ),
     *("torch.hub.load_state_dict_from_url", "pd.read_pickle", "shutil.unpack_archive"),
 }
-_FORBIDDEN_OPTIONS = {"trust_remote_code": True, "allow_pickle": True, "shell": True, "verify": False, "weights_only": False}
+_FORBIDDEN_OPTIONS = {
+    "trust_remote_code": True,
+    "allow_pickle": True,
+    "shell": True,
+    "verify": False,
+    "weights_only": False,
+}
 
 
 def dangers(code: str) -> list[str]:
@@ -198,7 +224,10 @@ def test_checkpoints_that_claim_what_they_do_not_hold_are_refused(content: Any, 
 
 def test_packed_checkpoints_folders_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
     torch.save({"fc.bias": torch.zeros(200_000)}, tmp_path / "plain.pth")
-    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry.filename))
     with pytest.raises(AimonkError, match="is compressed, which PyTorch does not do"):
@@ -215,7 +244,9 @@ def damaged_checkpoints(seed: int) -> Iterator[bytes]:
     rng = np.random.default_rng(seed)
     for is_zip in (True, False):
         buffer = io.BytesIO()
-        torch.save({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=is_zip)
+        torch.save(
+            {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=is_zip
+        )
         for _ in range(150):
             content = bytearray(buffer.getvalue())
             for place in rng.integers(0, len(content), rng.integers(1, 5)):
@@ -245,7 +276,10 @@ def no_network(*arguments: Any, **options: Any) -> None:
 
 
 _HOSTILE_CONFIGS: list[dict[str, Any]] = [
-    {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "user/repo--evil.Evil"}, "custom_pipelines": {"x": {"impl": "evil.Evil"}}},
+    {
+        "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "user/repo--evil.Evil"},
+        "custom_pipelines": {"x": {"impl": "evil.Evil"}},
+    },
     {"model_args": {"checkpoint_path": "evil.pth"}},
     {"model_args": {"pretrained": True}},
     {"model_args": {"pretrained_cfg": "evil"}},
@@ -284,7 +318,9 @@ def test_a_hostile_config_runs_and_fetches_nothing(
     monkeypatch.setattr(socket.socket, "connect", no_network)
     opened: list[str] = []
     real_open = open
-    monkeypatch.setattr("builtins.open", lambda file, *rest, **options: opened.append(str(file)) or real_open(file, *rest, **options))
+    monkeypatch.setattr(
+        "builtins.open", lambda file, *rest, **options: opened.append(str(file)) or real_open(file, *rest, **options)
+    )
     for load in (AimonkModel.from_pretrained, lambda place: AimonkModel.from_timm(f"local-dir:{place}", ["x"])):
         try:
             model = load(str(folder))
@@ -318,7 +354,15 @@ def test_an_architecture_far_larger_than_its_weights_takes_no_memory(changes: di
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_efficientnet", "test_convnext", "test_byobnet", "swinv2_tiny_window8_256", "vit_tiny_r_s16_p8_224"]
+    "name",
+    [
+        "test_vit",
+        "test_efficientnet",
+        "test_convnext",
+        "test_byobnet",
+        "swinv2_tiny_window8_256",
+        "vit_tiny_r_s16_p8_224",
+    ],
 )
 def test_a_loaded_network_is_the_saved_one_to_the_last_buffer(name: str, tmp_path: Path) -> None:
     saved_model = AimonkModel.from_timm(name, ["a"], pretrained=False)
@@ -411,12 +455,16 @@ def test_a_well_formed_header_is_read_and_its_tensors_are_held_against_the_netwo
 # The Hub
 
 
-def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(hub: LoopbackHub, trace: Path, tmp_path: Path) -> None:
+def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(
+    hub: LoopbackHub, trace: Path, tmp_path: Path
+) -> None:
     model = AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=32)
     model.push_to_hub("user/evil")
     repo = hub.repos["model", "user/evil"]
     code = f"import os\nos.mkdir({str(trace)!r})\n".encode()
-    config = json.loads(repo.files()["config.json"]) | {"auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"}}
+    config = json.loads(repo.files()["config.json"]) | {
+        "auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"}
+    }
     hostile = dict.fromkeys(("modeling_evil.py", "__init__.py", "hubconf.py", "../../up.py", "handler.py"), code)
     hostile |= {name: pickle.dumps(Hostile(trace)) for name in ("pytorch_model.bin", "model.pth", "training_args.bin")}
     repo.commit("main", repo.files() | hostile | {"config.json": json.dumps(config).encode()}, "evil")
@@ -427,7 +475,11 @@ def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(hub: Loop
     fetched = {path.rpartition("/")[2] for _, path in hub.requests if "/resolve/" in path}
     assert fetched <= {"config.json", "model.safetensors", "README.md", "metrics.json"}
     assert {"config.json", "model.safetensors"} <= fetched
-    on_disk = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_symlink() or path.suffix in (".py", ".bin", ".pth")}
+    on_disk = {
+        path.name
+        for path in (tmp_path / "cache").rglob("*")
+        if path.is_symlink() or path.suffix in (".py", ".bin", ".pth")
+    }
     assert on_disk == {"config.json", "model.safetensors", "README.md"}
     assert not any("evil" in name for name in sys.modules)
     loaded.push_to_hub("user/clean")
@@ -449,7 +501,9 @@ def test_a_link_to_a_file_elsewhere_is_not_published(name: str, folder: Path, hu
         assert not (tmp_path / "space").exists()
 
 
-def test_the_hub_s_own_cache_whose_files_are_links_can_be_pushed(folder: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_hub_s_own_cache_whose_files_are_links_can_be_pushed(
+    folder: Path, hub: LoopbackHub, tmp_path: Path
+) -> None:
     push_model_folder(folder, "user/first")
     snapshot = download("user/first", ["*"], cache_dir=tmp_path / "cache")
     assert (snapshot / "config.json").is_symlink()
@@ -531,18 +585,23 @@ def hostile_data(tmp_path_factory: pytest.TempPathFactory) -> AttributeDataset:
     (folder / "images" / "<i>bad.png").write_bytes(b"\x89PNG\r\n\x1a\n<script>alert(3)</script>")
     names += [f"copy {name}" for name in names] + ["<u>gone.png", "<i>bad.png"]
     header = ",".join(f'"{name}"' for name in ["image", *ATTACKS])
-    rows = [f'"{name}",' + ",".join(str((number + k) % 2) for k in range(len(ATTACKS))) for number, name in enumerate(names)]
+    rows = [
+        f'"{name}",' + ",".join(str((number + k) % 2) for k in range(len(ATTACKS))) for number, name in enumerate(names)
+    ]
     (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
     return AttributeDataset.from_folder(folder)
 
 
 def test_an_audit_of_hostile_names_holds_no_html(hostile_data: AttributeDataset, tmp_path: Path) -> None:
     split = tmp_path / "<b>split.csv"
-    split.write_text("image,part\n" + "".join(f'"{name}",<b>{k % 2}</b>\n' for k, name in enumerate(hostile_data.labels.images)))
+    split.write_text(
+        "image,part\n" + "".join(f'"{name}",<b>{k % 2}</b>\n' for k, name in enumerate(hostile_data.labels.images))
+    )
     audited = audit(hostile_data, split)
     add_suspects(audited, np.full(hostile_data.labels.values.shape, 0.5), f"the scores of {SCRIPT}")
     audited.findings["suspects"]["labels"] = [
-        {"image": name, "attribute": ATTACKS[0], "label": "1", "suggested": 0, "score": 0.1} for name in hostile_data.labels.images
+        {"image": name, "attribute": ATTACKS[0], "label": "1", "suggested": 0, "score": 0.1}
+        for name in hostile_data.labels.images
     ]
     audited.findings["probe"] = {
         "verdict": SCRIPT,
@@ -558,7 +617,9 @@ def test_an_audit_of_hostile_names_holds_no_html(hostile_data: AttributeDataset,
         sheet.load()
 
 
-def test_the_audit_command_prints_no_terminal_codes(hostile_data: AttributeDataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_audit_command_prints_no_terminal_codes(
+    hostile_data: AttributeDataset, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["audit", "--data-dir", str(hostile_data.images_dir.parent), "--output", str(tmp_path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
     assert html_of((tmp_path / "audit.md").read_text()) == []
@@ -616,7 +677,10 @@ def test_a_card_of_hostile_names_and_metrics_holds_no_html_and_its_metadata_stay
 
 def changed_metrics(*path: str, value: Any) -> str:
     """Metrics of the model in `folder` with one value replaced, as JSON."""
-    labels, scores = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32), np.array([[0.9, 0.1], [0.2, 0.6], [0.7, 0.7]])
+    labels, scores = (
+        np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32),
+        np.array([[0.9, 0.1], [0.2, 0.6], [0.7, 0.7]]),
+    )
     metrics = build_report(labels, scores, scores >= 0.5, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 0.5))
     place = metrics
     for key in path[:-1]:
@@ -650,7 +714,9 @@ _MALFORMED_METRICS = {
     "a text for a trivial predictor": changed_metrics("trivial", "majority", value="none"),
     "a source that is a number": changed_metrics("measured_on", value=5),
     "a training that is a list": changed_metrics("training", value=["demo"]),
-    "label counts that are words": changed_metrics("training", "data", value={"labels": {"belt": "abc"}, "findings": []}),
+    "label counts that are words": changed_metrics(
+        "training", "data", value={"labels": {"belt": "abc"}, "findings": []}
+    ),
 }
 
 
@@ -722,7 +788,7 @@ def test_what_is_pushed_is_written_into_a_private_folder(monkeypatch: pytest.Mon
         modes.append(mode(place.parent) if mode(place) & 0o077 else mode(place))
         raise AimonkError("looked")
 
-    monkeypatch.setattr(aimonk_hf.model.hub_push, "push_model_folder", look)
+    monkeypatch.setattr(aimonk_hf.modeling.hub_push, "push_model_folder", look)
     with pytest.raises(AimonkError, match="looked"):
         AimonkModel.from_timm("test_resnet", ["a"], pretrained=False).push_to_hub("user/x")
     assert modes == [0o700]

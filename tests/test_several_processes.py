@@ -23,7 +23,17 @@ from aimonk_hf.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # without batch norm, dropout or augmentation, so that only the division of the work differs
-SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none", "--drop-rate", "0"]
+SETTINGS = [
+    "--architecture",
+    "test_vit",
+    "--no-pretrained",
+    "--image-size",
+    "32",
+    "--augmentation",
+    "none",
+    "--drop-rate",
+    "0",
+]
 SETTINGS += ["--mixed-precision", "no"]
 
 
@@ -35,11 +45,30 @@ def torchrun(processes: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--master_port",
+        str(port),
+    ]
 
 
 def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str) -> str:
-    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0"]
+    flags = [
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(out),
+        "--epochs",
+        "2",
+        "--batch-size",
+        str(batch_size),
+        "--num-workers",
+        "0",
+    ]
     command = [*torchrun(processes), "train.py", *flags, *SETTINGS, *more]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -51,12 +80,39 @@ def launch_two_machines(sample: Path, outs: list[Path], batch_size: int, *more: 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    flags = ["--data-dir", str(sample), "--epochs", "2", "--batch-size", str(batch_size), "--num-workers", "0", *SETTINGS, *more]
+    flags = [
+        "--data-dir",
+        str(sample),
+        "--epochs",
+        "2",
+        "--batch-size",
+        str(batch_size),
+        "--num-workers",
+        "0",
+        *SETTINGS,
+        *more,
+    ]
     machines = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes",
+                "2",
+                "--node_rank",
+                str(rank),
+                "--nproc_per_node",
+                "1",
+            ]
             + ["--master_addr", "127.0.0.1", "--master_port", port, "train.py", "--output-dir", str(out), *flags],
-            **{"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
+            **{
+                "cwd": ROOT,
+                "env": environment(),
+                "stdout": subprocess.DEVNULL,
+                "stderr": subprocess.PIPE,
+                "text": True,
+            },
         )
         for rank, out in enumerate(outs)
     ]
@@ -96,7 +152,12 @@ def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path
 
 def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path) -> None:
     more = ("--folds", "2", "--stage-epochs", "1,1", "--stage-freeze", "backbone,first-2", "--ema-decay", "0.9")
-    more += ("--architecture", "test_convnext", "--prefix-views", "1")  # no batch norm, and a prefix that can be cut off
+    more += (
+        "--architecture",
+        "test_convnext",
+        "--prefix-views",
+        "1",
+    )  # no batch norm, and a prefix that can be cut off
     one, two = tmp_path / "one", tmp_path / "two"
     launch(sample, one, 1, 14, *more)
     printed = launch(sample, two, 2, 7, *more)
@@ -104,7 +165,9 @@ def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path
     tables = [list(csv.DictReader((out / "oof.csv").open())) for out in (one, two)]
     for mine, other in zip(*tables, strict=True):
         assert mine["image"] == other["image"]
-        np.testing.assert_allclose(*[[float(row[name]) for name in row if name != "image"] for row in (mine, other)], atol=1e-4)
+        np.testing.assert_allclose(
+            *[[float(row[name]) for name in row if name != "image"] for row in (mine, other)], atol=1e-4
+        )
     losses = [load_checkpoint(out / "checkpoints")["losses"].numpy() for out in (one, two)]
     np.testing.assert_allclose(*losses, atol=1e-4)
 
@@ -141,9 +204,23 @@ def test_more_processes_than_images(sample: Path, tmp_path: Path) -> None:
 
 def run_of_two(data: Path, out: Path) -> subprocess.Popen[str]:
     """A long run of two processes that has written a checkpoint."""
-    flags = ["--data-dir", str(data), "--output-dir", str(out), "--epochs", "1000", "--batch-size", "8", "--num-workers", "0", *SETTINGS]
+    flags = [
+        "--data-dir",
+        str(data),
+        "--output-dir",
+        str(out),
+        "--epochs",
+        "1000",
+        "--batch-size",
+        "8",
+        "--num-workers",
+        "0",
+        *SETTINGS,
+    ]
     command = [*torchrun(2), "train.py", *flags]
-    run = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -158,7 +235,10 @@ def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_pa
     os.kill(trainers[1], signal.SIGKILL)
     _, errors = run.communicate(timeout=90)
     assert run.returncode != 0
-    assert "another process of this run has ended: its own message says why; --resume goes on" in errors or "Signal 9 (SIGKILL)" in errors
+    assert (
+        "another process of this run has ended: its own message says why; --resume goes on" in errors
+        or "Signal 9 (SIGKILL)" in errors
+    )
     assert not any(psutil.pid_exists(pid) for pid in trainers)
     assert load_checkpoint(out / "checkpoints") is not None
 
@@ -216,7 +296,9 @@ def test_all_processes_score_wait_for_the_first_and_return_its_model(
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [*torchrun(2), str(tmp_path / "program.py"), str(tmp_path), str(sample), json.dumps(settings)]
-    done = subprocess.run(command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"record-{rank}.json").read_text()) for rank in (0, 1))
     for record in (first, second):
@@ -231,7 +313,9 @@ def test_all_processes_score_wait_for_the_first_and_return_its_model(
 def test_a_signal_to_one_process_stops_all_after_the_same_step(sample: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_of_two(sample, out)
-    trainers = sorted((process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()), key=rank_of)
+    trainers = sorted(
+        (process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()), key=rank_of
+    )
     trainers[1].send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=90)
     said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", errors)
@@ -246,14 +330,19 @@ def rank_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("format", ["csv", "json"])
-def test_two_processes_predict_into_the_file_of_one(format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel) -> None:
+def test_two_processes_predict_into_the_file_of_one(
+    format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel
+) -> None:
     tiny_model.save_pretrained(tmp_path / "model")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     inputs = [str(tmp_path / "broken.png"), *(str(path) for path in sorted((sample / "images").iterdir())[:4])]
     flags = ["predict", *inputs, "--model", str(tmp_path / "model"), "--format", format, "--output"]
     assert main([*flags, str(tmp_path / "one")]) == 1
     done = subprocess.run(
-        [*torchrun(2), "-m", "aimonk_hf", *flags, str(tmp_path / "two")], env=environment(), capture_output=True, text=True
+        [*torchrun(2), "-m", "aimonk_hf", *flags, str(tmp_path / "two")],
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1  # as for one process: an input failed
     assert done.stderr.count("broken.png: not a picture") == 1
@@ -262,7 +351,11 @@ def test_two_processes_predict_into_the_file_of_one(format: str, sample: Path, t
 
 
 def test_several_processes_need_a_file(
-    monkeypatch: pytest.MonkeyPatch, sample: Path, tmp_path: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    sample: Path,
+    tmp_path: Path,
+    tiny_model: AimonkModel,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     tiny_model.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -271,7 +364,13 @@ def test_several_processes_need_a_file(
 
 
 def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:
-    for n_images, size, accumulation, processes in ((50, 4, 1, 3), (7, 2, 2, 2), (65, 16, 2, 2), (3, 4, 1, 1), (1, 4, 2, 5)):
+    for n_images, size, accumulation, processes in (
+        (50, 4, 1, 3),
+        (7, 2, 2, 2),
+        (65, 16, 2, 2),
+        (3, 4, 1, 1),
+        (1, 4, 2, 5),
+    ):
         parts = [EpochBatches(n_images, size, accumulation, processes, rank, seed=5) for rank in range(processes)]
         batches = [list(part) for part in parts]
         assert len({len(own) for own in batches}) == 1  # every process makes the same number of passes
@@ -279,7 +378,10 @@ def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_proc
         assert sorted(row for row in rows if row >= 0) == list(range(n_images))
         assert all(batch for own in batches for batch in own)
         assert max(len(batch) for own in batches for batch in own) <= size
-        sizes = [sum(row >= 0 for own in batches for batch in own[step : step + 1] for _, row in batch) for step in range(len(batches[0]))]
+        sizes = [
+            sum(row >= 0 for own in batches for batch in own[step : step + 1] for _, row in batch)
+            for step in range(len(batches[0]))
+        ]
         assert accumulation > 1 or max(sizes) - min(sizes) <= 1
         whole = EpochBatches(n_images, size * processes * accumulation, 1, 1, 0, seed=5)
         start = 0

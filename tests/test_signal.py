@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from aimonk_hf.judging.metrics import build_report
-from aimonk_hf.judging.probe import FOLDS, _fast_auroc, probe
-from aimonk_hf.judging.signal_test import ALPHA, corrected_p_values, judge_signal, permutation_p_values
+from aimonk_hf.audit.probe import FOLDS, _fast_auroc, probe
+from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.signal_test import ALPHA, corrected_p_values, judge_signal, permutation_p_values
 
 NAN = np.nan
 
@@ -28,7 +28,9 @@ def test_missing_labels_change_nothing() -> None:
     labels = (rng.random((40, 1)) < 0.4).astype(float)
     scores = rng.random((40, 1)) + 0.3 * labels
     wide = np.vstack([labels, np.full((60, 1), NAN)]), np.vstack([scores, rng.random((60, 1))])
-    assert permutation_p_values(*wide, 3999)[0] == pytest.approx(permutation_p_values(labels, scores, 3999)[0], abs=0.02)
+    assert permutation_p_values(*wide, 3999)[0] == pytest.approx(
+        permutation_p_values(labels, scores, 3999)[0], abs=0.02
+    )
 
 
 def test_scores_that_rank_backwards_are_no_signal() -> None:
@@ -95,7 +97,12 @@ def test_a_report_has_evidence_only_where_the_images_chose_nothing() -> None:
 @pytest.mark.parametrize("labels", [np.full((5, 3), NAN), np.ones((5, 3)), np.array([[1.0, 0.0, NAN]])])
 def test_degenerate_tables_do_not_crash(labels: np.ndarray) -> None:
     report = build_report(
-        labels, np.full(labels.shape, 0.4), np.zeros(labels.shape, dtype=bool), list("abc"), dict.fromkeys("abc", 0.5), True
+        labels,
+        np.full(labels.shape, 0.4),
+        np.zeros(labels.shape, dtype=bool),
+        list("abc"),
+        dict.fromkeys("abc", 0.5),
+        True,
     )
     assert report["signal"] is None
     assert report["macro"]["auroc"] is None
@@ -115,7 +122,9 @@ def test_a_thousand_attributes() -> None:
 def probe_data(seed: int, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(n, 12))
-    labels = np.column_stack([features[:, 0] + rng.normal(size=n) > 0.3, features[:, 1] + rng.normal(size=n) > 1.2]).astype(float)
+    labels = np.column_stack(
+        [features[:, 0] + rng.normal(size=n) > 0.3, features[:, 1] + rng.normal(size=n) > 1.2]
+    ).astype(float)
     labels[rng.random(labels.shape) < 0.15] = NAN
     return features, labels
 
@@ -131,7 +140,10 @@ def test_the_probes_false_alarms_over_200_seeds() -> None:
     """Shuffled labels: any alarm in about 5% of 200 runs (standard error 1.5%)."""
     features, labels = probe_data(1, n=60)
     shuffled = (labels[np.random.default_rng(seed).permutation(60)] for seed in range(200))
-    alarms = sum(probe(features, table, ["a", "b"], n_permutations=39, seed=seed).signal == "some" for seed, table in enumerate(shuffled))
+    alarms = sum(
+        probe(features, table, ["a", "b"], n_permutations=39, seed=seed).signal == "some"
+        for seed, table in enumerate(shuffled)
+    )
     assert 2 <= alarms <= 20
 
 
@@ -157,7 +169,7 @@ def test_the_probe_survives_unreadable_images_one_class_and_few_rows() -> None:
 
 
 def test_fast_auroc_agrees_with_scikit_learn() -> None:
-    from aimonk_hf.judging.metrics import auroc
+    from aimonk_hf.evaluation.metrics import auroc
 
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((30, 4)) < 0.4).astype(float), rng.random((30, 4))

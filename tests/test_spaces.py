@@ -17,8 +17,8 @@ from hub_support import hub
 from loopback_hub import LoopbackHub
 
 from aimonk_hf import AimonkModel
+from aimonk_hf.app import space as spaces
 from aimonk_hf.cli.main import main
-from aimonk_hf.sharing import spaces
 
 __all__ = ["hub"]
 
@@ -39,7 +39,14 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
     assert main(["push-space", "--model", str(model_folder), "--output", str(tmp_path / "space")]) == 0
     space = tmp_path / "space"
     assert f"written:   {space}" in capsys.readouterr().out
-    assert {path.name for path in space.iterdir()} == {"app.py", "aimonk_hf", "model", "model_card.md", "requirements.txt", "README.md"}
+    assert {path.name for path in space.iterdir()} == {
+        "app.py",
+        "aimonk_hf",
+        "model",
+        "model_card.md",
+        "requirements.txt",
+        "README.md",
+    }
     assert {path.name for path in (space / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert not list(space.rglob("__pycache__"))
     front = front_matter(space)
@@ -59,7 +66,12 @@ def isolated(code: list[str], folder: Path, **variables: str) -> subprocess.Pope
     """Start Python in `folder` with the installed packages but without site-packages' links to this repository."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     packages = sysconfig.get_paths()["purelib"]
-    settings = {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    settings = {
+        "PYTHONPATH": packages,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
     return subprocess.Popen(
         [sys.executable, "-S", *code],
         cwd=folder,
@@ -80,7 +92,9 @@ def test_it_starts_from_its_folder_alone(model_folder: Path, tiny_model: AimonkM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = isolated(["app.py"], space, SPACE_ID="user/space", GRADIO_SERVER_NAME="127.0.0.1", GRADIO_SERVER_PORT=str(port))
+    app = isolated(
+        ["app.py"], space, SPACE_ID="user/space", GRADIO_SERVER_NAME="127.0.0.1", GRADIO_SERVER_PORT=str(port)
+    )
     try:
         wait_for(port, app)
         picture = min((sample / "images").iterdir())
@@ -108,7 +122,16 @@ def wait_for(port: int, app: subprocess.Popen[str]) -> None:
 
 def test_a_space_is_pushed_in_one_commit_and_its_model_named(hub: LoopbackHub, tiny_model: AimonkModel, capsys):
     tiny_model.push_to_hub("user/garments")
-    command = ["push-space", "--model", "user/garments", "--repo-id", "user/page", "--title", 'Garments: "all" of them', "--private"]
+    command = [
+        "push-space",
+        "--model",
+        "user/garments",
+        "--repo-id",
+        "user/page",
+        "--title",
+        'Garments: "all" of them',
+        "--private",
+    ]
     assert main(command) == 0
     repo = hub.repos["space", "user/page"]
     assert f"pushed:    {hub.url}/spaces/user/page/commit/{repo.branches['main']}" in capsys.readouterr().out
@@ -116,7 +139,7 @@ def test_a_space_is_pushed_in_one_commit_and_its_model_named(hub: LoopbackHub, t
     assert repo.messages == ["initial commit", "Upload Space"]
     files = repo.files()
     assert {path.split("/")[0] for path in files} == {
-        *(".gitattributes", "app.py", "aimonk_hf", "model_card.md", "requirements.txt", "README.md"),
+        *(".gitattributes", "app.py", "aimonk_hf", "model_card.md", "requirements.txt", "README.md")
     }
     assert "aimonk_hf/app/__init__.py" in files
     front = yaml.safe_load(files["README.md"].decode().split("---")[1])

@@ -13,17 +13,24 @@ from accelerate import Accelerator
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.training import frozen_features
-from aimonk_hf.training import trainer as trainer_module
+from aimonk_hf.training import features as frozen_features
+from aimonk_hf.training import loop as trainer_module
 from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights
 from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.trainer import Trainer
+from aimonk_hf.training.loop import Trainer
 
 NAN = float("nan")
 
 
 def settings(sample: Path, out: Path, **changes: object) -> TrainConfig:
-    values = {"recipe": "demo", "epochs": 2, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"} | changes
+    values = {
+        "recipe": "demo",
+        "epochs": 2,
+        "batch_size": 16,
+        "image_size": 32,
+        "num_workers": 0,
+        "mixed_precision": "no",
+    } | changes
     return TrainConfig(data_dir=str(sample), output_dir=str(out), **values)  # type: ignore[arg-type]
 
 
@@ -78,10 +85,19 @@ def staged(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, train(two_stages(sample, out))
 
 
-def test_each_stage_has_its_own_rate_and_its_own_frozen_part(staged: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
-    assert [(row["stage"], float(row["lr"])) for row in history(staged[0])] == [("1", 1e-3), ("1", 1e-3), ("2", 1e-4), ("2", 1e-4)]
+def test_each_stage_has_its_own_rate_and_its_own_frozen_part(
+    staged: tuple[Path, AimonkModel], sample: Path, tmp_path: Path
+) -> None:
+    assert [(row["stage"], float(row["lr"])) for row in history(staged[0])] == [
+        ("1", 1e-3),
+        ("1", 1e-3),
+        ("2", 1e-4),
+        ("2", 1e-4),
+    ]
     alone: dict[str, Any] = {"stage_lr": [1e-3], "stage_freeze": ["backbone"], "metric_for_best_model": "none"}
-    head_only, one_epoch = (train(two_stages(sample, tmp_path / str(epochs), stage_epochs=[epochs], **alone)) for epochs in (2, 1))
+    head_only, one_epoch = (
+        train(two_stages(sample, tmp_path / str(epochs), stage_epochs=[epochs], **alone)) for epochs in (2, 1)
+    )
     changed = {name for name, tensor in weights(head_only).items() if not torch.equal(tensor, weights(one_epoch)[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
     both = train(two_stages(sample, tmp_path / "both", metric_for_best_model="none"))
@@ -93,7 +109,8 @@ def test_each_stage_has_its_own_rate_and_its_own_frozen_part(staged: tuple[Path,
 def test_features_computed_once_train_the_head_as_the_pictures_would(sample: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"stage_epochs": [3], "stage_lr": [1e-2], "stage_freeze": ["backbone"], "drop_rate": 0.3}
     once, anew = (
-        train(two_stages(sample, tmp_path / str(views), feature_views=views, metric_for_best_model="none", **changes)) for views in (3, 0)
+        train(two_stages(sample, tmp_path / str(views), feature_views=views, metric_for_best_model="none", **changes))
+        for views in (3, 0)
     )
     for name, tensor in weights(once).items():
         torch.testing.assert_close(tensor, weights(anew)[name], rtol=1e-4, atol=1e-5)
@@ -106,14 +123,26 @@ def test_features_computed_once_train_the_head_as_the_pictures_would(sample: Pat
 
 def test_a_dropout_of_zero_is_a_value_and_a_silent_recipe_keeps_the_backbones_own(sample: Path, tmp_path: Path) -> None:
     backbone = tmp_path / "backbone"
-    AimonkModel.from_timm("test_vit", ["a"], pretrained=False, image_size=32, drop_rate=0.5, drop_path_rate=0.4).save_pretrained(backbone)
-    changes: dict[str, Any] = {"architecture": f"local-dir:{backbone}", "pretrained": True, "freeze": "backbone", "epochs": 2, "lr": 1e-2}
+    AimonkModel.from_timm(
+        "test_vit", ["a"], pretrained=False, image_size=32, drop_rate=0.5, drop_path_rate=0.4
+    ).save_pretrained(backbone)
+    changes: dict[str, Any] = {
+        "architecture": f"local-dir:{backbone}",
+        "pretrained": True,
+        "freeze": "backbone",
+        "epochs": 2,
+        "lr": 1e-2,
+    }
     for name, rates in (("own", {}), ("none", {"drop_rate": 0.0, "drop_path_rate": 0.0}), ("said", {"drop_rate": 0.5})):
-        once, anew = (train(settings(sample, tmp_path / f"{name}{n}", feature_views=n, **changes, **rates)) for n in (2, 0))
+        once, anew = (
+            train(settings(sample, tmp_path / f"{name}{n}", feature_views=n, **changes, **rates)) for n in (2, 0)
+        )
         for key, tensor in weights(once).items():
             torch.testing.assert_close(tensor, weights(anew)[key], rtol=1e-4, atol=1e-5)
         assert once.config.model_args == {"img_size": 32, "drop_rate": 0.5, "drop_path_rate": 0.4} | rates
-    own, none, said = (weights(AimonkModel.from_pretrained(tmp_path / f"{name}2"))["head.weight"] for name in ("own", "none", "said"))
+    own, none, said = (
+        weights(AimonkModel.from_pretrained(tmp_path / f"{name}2"))["head.weight"] for name in ("own", "none", "said")
+    )
     assert torch.equal(own, said)
     assert not torch.allclose(own, none, atol=1e-4)
 
@@ -124,8 +153,14 @@ def test_validation_features_are_computed_once_while_the_backbone_stays(
 ) -> None:
     computed: list[int] = []
     real = trainer_module.gather_outputs
-    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (computed.append(given["width"]), real(**given))[1])
-    stages: dict[str, Any] = {"stage_epochs": [3, 1, 2], "stage_lr": [1e-2, 1e-2, 1e-2], "stage_freeze": ["backbone", "none", "backbone"]}
+    monkeypatch.setattr(
+        trainer_module, "gather_outputs", lambda **given: (computed.append(given["width"]), real(**given))[1]
+    )
+    stages: dict[str, Any] = {
+        "stage_epochs": [3, 1, 2],
+        "stage_lr": [1e-2, 1e-2, 1e-2],
+        "stage_freeze": ["backbone", "none", "backbone"],
+    }
     settled = {"architecture": architecture, "pretrained": False, "ema_decay": 0.5, **stages}
     once = train(settings(sample, tmp_path / "once", **settled))
     assert len(computed) == 4  # the averaged backbone still moves in the last stage
@@ -142,8 +177,16 @@ def test_a_frozen_prefix_that_sees_each_view_once_trains_the_rest_as_the_picture
 ) -> None:
     widths: list[int] = []
     real = trainer_module.gather_outputs
-    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1])
-    changes: dict[str, Any] = {"architecture": architecture, "freeze": "first-2", "epochs": 3, "image_size": 64, "train_scale": [0.5, 1.0]}
+    monkeypatch.setattr(
+        trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1]
+    )
+    changes: dict[str, Any] = {
+        "architecture": architecture,
+        "freeze": "first-2",
+        "epochs": 3,
+        "image_size": 64,
+        "train_scale": [0.5, 1.0],
+    }
     # SGD: Adam steps as far along a gradient that is nothing but rounding as along any other
     changes |= {"drop_rate": 0.3, "ema_decay": average, "optimizer": "sgd", "lr": 0.05}
     once, anew = (train(settings(sample, tmp_path / str(views), prefix_views=views, **changes)) for views in (3, 0))
@@ -156,7 +199,9 @@ def test_a_frozen_prefix_that_sees_each_view_once_trains_the_rest_as_the_picture
     assert widths[0] > widths[1] == len(once.config.attributes)
 
 
-def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[tuple[int, int]] = []
     real = TrainImages.__getitem__
     monkeypatch.setattr(TrainImages, "__getitem__", lambda self, place: (shown.append(place), real(self, place))[1])
@@ -166,7 +211,9 @@ def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(sample: Path, t
         "stage_freeze": ["backbone", "first-2"],
         "feature_views": 1,
     }
-    model = train(settings(sample, tmp_path / "out", architecture="test_efficientnet", prefix_views=2, epochs=None, **changes))
+    model = train(
+        settings(sample, tmp_path / "out", architecture="test_efficientnet", prefix_views=2, epochs=None, **changes)
+    )
     n_train = model.metrics["training"]["n_train"]  # type: ignore[index]
     probes = 1  # a view's first picture is looked at for its size
     assert [sum(place[0] == epoch for place in shown) for epoch in range(6)] == [
@@ -180,17 +227,29 @@ def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(sample: Path, t
 
 
 @pytest.mark.parametrize("changes", [{"architecture": "test_vit", "image_size": None}, {"mixup": 0.2}])
-def test_a_prefix_that_cannot_be_cut_off_sees_the_pictures_as_ever(changes: dict[str, Any], sample: Path, tmp_path: Path) -> None:
+def test_a_prefix_that_cannot_be_cut_off_sees_the_pictures_as_ever(
+    changes: dict[str, Any], sample: Path, tmp_path: Path
+) -> None:
     whole: dict[str, Any] = {"freeze": "first-2", "epochs": 1} | changes
     views, none = (train(settings(sample, tmp_path / str(views), prefix_views=views, **whole)) for views in (2, 0))
     assert same(views, none)
 
 
-def test_features_that_would_not_fit_into_memory_are_not_held(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_would_not_fit_into_memory_are_not_held(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     widths: list[int] = []
     real = trainer_module.gather_outputs
-    monkeypatch.setattr(trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1])
-    changes: dict[str, Any] = {"freeze": "first-2", "architecture": "test_efficientnet", "val_split": 0.6, "report_split": 0.0, "epochs": 1}
+    monkeypatch.setattr(
+        trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1]
+    )
+    changes: dict[str, Any] = {
+        "freeze": "first-2",
+        "architecture": "test_efficientnet",
+        "val_split": 0.6,
+        "report_split": 0.0,
+        "epochs": 1,
+    }
     free = train(settings(sample, tmp_path / "free", prefix_views=1, **changes))
     n_train, n_attributes = free.metrics["training"]["n_train"], len(free.config.attributes)  # type: ignore[index]
     assert n_train < 30
@@ -236,7 +295,13 @@ def test_a_run_that_is_killed_in_any_step_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("step", [3, 7])
 def test_features_of_a_frozen_prefix_are_the_same_after_a_kill(step: int, sample: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"architecture": "test_efficientnet", "freeze": "first-2", "prefix_views": 2, "epochs": 3, "drop_rate": 0.3}
+    changes: dict[str, Any] = {
+        "architecture": "test_efficientnet",
+        "freeze": "first-2",
+        "prefix_views": 2,
+        "epochs": 3,
+        "drop_rate": 0.3,
+    }
     whole = train(settings(sample, tmp_path / "whole", **changes))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, step)
@@ -245,8 +310,17 @@ def test_features_of_a_frozen_prefix_are_the_same_after_a_kill(step: int, sample
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_averages_mixing_growing_pictures_and_balanced_sampling_resume_too(step: int, sample: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"ema_decay": 0.9, "mixup": 0.3, "cutmix": 1.0, "sampling": "balanced", "label_smoothing": 0.1, "epochs": 3}
+def test_averages_mixing_growing_pictures_and_balanced_sampling_resume_too(
+    step: int, sample: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "ema_decay": 0.9,
+        "mixup": 0.3,
+        "cutmix": 1.0,
+        "sampling": "balanced",
+        "label_smoothing": 0.1,
+        "epochs": 3,
+    }
     changes |= {"image_size": 96, "train_scale": [0.34, 1.0]}
     whole = train(settings(sample, tmp_path / "whole", **changes))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -283,13 +357,19 @@ def test_early_stopping_ends_each_stage_and_the_best_epoch_is_kept(
     model = train(two_stages(sample, tmp_path / "out", stage_epochs=[10, 10], early_stopping_patience=2))
     rows = history(tmp_path / "out")
     assert [row["stage"] for row in rows] == ["1"] * 4 + ["2"] * 3
-    assert all(torch.equal(tensor, kept[5][name]) for name, tensor in weights(model).items() if not name.startswith("classifier"))
+    assert all(
+        torch.equal(tensor, kept[5][name])
+        for name, tensor in weights(model).items()
+        if not name.startswith("classifier")
+    )
     out = capsys.readouterr().out
     assert "stage 1 ends early: no better val_loss for 2 epochs" in out
     assert "they also chose the epoch" in out
 
 
-def test_the_second_stage_goes_on_from_the_best_epoch_of_the_first(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_stage_goes_on_from_the_best_epoch_of_the_first(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
     heads: list[torch.Tensor] = []
     real: Callable[..., dict[str, Any]] = Trainer.train_epoch
@@ -307,7 +387,9 @@ def test_the_second_stage_goes_on_from_the_best_epoch_of_the_first(sample: Path,
     assert not torch.equal(seen[3], heads[2])
 
 
-def test_plateau_halves_the_rate_and_counts_within_a_stage(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plateau_halves_the_rate_and_counts_within_a_stage(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted_validation(monkeypatch, {"val_loss": [0.5, 0.6, 0.6, 0.6, 0.6, 0.6]})
     train(two_stages(sample, tmp_path / "out", stage_epochs=[5, 1], plateau_patience=2))
     assert [float(row["lr"]) for row in history(tmp_path / "out")] == [1e-3] * 4 + [5e-4, 1e-4]
@@ -367,4 +449,6 @@ def test_two_processes_draw_the_epoch_of_one() -> None:
     whole = EpochBatches(37, 8, 1, 1, 0, 5, weights_of_rows)
     halves = [EpochBatches(37, 4, 1, 2, rank, 5, weights_of_rows) for rank in range(2)]
     together = [places for pair in zip(*halves, strict=True) for places in pair]
-    assert sorted(place for places in together for place in places) == sorted(place for places in whole for place in places)
+    assert sorted(place for places in together for place in places) == sorted(
+        place for places in whole for place in places
+    )

@@ -19,15 +19,32 @@ from aimonk_hf import TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.trainer import Trainer
+from aimonk_hf.training.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
 # two stages, averaged weights, dropout, mixing, a plateau, early stopping, the best epoch: all that a state must hold
 FLAGS = (
-    *("--recipe", "efficientnet-b0-two-stage", "--architecture", "test_resnet", "--no-pretrained", "--image-size", "32"),
+    *(
+        "--recipe",
+        "efficientnet-b0-two-stage",
+        "--architecture",
+        "test_resnet",
+        "--no-pretrained",
+        "--image-size",
+        "32",
+    ),
     *("--num-workers", "0", "--batch-size", "8", "--stage-epochs", "4,6", "--ema-decay", "0.9", "--mixup", "0.2"),
-    *("--mixed-precision", "bf16", "--early-stopping-patience", "3", "--plateau-patience", "0", "--checkpoint-minutes", "1e-9"),
+    *(
+        "--mixed-precision",
+        "bf16",
+        "--early-stopping-patience",
+        "3",
+        "--plateau-patience",
+        "0",
+        "--checkpoint-minutes",
+        "1e-9",
+    ),
 )
 
 
@@ -45,7 +62,10 @@ def interruptible() -> Iterator[None]:
 
 def rows_without_times(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
-        return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+        return [
+            {key: row[key] for key in row if key not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(sample: Path, tmp_path: Path) -> None:
@@ -77,12 +97,28 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(sample: 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_polite_stop_saves_and_says_how_to_go_on(number: signal.Signals, status: int, sample: Path, tmp_path: Path) -> None:
+def test_a_polite_stop_saves_and_says_how_to_go_on(
+    number: signal.Signals, status: int, sample: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    flags = [*FLAGS, "--data-dir", str(sample), "--output-dir", str(out), "--checkpoint-minutes", "0", "--num-workers", "1"]
+    flags = [
+        *FLAGS,
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(out),
+        "--checkpoint-minutes",
+        "0",
+        "--num-workers",
+        "1",
+    ]
     flags += ["--stage-epochs", "1,200", "--early-stopping-patience", "0"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "aimonk_hf", "train", *flags], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "aimonk_hf", "train", *flags],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
@@ -128,7 +164,14 @@ def stopped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
-    values = {"recipe": "demo", "epochs": 1, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"} | changes
+    values = {
+        "recipe": "demo",
+        "epochs": 1,
+        "batch_size": 16,
+        "image_size": 32,
+        "num_workers": 0,
+        "mixed_precision": "no",
+    } | changes
     return TrainConfig(data_dir=str(data), output_dir=str(out), **values)  # type: ignore[arg-type]
 
 
@@ -158,7 +201,10 @@ def test_other_attributes_are_refused_at_resume_even_where_forced(stopped: tuple
     labels = (data / "labels.csv").read_text()
     (data / "labels.csv").write_text(labels.replace("collar", "sash", 1))
     for forced in (False, True):
-        with pytest.raises(AimonkError, match="trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash"):
+        with pytest.raises(
+            AimonkError,
+            match="trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash",
+        ):
             train(settings(data, out, resume=True, ignore_changes=forced))
 
 
@@ -185,12 +231,16 @@ def test_changed_settings_are_named_and_refused_unless_forced(stopped: tuple[Pat
         train(settings(data, other, resume=True, architecture="test_vit", image_size=160, ignore_changes=True))
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     real = Trainer.train_epoch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            Trainer, "train_epoch", lambda self, after: real(self, after) if not self.epoch else (_ for _ in ()).throw(KeyboardInterrupt)
+            Trainer,
+            "train_epoch",
+            lambda self, after: real(self, after) if not self.epoch else (_ for _ in ()).throw(KeyboardInterrupt),
         )
         train(settings(sample, out, epochs=2))
     kept = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
@@ -198,9 +248,22 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(sample: Path, 
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    flags = ["--data-dir", str(sample), "--output-dir", str(out), "--recipe", "demo", "--epochs", "2", "--batch-size", "16"]
+    flags = [
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(out),
+        "--recipe",
+        "demo",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+    ]
     flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
-    done = subprocess.run([sys.executable, "-c", code, "train", *flags], env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *flags], env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr
     assert kept[-1] in done.stderr
@@ -222,7 +285,8 @@ def test_the_command_line_says_stopped_once(
 
 
 @pytest.mark.parametrize(
-    ("precision", "processes", "said"), [("bf16", 1, "mixed_precision was no, now bf16"), ("no", 2, "processes was 2, now 1")]
+    ("precision", "processes", "said"),
+    [("bf16", 1, "mixed_precision was no, now bf16"), ("no", 2, "processes was 2, now 1")],
 )
 def test_another_machine_is_named_and_refused_unless_forced(
     precision: str,
@@ -238,7 +302,18 @@ def test_another_machine_is_named_and_refused_unless_forced(
     record = (out / "train_config.json").read_text()
     (out / "train_config.json").write_text(record.replace('"processes": 1', f'"processes": {processes}'))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch --mixed_precision bf16` does
-    flags = ["--data-dir", str(stopped[0]), "--output-dir", str(out), "--recipe", "demo", "--epochs", "1", "--batch-size", "16"]
+    flags = [
+        "--data-dir",
+        str(stopped[0]),
+        "--output-dir",
+        str(out),
+        "--recipe",
+        "demo",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+    ]
     flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
     assert main(["train", *flags]) == 2
     told = capsys.readouterr().err
@@ -284,16 +359,40 @@ AimonkModel.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGTE
 }
 
 
-@pytest.mark.parametrize(("phase", "status", "said"), [("caching", 130, "stopped: "), ("judging", 143, "stopped and saved after step 3: ")])
+@pytest.mark.parametrize(
+    ("phase", "status", "said"), [("caching", 130, "stopped: "), ("judging", 143, "stopped and saved after step 3: ")]
+)
 def test_a_signal_outside_the_steps_ends_the_run_at_once_and_says_how_to_go_on(
     phase: str, status: int, said: str, sample: Path, tmp_path: Path
 ) -> None:
-    flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--architecture", "test_resnet"]
-    flags += ["--epochs", "1", "--freeze", "backbone", "--feature-views", "1", "--batch-size", "16", "--image-size", "32"]
+    flags = [
+        "--data-dir",
+        str(sample),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--recipe",
+        "demo",
+        "--architecture",
+        "test_resnet",
+    ]
+    flags += [
+        "--epochs",
+        "1",
+        "--freeze",
+        "backbone",
+        "--feature-views",
+        "1",
+        "--batch-size",
+        "16",
+        "--image-size",
+        "32",
+    ]
     flags += ["--num-workers", "1", "--no-pretrained"]
     code = INTERRUPTED[phase] + "import sys; from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", *flags]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280, start_new_session=True)
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=280, start_new_session=True
+    )
     assert done.returncode == status, done.stderr
     assert f"{said}the same command with --resume goes on" in done.stderr
     assert "Traceback" not in done.stderr

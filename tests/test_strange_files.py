@@ -20,21 +20,19 @@ import torch
 from PIL import Image
 from strange_files import BAD, EITHER, GOOD, flipped, make_corpus, saved, write_labels
 
-import aimonk_hf.judging.audit
+import aimonk_hf.audit.checks
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, read_labels, train
+from aimonk_hf.audit.checks import audit
+from aimonk_hf.audit.contact_sheet import write_contact_sheet
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import check_image, open_image, read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.judging.audit import audit
-from aimonk_hf.judging.contact_sheet import write_contact_sheet
-from aimonk_hf.model.predict_files import list_images
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.predict_files import list_images
+from aimonk_hf.modeling.prediction import Prediction
 
 ATTRIBUTES = ["collar", "belt"]
 TOLERANCE = 1e-5  # the same picture in batches of different sizes
-MOST_MEMORY = (
-    300_000_000  # bytes above where the run began; each of the corpus's pictures of 20,000 x 20,000 would take more than a gigabyte
-)
+MOST_MEMORY = 300_000_000  # bytes above where the run began; each of the corpus's pictures of 20,000 x 20,000 would take more than a gigabyte
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF data and of large pictures
 
@@ -105,7 +103,9 @@ def bounded_memory() -> Iterator[None]:
     """Assert that the process takes at most `MOST_MEMORY` bytes more at any moment of the block than before it."""
 
     def kilobytes(key: str) -> int:
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+        return next(
+            int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+        )
 
     if not Path("/proc/self/clear_refs").exists():  # Linux tells the peak, other systems do not
         yield
@@ -181,15 +181,31 @@ def test_files_that_vanish_during_a_prediction_are_named_and_the_others_done(cor
             yield path
 
     found = {Path(str(path)).name: result for path, result in own.model.stream(vanishing(), batch_size=16)}
-    check_scores({name: result.scores if isinstance(result, Prediction) else str(result) for name, result in found.items()}, expected)
+    check_scores(
+        {name: result.scores if isinstance(result, Prediction) else str(result) for name, result in found.items()},
+        expected,
+    )
 
 
 def predict_command(corpus: Corpus, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     folder = corpus.folder / "model"
     if not folder.exists():
         corpus.model.save_pretrained(folder)
-    command = [sys.executable, "-W", "ignore", "-m", "aimonk_hf", "predict", str(corpus.images), "--model", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"})
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "aimonk_hf",
+        "predict",
+        str(corpus.images),
+        "--model",
+        str(folder),
+        *arguments,
+    ]
+    return subprocess.run(
+        command, capture_output=True, timeout=300, env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    )
 
 
 def test_the_command_names_each_bad_file_on_a_line_of_its_own(corpus: Corpus, tmp_path: Path) -> None:
@@ -207,7 +223,9 @@ def test_the_command_names_each_bad_file_on_a_line_of_its_own(corpus: Corpus, tm
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
-def test_names_that_are_no_text_stop_no_output(corpus: Corpus, format: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_names_that_are_no_text_stop_no_output(
+    corpus: Corpus, format: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     strange = [corpus.images / name for name in corpus.alone if "caf" in name or "\n" in name]
     corpus.model.save_pretrained(tmp_path / "model")
     assert main(["predict", *map(str, strange), "--model", str(tmp_path / "model"), "--format", format]) == 1
@@ -234,7 +252,9 @@ def test_checking_finds_the_same_files_bad_as_prediction(corpus: Corpus) -> None
         assert reason.isprintable()
 
 
-def test_the_audit_names_every_bad_file_and_writes_all_its_reports(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_audit_names_every_bad_file_and_writes_all_its_reports(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     with bounded_memory():
         assert main(["audit", "--data-dir", str(corpus.folder), "--output", str(tmp_path)]) == 0
     files = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["files"]
@@ -247,9 +267,11 @@ def test_the_audit_names_every_bad_file_and_writes_all_its_reports(corpus: Corpu
         sheet.load()
 
 
-def test_files_that_vanish_during_an_audit_are_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_vanish_during_an_audit_are_left_out(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = corpus.copy(tmp_path)
-    kept = aimonk_hf.judging.audit.find_duplicates
+    kept = aimonk_hf.audit.checks.find_duplicates
     victims = [own.images / file.name for file in own.files if file.verdict == GOOD][::3]
 
     def vanish_then_find(*arguments: Any) -> Any:
@@ -257,14 +279,22 @@ def test_files_that_vanish_during_an_audit_are_left_out(corpus: Corpus, tmp_path
             path.unlink()
         return kept(*arguments)
 
-    monkeypatch.setattr(aimonk_hf.judging.audit, "find_duplicates", vanish_then_find)
+    monkeypatch.setattr(aimonk_hf.audit.checks, "find_duplicates", vanish_then_find)
     audited = audit(AttributeDataset.from_folder(own.folder))
-    assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), "they were there when they were looked at"
+    assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), (
+        "they were there when they were looked at"
+    )
     assert write_contact_sheet(audited, tmp_path / "sheet.png")
 
 
 def run_settings(corpus: Corpus, output: Path) -> TrainConfig:
-    small: dict[str, Any] = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1, "num_workers": 0}
+    small: dict[str, Any] = {
+        "architecture": "test_resnet",
+        "pretrained": False,
+        "image_size": 32,
+        "epochs": 1,
+        "num_workers": 0,
+    }
     return TrainConfig(data_dir=str(corpus.folder), output_dir=str(output), recipe="demo", **small)
 
 
@@ -273,7 +303,9 @@ def split_images(output: Path) -> set[str]:
         return {row["image"] for row in csv.DictReader(file)}
 
 
-def test_training_names_the_bad_files_and_uses_every_good_one(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_training_names_the_bad_files_and_uses_every_good_one(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     with bounded_memory():
         trained = train(run_settings(corpus, tmp_path / "run"))
     printed = capsys.readouterr().out
@@ -375,7 +407,11 @@ def test_what_may_not_be_read_is_named(open_folder: Path, picture: Image.Image) 
         with pytest.raises(AimonkError, match="cannot read the labels .*Permission denied"):
             read_labels(open_folder / "secret.png")
     closed.chmod(0o755)
-    assert reasons == {"a.png": None, "secret.png": "Permission denied", "closed": "a folder that cannot be read: Permission denied"}
+    assert reasons == {
+        "a.png": None,
+        "secret.png": "Permission denied",
+        "closed": "a folder that cannot be read: Permission denied",
+    }
 
 
 def test_names_longer_than_the_system_allows_are_missing_files(tmp_path: Path, picture: Image.Image) -> None:
@@ -406,12 +442,20 @@ def sources(rng: random.Random) -> list[bytes]:
     picture = Image.fromarray(np.random.default_rng(rng.randrange(1 << 30)).integers(0, 255, (24, 30, 3), np.uint8))
     exif, frames = Image.Exif(), {"save_all": True, "append_images": [picture.rotate(90)]}
     exif[0x0112] = 6
-    kinds: list[tuple[str, dict[str, Any]]] = [("JPEG", {"exif": exif}), ("JPEG", {"progressive": True}), ("PNG", {"exif": exif})]
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("JPEG", {"exif": exif}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {"exif": exif}),
+    ]
     kinds += [("PNG", frames), ("WEBP", {}), ("WEBP", frames), ("GIF", frames), ("BMP", {}), ("AVIF", {}), ("TIFF", {})]
     kinds += [("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
     files = [saved(picture, format, **options) for format, options in kinds]
     grey = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
-    return files + [saved(grey, "PNG"), saved(picture.convert("CMYK"), "JPEG"), saved(picture.quantize(9), "PNG", transparency=2)]
+    return files + [
+        saved(grey, "PNG"),
+        saved(picture.convert("CMYK"), "JPEG"),
+        saved(picture.quantize(9), "PNG", transparency=2),
+    ]
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
@@ -421,7 +465,9 @@ def damage(content: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         place = rng.randrange(len(changed))
         changed = (
-            changed[:place] + rng.choice((b"", b"\xff" * 4, b"\0" * 8, changed[place : place + 50])) + changed[place + rng.randrange(9) :]
+            changed[:place]
+            + rng.choice((b"", b"\xff" * 4, b"\0" * 8, changed[place : place + 50]))
+            + changed[place + rng.randrange(9) :]
         )
     return changed[: rng.randrange(len(changed))] if rng.random() < 0.15 else changed
 

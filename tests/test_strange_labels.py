@@ -16,16 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset, read_labels
+from aimonk_hf.audit.checks import _find_leakage
+from aimonk_hf.audit.suspects import write_labels
 from aimonk_hf.data.images import IMAGE_EXTENSIONS
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.audit import _find_leakage
-from aimonk_hf.judging.suspect_labels import write_labels
-from aimonk_hf.model.config import PROBLEM_TYPE
+from aimonk_hf.modeling.config import PROBLEM_TYPE
 from aimonk_hf.storage import read_json, write_json
 
 NAN = np.nan
-_QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+_QUIET = [
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+]
 
 
 def examples(number: int) -> Any:
@@ -59,14 +64,18 @@ def names(alphabet: Any) -> Any:
 
 
 _LETTERS = st.characters(codec="utf-8", exclude_characters="\0")
-_BYTES = st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",))  # bytes of file names that are no text
+_BYTES = st.characters(
+    min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",)
+)  # bytes of file names that are no text
 _TEXT = st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"))
 _CELLS = st.sampled_from(["1", "0", "NA", "1.0", "0.0", ""])
 _MEANING = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "NA": NAN, "": NAN}
 
 
 @st.composite
-def tables(draw: Any, image_names: Any, cells: Any, attribute_names: Any) -> tuple[list[str], list[str], list[list[str]]]:
+def tables(
+    draw: Any, image_names: Any, cells: Any, attribute_names: Any
+) -> tuple[list[str], list[str], list[list[str]]]:
     """Attributes [K], images [N] and cells [N][K] that a label file may hold."""
     attributes = draw(st.lists(attribute_names, min_size=1, max_size=4, unique=True))
     images = draw(st.lists(image_names, min_size=1, max_size=5, unique=True))
@@ -76,7 +85,9 @@ def tables(draw: Any, image_names: Any, cells: Any, attribute_names: Any) -> tup
 CSV_TABLES = tables(names(st.one_of(_LETTERS, _BYTES)), _CELLS, names(_TEXT))
 
 
-def check_csv(table: tuple[list[str], list[str], list[list[str]]], quoting: int, line_end: str, bom: bool, folder: Path) -> None:
+def check_csv(
+    table: tuple[list[str], list[str], list[list[str]]], quoting: int, line_end: str, bom: bool, folder: Path
+) -> None:
     attributes, images, cells = table
     buffer = io.StringIO(newline="")
     if any("\r" in image for image in images):
@@ -104,14 +115,18 @@ _STYLES = {
 
 @SOME
 @given(table=CSV_TABLES, **_STYLES)
-def test_every_valid_csv_is_read_as_it_was_written(tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool) -> None:
+def test_every_valid_csv_is_read_as_it_was_written(
+    tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool
+) -> None:
     check_csv(table, quoting, line_end, bom, tmp_path)
 
 
 @pytest.mark.soak
 @MANY
 @given(table=CSV_TABLES, **_STYLES)
-def test_many_valid_csvs_are_read_as_they_were_written(tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool) -> None:
+def test_many_valid_csvs_are_read_as_they_were_written(
+    tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool
+) -> None:
     check_csv(table, quoting, line_end, bom, tmp_path)
 
 
@@ -120,9 +135,9 @@ def ends_like_an_image(name: str) -> bool:
 
 
 _STEMS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=10)
-TEXT_NAMES = st.builds(lambda stem, end: (stem + end).strip(), _STEMS, st.sampled_from([".jpg", ".JPEG", ".png", ".tif"])).filter(
-    lambda name: plain(name) and ends_like_an_image(name)
-)
+TEXT_NAMES = st.builds(
+    lambda stem, end: (stem + end).strip(), _STEMS, st.sampled_from([".jpg", ".JPEG", ".png", ".tif"])
+).filter(lambda name: plain(name) and ends_like_an_image(name))
 TEXT_TABLES = tables(TEXT_NAMES, st.sampled_from(["1", "0", "NA"]), names(_TEXT))
 
 
@@ -148,14 +163,36 @@ def test_every_valid_text_file_is_read_as_it_was_written(tmp_path: Path, table: 
 @pytest.mark.soak
 @MANY
 @given(table=TEXT_TABLES, gap=_GAPS, line_end=_ENDS)
-def test_many_valid_text_files_are_read_as_they_were_written(tmp_path: Path, table: Any, gap: str, line_end: str) -> None:
+def test_many_valid_text_files_are_read_as_they_were_written(
+    tmp_path: Path, table: Any, gap: str, line_end: str
+) -> None:
     check_text(table, gap, line_end, tmp_path)
 
 
 # Any bytes: noise, and what looks like a label file and is none
 
 _PIECES = [
-    *("image", "file_name", ",", "\n", "\r", "\r\n", '"', '""', " ", "\t", "1", "0", "NA", "1.0", "2", "nan", "True", "False", ";"),
+    *(
+        "image",
+        "file_name",
+        ",",
+        "\n",
+        "\r",
+        "\r\n",
+        '"',
+        '""',
+        " ",
+        "\t",
+        "1",
+        "0",
+        "NA",
+        "1.0",
+        "2",
+        "nan",
+        "True",
+        "False",
+        ";",
+    ),
     *(
         "a.jpg",
         "b.PNG",
@@ -176,9 +213,13 @@ _PIECES = [
         "+1",
     ),
 ]
-PIECES = st.lists(st.sampled_from([piece.encode() for piece in _PIECES] + [b"\xff", b"\xfe", b"\xe9", b"\xc3"]), max_size=40).map(b"".join)
+PIECES = st.lists(
+    st.sampled_from([piece.encode() for piece in _PIECES] + [b"\xff", b"\xfe", b"\xe9", b"\xc3"]), max_size=40
+).map(b"".join)
 HEADED = st.builds(
-    lambda head, rest: head + rest, st.sampled_from([b"image,a,b\n", b"file_name,a\n", b"image,a\n", b"a.jpg 1 0\n"]), PIECES
+    lambda head, rest: head + rest,
+    st.sampled_from([b"image,a,b\n", b"file_name,a\n", b"image,a\n", b"a.jpg 1 0\n"]),
+    PIECES,
 )
 BYTES = st.one_of(st.binary(max_size=200), PIECES, HEADED)
 FILES = ["labels.csv", "labels.txt", "metadata.csv"]
@@ -194,7 +235,9 @@ def check_any_labels(content: bytes, name: str, attributes: list[str] | None, fo
     if attributes:
         assert labels.attributes == attributes
     check_against_the_bytes(labels, content)
-    assert len(AttributeDataset(labels, folder).find_problems()) == len(labels)  # no such files here, and no name that stops the check
+    assert len(AttributeDataset(labels, folder).find_problems()) == len(
+        labels
+    )  # no such files here, and no name that stops the check
 
 
 def check_table(labels: Labels) -> None:
@@ -222,14 +265,18 @@ NAMED = st.sampled_from([None, ["a"], ["a", "b"], ["b", "a"]])
 
 @examples(400)
 @given(content=BYTES, name=st.sampled_from(FILES), attributes=NAMED)
-def test_any_bytes_are_labels_or_an_error_in_one_line(tmp_path: Path, content: bytes, name: str, attributes: list[str] | None) -> None:
+def test_any_bytes_are_labels_or_an_error_in_one_line(
+    tmp_path: Path, content: bytes, name: str, attributes: list[str] | None
+) -> None:
     check_any_labels(content, name, attributes, tmp_path)
 
 
 @pytest.mark.soak
 @examples(20_000)
 @given(content=BYTES, name=st.sampled_from(FILES), attributes=NAMED)
-def test_many_bytes_are_labels_or_an_error_in_one_line(tmp_path: Path, content: bytes, name: str, attributes: list[str] | None) -> None:
+def test_many_bytes_are_labels_or_an_error_in_one_line(
+    tmp_path: Path, content: bytes, name: str, attributes: list[str] | None
+) -> None:
     check_any_labels(content, name, attributes, tmp_path)
 
 
@@ -252,7 +299,11 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
             r"labels.csv:1: the attribute 'gr\\udcf6.* is no plain text: save the file as UTF-8",
         ),
         ("labels.csv", b'image,"two\nlines"\na.jpg,1\n', "is no plain text"),
-        ("labels.csv", "image,a\nb.jpg,1\n".encode("utf-16"), r"labels.csv:1: a zero byte: .* UTF-16; save it as UTF-8"),
+        (
+            "labels.csv",
+            "image,a\nb.jpg,1\n".encode("utf-16"),
+            r"labels.csv:1: a zero byte: .* UTF-16; save it as UTF-8",
+        ),
         ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: a zero byte"),
         ("labels.txt", b"a.jpg 1\0\n", r"labels.txt:1: a zero byte"),
         ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "the column 'file_name' stands twice"),
@@ -296,14 +347,22 @@ SCALARS = st.one_of(
     JSON_NAMES,
 )
 ANY_JSON = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(JSON_NAMES, inner, max_size=4)), max_leaves=8
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(JSON_NAMES, inner, max_size=4)),
+    max_leaves=8,
 )
 VALID = {
     "architecture": "test_resnet",
     "num_classes": 2,
     "label_names": ["a", "b"],
     "model_args": {},
-    "pretrained_cfg": {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    },
     "model_type": "timm_wrapper",
     "problem_type": PROBLEM_TYPE,
     "id2label": {"0": "a", "1": "b"},
@@ -313,7 +372,9 @@ _PREPROCESSING = st.sampled_from(["input_size", "interpolation", "crop_pct", "cr
 _LIKELY = st.one_of(
     ANY_JSON,
     st.lists(st.one_of(st.integers(), st.sampled_from([3, 224, 10**9, 0, -1, 0.5])), min_size=2, max_size=4),
-    st.sampled_from(["bicubic", "random", "center", "squash", 0, 1e-9, 1e9, -0.5, [0.5, 0.5, 0.5], [0, 0, 0], [], {}, "", False]),
+    st.sampled_from(
+        ["bicubic", "random", "center", "squash", 0, 1e-9, 1e9, -0.5, [0.5, 0.5, 0.5], [0, 0, 0], [], {}, "", False]
+    ),
 )
 CHANGES = st.dictionaries(st.sampled_from(sorted(VALID)), ANY_JSON, max_size=2)
 CONFIGS = st.one_of(
@@ -323,7 +384,10 @@ CONFIGS = st.one_of(
     st.dictionaries(_PREPROCESSING, _LIKELY, max_size=3).map(lambda cfg: VALID | {"pretrained_cfg": cfg}),
     st.dictionaries(JSON_NAMES, SCALARS, max_size=3).map(lambda thresholds: VALID | {"thresholds": thresholds}),
     st.dictionaries(st.sampled_from(["0", "1", "2", "01", "²", "-1", "x"]), JSON_NAMES, max_size=3).map(
-        lambda names: {key: value for key, value in VALID.items() if key != "label_names"} | {"id2label": names, "thresholds": None}
+        lambda names: (
+            {key: value for key, value in VALID.items() if key != "label_names"}
+            | {"id2label": names, "thresholds": None}
+        )
     ),
 )
 
@@ -399,7 +463,11 @@ JSON_PIECES = st.lists(
 
 
 @SOME
-@given(content=st.one_of(st.binary(max_size=60), JSON_PIECES, st.integers(1, 400).map(lambda place: json.dumps(VALID).encode()[:place])))
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), JSON_PIECES, st.integers(1, 400).map(lambda place: json.dumps(VALID).encode()[:place])
+    )
+)
 def test_any_bytes_as_config_json_are_an_error_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(AimonkError) as caught:

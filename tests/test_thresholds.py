@@ -3,8 +3,9 @@ import pytest
 
 from aimonk_hf import tune_thresholds
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.judging.metrics import count_decisions, f1, mean_defined
-from aimonk_hf.model.thresholds import cross_fit, decide, resolve_thresholds, threshold_spread, tune_with_reasons
+from aimonk_hf.evaluation.metrics import count_decisions, f1, mean_defined
+from aimonk_hf.evaluation.thresholds import cross_fit, decide, threshold_spread, tune_with_reasons
+from aimonk_hf.modeling.config import resolve_thresholds
 
 STORED = {"a": 0.3, "b": 0.6}
 

@@ -19,8 +19,8 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.training import batches
 from aimonk_hf.training.checkpoints import load_checkpoint
 from aimonk_hf.training.fitting import build_model
-from aimonk_hf.training.run_folder import HISTORY_COLUMNS
-from aimonk_hf.training.trainer import Trainer
+from aimonk_hf.training.loop import Trainer
+from aimonk_hf.training.run_directory import HISTORY_COLUMNS
 
 RUN_FILES = {
     *("README.md", "config.json", "metrics.json", "model.safetensors", "history.csv", "loss_curve.png"),
@@ -74,7 +74,9 @@ def test_every_file_of_a_run_is_there(run: tuple[Path, AimonkModel], sample: Pat
 def test_a_network_that_accelerate_compiles_trains_alike_and_is_saved_like_any_other(
     run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # as `accelerate launch --dynamo_backend aot_eager` does
+    monkeypatch.setenv(
+        "ACCELERATE_DYNAMO_BACKEND", "aot_eager"
+    )  # as `accelerate launch --dynamo_backend aot_eager` does
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     train(settings(sample, tmp_path / "out"))
@@ -83,7 +85,9 @@ def test_a_network_that_accelerate_compiles_trains_alike_and_is_saved_like_any_o
     assert torch.allclose(weights(AimonkModel.from_pretrained(tmp_path / "out")), weights(run[1]), atol=1e-2)
 
 
-def test_the_kept_model_is_the_saved_one_and_its_figures_can_be_repeated(run: tuple[Path, AimonkModel], sample: Path) -> None:
+def test_the_kept_model_is_the_saved_one_and_its_figures_can_be_repeated(
+    run: tuple[Path, AimonkModel], sample: Path
+) -> None:
     out, model = run
     saved = AimonkModel.from_pretrained(out)
     assert not model.training
@@ -92,7 +96,9 @@ def test_the_kept_model_is_the_saved_one_and_its_figures_can_be_repeated(run: tu
     with open(out / "split.csv", newline="") as file:
         validation = {row["image"] for row in csv.DictReader(file) if row["part"] == "validation"}
     dataset = AttributeDataset.from_folder(sample)
-    again = evaluate(saved, dataset.select(row for row, image in enumerate(dataset.labels.images) if image in validation))
+    again = evaluate(
+        saved, dataset.select(row for row, image in enumerate(dataset.labels.images) if image in validation)
+    )
     for key in ("average_precision", "auroc"):
         assert again["macro"][key] == pytest.approx(saved.metrics["macro"][key], abs=1e-9)
     assert again["trivial"] == saved.metrics["trivial"]
@@ -111,7 +117,7 @@ def test_resuming_after_an_epoch_ends_in_the_same_weights(
     run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    from aimonk_hf.training import trainer
+    from aimonk_hf.training import loop as trainer
 
     real = trainer.Trainer.train_epoch
 
@@ -130,7 +136,9 @@ def test_resuming_after_an_epoch_ends_in_the_same_weights(
     timing = ("seconds", "images_per_second")
     histories = [list(csv.DictReader((folder / "history.csv").open())) for folder in (out, run[0])]
     for mine, whole in zip(*histories, strict=True):
-        assert {key: mine[key] for key in mine if key not in timing} == {key: whole[key] for key in whole if key not in timing}
+        assert {key: mine[key] for key in mine if key not in timing} == {
+            key: whole[key] for key in whole if key not in timing
+        }
 
 
 def test_resume_of_a_finished_run_does_nothing_and_of_none_starts_afresh(
@@ -159,7 +167,9 @@ def test_another_run_is_refused_changed_settings_are_named_and_overwrite_replace
         settings(sample, copy, resume=True, overwrite=True)
 
 
-def test_a_run_of_the_version_before_is_finished_too(run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_version_before_is_finished_too(
+    run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path
+) -> None:
     copy, record = tmp_path / "copy", tmp_path / "copy" / "train_config.json"
     shutil.copytree(run[0], copy)
     written = json.loads(record.read_text())
@@ -172,7 +182,9 @@ def test_a_run_of_the_version_before_is_finished_too(run: tuple[Path, AimonkMode
 
 
 @pytest.mark.parametrize(("key", "value"), [("settings", None), ("resolved", []), ("finished", "yes")])
-def test_a_damaged_train_config_is_named(key: str, value: object, run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path) -> None:
+def test_a_damaged_train_config_is_named(
+    key: str, value: object, run: tuple[Path, AimonkModel], sample: Path, tmp_path: Path
+) -> None:
     copy, record = tmp_path / "copy", tmp_path / "copy" / "train_config.json"
     shutil.copytree(run[0], copy)
     written = json.loads(record.read_text())
@@ -195,7 +207,9 @@ def test_changed_data_is_refused_at_resume(sample: Path, tmp_path: Path, monkeyp
         train(settings(data, out, epochs=1, resume=True))
 
 
-def test_changed_data_of_a_finished_run_is_said_at_resume(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_changed_data_of_a_finished_run_is_said_at_resume(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(sample, data)
     flags = ["train", "--data-dir", str(data), "--output-dir", str(out), "--recipe", "demo", "--epochs", "1"]
@@ -238,7 +252,9 @@ def write_data(folder: Path, rows: dict[str, str], pictures: int = 6) -> Path:
     return folder
 
 
-def test_a_batch_without_any_label_changes_nothing_and_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_batch_without_any_label_changes_nothing_and_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data = write_data(tmp_path / "data", {f"{number}.png": "NA NA" for number in range(5)} | {"5.png": "NA 0"})
     config = settings(data, tmp_path / "out", epochs=1, batch_size=2, val_split=0, augmentation="none")
     model = train(config)
@@ -277,7 +293,9 @@ def test_a_run_without_any_training_label_ends_with_the_reason(tmp_path: Path, c
         assert main(["train", "--data-dir", str(one), *flags, *split, "--overwrite"]) == 2
         assert "none of the 3 images to train on has a label (all are NA)" in capsys.readouterr().err
         assert not (tmp_path / "out" / "history.csv").exists()
-    AimonkModel.from_timm("test_resnet", ["Attr1", "Attr2"], pretrained=False, image_size=32).save_pretrained(tmp_path / "model")
+    AimonkModel.from_timm("test_resnet", ["Attr1", "Attr2"], pretrained=False, image_size=32).save_pretrained(
+        tmp_path / "model"
+    )
     before = (tmp_path / "model" / "config.json").read_bytes()
     assert main(["tune", "--data-dir", str(none), "--model", str(tmp_path / "model")]) == 2
     assert "none of the 6 images that can be read has a label (all are NA)" in capsys.readouterr().err
@@ -310,7 +328,7 @@ def test_unusable_images_are_named_and_left_out(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) -> None:
-    from aimonk_hf.model.processing import EvalTransform
+    from aimonk_hf.modeling.processing import EvalTransform
     from aimonk_hf.training.augmentation import train_augmentation
     from aimonk_hf.training.batches import TrainImages
 
@@ -326,9 +344,18 @@ def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) ->
 
 def test_training_pictures_grow_from_epoch_to_epoch(sample: Path, tmp_path: Path) -> None:
     dataset = AttributeDataset.from_folder(sample)
-    for architecture, sides in (("test_resnet", [64, 96, 96, 128]), ("test_vit", [160, 160, 160, 160])):  # a ViT takes one size only
+    for architecture, sides in (
+        ("test_resnet", [64, 96, 96, 128]),
+        ("test_vit", [160, 160, 160, 160]),
+    ):  # a ViT takes one size only
         config = settings(
-            sample, tmp_path, architecture=architecture, image_size=sides[-1], epochs=4, train_scale=[0.5, 1.0], image_cache=False
+            sample,
+            tmp_path,
+            architecture=architecture,
+            image_size=sides[-1],
+            epochs=4,
+            train_scale=[0.5, 1.0],
+            image_cache=False,
         )
         trainer = Trainer(config, Accelerator(cpu=True), build_model(config, dataset.attributes), dataset)
         assert [tuple(trainer.images[(epoch, 0)][0].shape) for epoch in range(4)] == [(3, side, side) for side in sides]
@@ -350,8 +377,21 @@ def test_too_little_data_is_refused(tmp_path: Path, rows: dict, pictures: int, m
 
 
 def test_a_loss_that_is_not_finite_names_the_images(sample: Path, tmp_path: Path) -> None:
-    with pytest.raises(AimonkError, match=r"the loss of step \d+ is (nan|inf): try a lower --lr; the batch was garment_"):
-        train(settings(sample, tmp_path / "out", lr=1e30, optimizer="sgd", clip_grad=0.0, schedule="constant", warmup=0.0, epochs=4))
+    with pytest.raises(
+        AimonkError, match=r"the loss of step \d+ is (nan|inf): try a lower --lr; the batch was garment_"
+    ):
+        train(
+            settings(
+                sample,
+                tmp_path / "out",
+                lr=1e30,
+                optimizer="sgd",
+                clip_grad=0.0,
+                schedule="constant",
+                warmup=0.0,
+                epochs=4,
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -386,7 +426,9 @@ def test_pretrained_weights_that_cannot_be_had_are_said_before_any_image_is_read
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AttributeDataset, "find_problems", lambda *_, **__: pytest.fail("images were read"))
-    with pytest.raises(AimonkError, match=r"pretrained weights of resnet18 .*--architecture local-dir:PATH .*--no-pretrained"):
+    with pytest.raises(
+        AimonkError, match=r"pretrained weights of resnet18 .*--architecture local-dir:PATH .*--no-pretrained"
+    ):
         train(settings(sample, tmp_path / "out", architecture="resnet18", pretrained=True))
 
 
@@ -400,8 +442,10 @@ def test_tensorboard_gets_the_history(sample: Path, tmp_path: Path) -> None:
     assert "val_loss" in events.Tags()["scalars"]
 
 
-def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aimonk_hf.training import trainer
+def test_running_out_of_memory_ends_the_run_with_one_line(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aimonk_hf.training import loop as trainer
 
     monkeypatch.setattr(trainer, "build_loss", lambda _: lambda *_: torch.empty(2**60))
     with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
@@ -409,7 +453,7 @@ def test_running_out_of_memory_ends_the_run_with_one_line(sample: Path, tmp_path
 
 
 def test_what_counts_as_running_out_of_memory() -> None:
-    from aimonk_hf.model.devices import out_of_memory
+    from aimonk_hf.modeling.devices import out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

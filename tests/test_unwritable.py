@@ -59,7 +59,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(place: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
     (place / "closed").mkdir(mode=0o555)
     (place / "file").write_text("")
     with without_rights():
@@ -72,7 +74,9 @@ def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(plac
     assert "to train on" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True, "ignore_changes": True}], ids=["overwrite", "resume"])
+@pytest.mark.parametrize(
+    "how", [{"overwrite": True}, {"resume": True, "ignore_changes": True}], ids=["overwrite", "resume"]
+)
 def test_a_run_that_may_no_longer_be_written_stays_as_it_was(how: dict, place: Path) -> None:
     out = place / "out"
     with without_rights():
@@ -99,7 +103,10 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
         folder.chmod(0o555)
 
     monkeypatch.setattr(fitting, "save_checkpoint", save_then_close)
-    with without_rights(), pytest.raises(AimonkError, match=r"cannot write .*checkpoints: Permission denied.*last good one is step-\d{8}"):
+    with (
+        without_rights(),
+        pytest.raises(AimonkError, match=r"cannot write .*checkpoints: Permission denied.*last good one is step-\d{8}"),
+    ):
         run(place, out)
     (out / "checkpoints").chmod(0o755)
     state = load_checkpoint(out / "checkpoints")
@@ -145,7 +152,11 @@ def test_a_model_folder_that_may_not_be_written_stays_whole(place: Path, tiny_mo
     ids=lambda command: command[0],
 )
 def test_every_command_says_in_one_line_what_it_may_not_write(
-    command: list[str], place: Path, tiny_model: AimonkModel, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    place: Path,
+    tiny_model: AimonkModel,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attributes = AttributeDataset.from_folder(place / "data").attributes
     AimonkModel.from_timm("test_resnet", attributes, pretrained=False, image_size=32).save_pretrained(place / "model")
@@ -174,7 +185,9 @@ def test_a_killed_writer_leaves_the_folder_as_it_was(existing: bool, tmp_path: P
         "Path.rename = Path.replace = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"AimonkModel.from_timm('test_vit', ['x'], pretrained=False).save_pretrained({str(out)!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, capture_output=True
+    )
     assert done.returncode == -9, done.stderr
     assert {name: data for name, data in content(out).items() if ".tmp/" not in name} == before
     assert AimonkModel.from_pretrained(out).config == tiny_model.config if existing else not out.exists()

@@ -13,8 +13,8 @@ from PIL import Image
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import Upload, expand_uploads, read_entry
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.model.predict_files import csv_cells
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.predict_files import csv_cells
+from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.storage import csv_line, score_columns, write_text
 
 THUMBNAIL = (224, 224)

@@ -23,23 +23,37 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
         rows: gr.State = gr.State([])
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=280):
-                files = gr.File(label="Pictures, or a zip of pictures", file_count="multiple", height=180, elem_id="files")
+                files = gr.File(
+                    label="Pictures, or a zip of pictures", file_count="multiple", height=180, elem_id="files"
+                )
                 run = gr.Button("Score the files", variant="primary", elem_id="run")
                 chosen = gr.Dropdown([EVERY, *attributes], value=EVERY, label="Show pictures with", elem_id="filter")
                 table_file = gr.DownloadButton("Download CSV", interactive=False, elem_id="csv")
             with gr.Column(scale=2, min_width=300):
                 report = gr.HTML("<p>Thresholds are those of the Predict tab.</p>", elem_id="report")
                 gallery = gr.Gallery(
-                    label="Pictures", columns=4, fit_columns=False, height=420, interactive=False, buttons=[], elem_id="gallery"
+                    label="Pictures",
+                    columns=4,
+                    fit_columns=False,
+                    height=420,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="gallery",
                 )
-        table = gr.Dataframe(headers=table_header(attributes), label="Table", interactive=False, max_height=420, elem_id="table")
+        table = gr.Dataframe(
+            headers=table_header(attributes), label="Table", interactive=False, max_height=420, elem_id="table"
+        )
         _add_endpoint(served, sessions)
     shown = [gallery, table, table_file]
 
-    def score(sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+    def score(
+        sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = gr.Progress()
+    ) -> tuple[Any, ...]:
         try:
             thumbnails = Path(tempfile.mkdtemp(dir=served.limits.folder))
-            scored = score_batch(served, sent, thumbnails, lambda done, total: progress((done, total), "scoring", unit="pictures"))
+            scored = score_batch(
+                served, sent, thumbnails, lambda done, total: progress((done, total), "scoring", unit="pictures")
+            )
         except AimonkError as error:
             return (
                 [],
@@ -60,7 +74,14 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
         return items[:MAX_SHOWN], _cells(served, scored, decided), gr.update(value=path, interactive=path is not None)
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-    run.click(score, [files, thresholds, chosen], [rows, report, *shown], show_progress_on=report, concurrency_limit=2, **private)
+    run.click(
+        score,
+        [files, thresholds, chosen],
+        [rows, report, *shown],
+        show_progress_on=report,
+        concurrency_limit=2,
+        **private,
+    )
     chosen.input(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
     tab.select(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
 
@@ -68,7 +89,10 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
 def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     """Offer /predict_batch: files in, the table and the CSV file out, by the stored thresholds."""
     files = gr.File(label="files", file_count="multiple", visible=False)
-    outputs = [gr.Dataframe(label="table", headers=table_header(list(served.stored)), visible=False), gr.File(label="csv", visible=False)]
+    outputs = [
+        gr.Dataframe(label="table", headers=table_header(list(served.stored)), visible=False),
+        gr.File(label="csv", visible=False),
+    ]
 
     def predict_batch(request: gr.Request, *, files: Any) -> tuple[Any, str]:
         sessions.note(request)
@@ -97,7 +121,9 @@ def _cells(served: Served, rows: list[Row], thresholds: dict[str, float] | None)
 
 def _report(rows: list[Row]) -> str:
     bad = [row for row in rows if row.scores is None]
-    text = f"<p><b>{len(rows) - len(bad)} of {len(rows)} pictures scored.</b> Thresholds are those of the Predict tab.</p>"
+    text = (
+        f"<p><b>{len(rows) - len(bad)} of {len(rows)} pictures scored.</b> Thresholds are those of the Predict tab.</p>"
+    )
     if len(rows) - len(bad) > MAX_SHOWN:
         text += f"<p>The gallery shows at most {MAX_SHOWN} pictures; the table and the CSV file hold all.</p>"
     text += _listed("Left out:", [(row.image, row.error) for row in bad])

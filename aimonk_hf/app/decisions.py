@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.config import check_thresholds
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.config import check_thresholds
+from aimonk_hf.modeling.prediction import Prediction
 
 # A score this near to its threshold is a close call: it would be decided otherwise by a slightly different threshold.
 CLOSE_CALL = 0.05
@@ -16,7 +16,9 @@ NAMED = 8  # present attributes in the sentence above the bars, which has two li
 _TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
-def panel_rows(stored: dict[str, float], thresholds: dict[str, float], scores: dict[str, float] | None) -> list[dict[str, Any]]:
+def panel_rows(
+    stored: dict[str, float], thresholds: dict[str, float], scores: dict[str, float] | None
+) -> list[dict[str, Any]]:
     """Return one row per attribute, in the model's order: name, score (None before a picture), threshold, stored threshold, state, close."""
     present = set(Prediction(scores, thresholds).attributes) if scores else set()
     rows = []

@@ -30,7 +30,9 @@ def example_pictures(model_folder: Path | None, attributes: list[str], folder: P
     for number in range(MAX_EXAMPLES - 2):
         garment = draw_garment(np.random.default_rng([2026, number]))
         shown = [name for name, present in garment.present.items() if present]
-        path = folder / ("garment_with_" + "_".join(shown) + f"_{number}.png" if shown else f"plain_garment_{number}.png")
+        path = folder / (
+            "garment_with_" + "_".join(shown) + f"_{number}.png" if shown else f"plain_garment_{number}.png"
+        )
         garment.image.resize((2 * SIZE, 2 * SIZE)).save(path)
         paths.append(path)
     return paths

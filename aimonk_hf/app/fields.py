@@ -47,7 +47,11 @@ def _check_files(value: Any, folder: Path) -> None:
         try:
             place = Path(path).resolve()
             is_upload = place.is_relative_to(folder.resolve()) and not place.is_dir()
-        except (OSError, ValueError, RuntimeError):  # zero bytes, surrogates, names that are too long, links in a circle
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # zero bytes, surrogates, names that are too long, links in a circle
             is_upload = False
         if not is_upload:
             raise _refused("the file was not uploaded to this app")

@@ -92,7 +92,9 @@ def _remove_leftovers(own: Path) -> None:
 
 
 def _remove(folder: Path, lock: FileLock) -> None:
-    shutil.rmtree(folder / "files", ignore_errors=True)  # before the lock, by which the next start finds what a kill here leaves
+    shutil.rmtree(
+        folder / "files", ignore_errors=True
+    )  # before the lock, by which the next start finds what a kill here leaves
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
     with suppress(OSError):  # gone already, but on Windows, where no locked file can be removed

@@ -81,9 +81,23 @@ class Gate:
     """
 
     def __init__(
-        self, app: Any, page: gr.Blocks, folder: Path, max_json: int, max_upload: int, hosts: Hosts, is_writable: bool = False
+        self,
+        app: Any,
+        page: gr.Blocks,
+        folder: Path,
+        max_json: int,
+        max_upload: int,
+        hosts: Hosts,
+        is_writable: bool = False,
     ) -> None:
-        self.app, self.page, self.folder, self.max_json, self.max_upload, self.hosts = app, page, folder, max_json, max_upload, hosts
+        self.app, self.page, self.folder, self.max_json, self.max_upload, self.hosts = (
+            app,
+            page,
+            folder,
+            max_json,
+            max_upload,
+            hosts,
+        )
         self.is_writable = is_writable
         self._uploads: list[float] = []  # the times at which those under way began
 
@@ -97,7 +111,11 @@ class Gate:
             await _refuse(send, 400, "this app is not served under that host name; app --allowed-host NAME adds one")
             return
         if self.is_writable and not self.hosts.same_origin(scope["headers"]):
-            await _refuse(send, 403, "this app can be changed, so pages of other sites may not use it; app --allowed-host NAME lets one in")
+            await _refuse(
+                send,
+                403,
+                "this app can be changed, so pages of other sites may not use it; app --allowed-host NAME lets one in",
+            )
             return
         # gradio copies all headers of a request for a part of a file into its answer
         scope = scope | {"headers": [header for header in scope["headers"] if header[0] != b"range"]}
@@ -139,7 +157,10 @@ class Gate:
             if self.is_writable and kind != b"application/json":  # which no form of another site can send
                 status, problem = 415, "send JSON, with the header Content-Type: application/json"
             elif len(body) > self.max_json:
-                status, problem = 413, f"the request is too large: more than {self.max_json / 1e6:.0f} MB; send files to /upload"
+                status, problem = (
+                    413,
+                    f"the request is too large: more than {self.max_json / 1e6:.0f} MB; send files to /upload",
+                )
             else:
                 status, problem = self._why_no_call(call["kind"] or call[1], call["name"], json.loads(body))
         except (ValueError, RecursionError):
@@ -176,7 +197,9 @@ class Gate:
         """Return the parameters of each public endpoint, each with whether it may be left out."""
         named = self.page.get_api_info()["named_endpoints"]
         return {
-            name.lstrip("/"): [(each["parameter_name"], each["parameter_has_default"]) for each in endpoint["parameters"]]
+            name.lstrip("/"): [
+                (each["parameter_name"], each["parameter_has_default"]) for each in endpoint["parameters"]
+            ]
             for name, endpoint in named.items()
         }
 
@@ -212,7 +235,9 @@ class Gate:
         with suppress(TimeoutError):
             async with timeout(UPLOAD_SECONDS):
                 if await _read(receive, 0) is not None:
-                    await _refuse(send, 413, f"too large: at most {self.max_upload / 1e6:.0f} MB at once; send the files in parts")
+                    await _refuse(
+                        send, 413, f"too large: at most {self.max_upload / 1e6:.0f} MB at once; send the files in parts"
+                    )
 
     def _sweep(self, before: float) -> None:
         """Remove files not written to since `before`; whole uploads lie one folder deeper."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.model.backbones import REFUSALS
+from aimonk_hf.modeling.backbones import REFUSALS
 
 MIN_CELLS = 6  # maps with fewer rows or columns say too little about the place
 N_STAGES = 4  # of a convolutional network: the finest shows a part of 3% of the picture in its place, the coarse ones say that it is one
@@ -41,7 +41,9 @@ def heat_map(scorer: Scorer, pixels: Tensor, attribute: str) -> Heat:
             with agreeing_cam(network, layers, reshape) as cam:
                 heat: Heat = cam(values.requires_grad_(True), [lambda logits: logits[index]])[0]
         except REFUSALS as error:
-            raise AimonkError(f"heat maps are not available for {scorer.model.config.architecture} ({reason_of(error)})") from error
+            raise AimonkError(
+                f"heat maps are not available for {scorer.model.config.architecture} ({reason_of(error)})"
+            ) from error
     if not np.isfinite(heat).all():
         raise NotFiniteError("the network's output is not finite (infinite or NaN): it gives no heat map")
     return heat

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from aimonk_hf.model.config import AimonkConfig
+from aimonk_hf.modeling.config import AimonkConfig
 
 _FIGURES = ("threshold", "f1", "precision", "recall", "average_precision", "auroc")
 MANY = 30
@@ -23,9 +23,13 @@ def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, 
         _attributes(config.attributes),
     ]
     if problem:
-        parts.append(f'<p class="problem" role="alert">The figures of this model are not shown: {html.escape(problem)}.</p>')
+        parts.append(
+            f'<p class="problem" role="alert">The figures of this model are not shown: {html.escape(problem)}.</p>'
+        )
     elif metrics is None:
-        parts.append("<p>Nobody has measured it: no metrics.json lies beside the weights. <code>aimonk-hf evaluate</code> makes one.</p>")
+        parts.append(
+            "<p>Nobody has measured it: no metrics.json lies beside the weights. <code>aimonk-hf evaluate</code> makes one.</p>"
+        )
     if metrics is not None:
         if metrics.get("verdict"):
             parts.append(f'<p class="verdict">{html.escape(metrics["verdict"])}</p>')

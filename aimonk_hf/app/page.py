@@ -23,13 +23,18 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
     model = served.scorer.model
     with _blocks(f"{served.name} - {TITLE}") as page:
         sessions = ApiSessions(page)
-        gr.HTML(_title(served.name, f"{len(served.stored)} attributes, each with a score and a threshold of its own"), elem_id="title")
+        gr.HTML(
+            _title(served.name, f"{len(served.stored)} attributes, each with a score and a threshold of its own"),
+            elem_id="title",
+        )
         with gr.Tabs():
             with gr.Tab("Predict", id="predict"):
                 thresholds = build_predict_tab(served, examples, page, sessions)
             build_batch_tab(served, thresholds, sessions)
             with gr.Tab("Model", id="model"):
-                gr.HTML(model_page(served.name, model.config, model.metrics, model.metrics_problem), elem_id="model-page")
+                gr.HTML(
+                    model_page(served.name, model.config, model.metrics, model.metrics_problem), elem_id="model-page"
+                )
     uploads_only(page, served.limits.folder)
     return page
 

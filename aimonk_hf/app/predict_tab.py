@@ -33,7 +33,13 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, ses
                 elem_id="picture",
             )
             if examples:
-                gr.Examples([[str(path)] for path in examples], picture, label="Examples", examples_per_page=8, elem_id="examples")
+                gr.Examples(
+                    [[str(path)] for path in examples],
+                    picture,
+                    label="Examples",
+                    examples_per_page=8,
+                    elem_id="examples",
+                )
             heat = gr.Image(
                 label="Heat map",
                 height=PICTURE_HEIGHT,
@@ -49,7 +55,14 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, ses
     _bind(served, picture, panel, heat, caption, kept, thresholds)
     if served.save_folder is not None:
         # the page's own copy of the stored thresholds dates from the start of the app
-        page.load(lambda: served.panel(None, None, "scored"), None, panel, queue=False, show_progress="hidden", api_visibility="private")
+        page.load(
+            lambda: served.panel(None, None, "scored"),
+            None,
+            panel,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
     _add_endpoint(served, sessions)
     return thresholds
 
@@ -67,7 +80,13 @@ def _panel(served: Served) -> gr.HTML:
 
 
 def _bind(
-    served: Served, picture: gr.Image, panel: gr.HTML, heat: gr.Image, caption: gr.HTML, kept: gr.State, thresholds: gr.State
+    served: Served,
+    picture: gr.Image,
+    panel: gr.HTML,
+    heat: gr.Image,
+    caption: gr.HTML,
+    kept: gr.State,
+    thresholds: gr.State,
 ) -> None:
     def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, ...]:
         """Score a new picture; a removed or unusable one empties the bars."""
@@ -106,11 +125,15 @@ def _bind(
             return gr.update(visible=False), gr.update(visible=True, value=_paragraph(f"No heat map: {error}."))
         shown = overlay(pixels, heat_values)
         words = f"Where the network looked for {attribute}: bright parts raised its score. The picture is shown as the network sees it."
-        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(visible=True, value=_paragraph(words))
+        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(
+            visible=True, value=_paragraph(words)
+        )
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
     picture.change(show, [picture, thresholds], [panel, kept, heat, caption], show_progress="hidden", **private)
-    panel.input(decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", show_progress="hidden", **private)
+    panel.input(
+        decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", show_progress="hidden", **private
+    )
     panel.select(explain, [picture, kept], [heat, caption], show_progress="minimal", scroll_to_output=True, **private)
     if served.save_folder is not None:
         panel.submit(save, kept, [panel, thresholds], queue=False, show_progress="hidden", **private)
@@ -149,7 +172,9 @@ def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     def predict(request: gr.Request, *, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
         sessions.note(request)
         try:
-            scores, present, notes = served.predict(image, {attribute_of[slug]: value for slug, value in thresholds.items()})
+            scores, present, notes = served.predict(
+                image, {attribute_of[slug]: value for slug, value in thresholds.items()}
+            )
         except AimonkError as error:
             raise gr.Error(str(error), print_exception=False) from error
         for note in notes:
@@ -171,5 +196,11 @@ def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
 
 def _signature(endpoint: Any, names: Iterable[str]) -> inspect.Signature:
     """Return the endpoint's signature with `**` spelt out: gradio takes a parameter without a value as optional only if it can be None here."""
-    fixed = [each for each in inspect.signature(endpoint).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    return inspect.Signature([*fixed, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names)])
+    fixed = [
+        each
+        for each in inspect.signature(endpoint).parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    return inspect.Signature(
+        [*fixed, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names)]
+    )

@@ -11,9 +11,8 @@ from torch import Tensor
 from aimonk_hf.app.uploads import Budget, Picture, read_picture
 from aimonk_hf.data.images import MAX_PIXELS
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.model.folding import LazilyFolded
-from aimonk_hf.model.inference import finite
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.inference import finite
+from aimonk_hf.modeling.model import AimonkModel
 
 
 class Scorer:
@@ -27,7 +26,6 @@ class Scorer:
         self.model = model.eval().requires_grad_(False)
         self.max_batch = max_batch
         self.network_lock = Lock()
-        self._network = LazilyFolded(model.timm_model) if model.device.type == "cpu" else None
         self.n_images = self.n_batches = 0
         self._decoding = Budget(MAX_PIXELS)
         self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
@@ -62,7 +60,7 @@ class Scorer:
         try:
             with self.network_lock:
                 pixels = torch.stack([pixels for pixels, _ in batch])
-                logits = self.model.logits_of_pixels(pixels, network=self._network)
+                logits = self.model.logits_of_pixels(pixels)
         except (RuntimeError, MemoryError) as error:
             for answer in answers:
                 answer.set_exception(AimonkError(f"the network failed on this batch ({reason_of(error)}): try again"))

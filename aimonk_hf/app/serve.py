@@ -21,8 +21,8 @@ from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.served import Served
 from aimonk_hf.app.uploads import MEGABYTE, Limits
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.devices import give_back_freed_memory
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.devices import give_back_freed_memory
+from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.storage import make_folder
 
 DEFAULT_MODEL = "outputs/demo"
@@ -51,7 +51,15 @@ def serve(
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size)
         try:
-            launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=allow_save and not on_space())
+            launch(
+                page,
+                host,
+                port,
+                share,
+                max_file_size,
+                allowed_hosts=allowed_hosts,
+                is_writable=allow_save and not on_space(),
+            )
         except OSError as error:
             raise AimonkError(
                 f"cannot listen on {host}:{port}: it is taken or not this machine's; choose another --port or --host"
@@ -150,7 +158,9 @@ def _save_folder(wanted: str, allow_save: bool, share: bool) -> Path | None:
 
 def _shown_name(wanted: str) -> str:
     """Return a local folder's own name, which says nothing of the machine's disk, or the repository's."""
-    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", wanted) and not wanted.startswith(".") and not Path(wanted).is_dir()
+    is_repository = (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", wanted) and not wanted.startswith(".") and not Path(wanted).is_dir()
+    )
     return wanted if is_repository else Path(wanted).resolve().name
 
 

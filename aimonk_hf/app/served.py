@@ -11,8 +11,8 @@ from aimonk_hf.app.decisions import panel_rows, read_thresholds, rounded, slugs,
 from aimonk_hf.app.scoring import Scorer
 from aimonk_hf.app.uploads import Limits, open_upload, read_entry
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.model.persistence import CONFIG_FILE
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.modeling.prediction import Prediction
+from aimonk_hf.modeling.weights import CONFIG_FILE
 from aimonk_hf.storage import read_json, write_json
 
 

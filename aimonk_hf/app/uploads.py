@@ -70,7 +70,10 @@ class ZipEntry:
         try:
             with self.archive.open(self.info) as file:
                 data = file.read(max_bytes + 1)
-        except (RuntimeError, NotImplementedError) as error:  # what zipfile raises for a password and for unknown methods
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # what zipfile raises for a password and for unknown methods
             raise ImageError("the entry is encrypted or packed with an unknown method") from error
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError) as error:
             raise ImageError(f"the entry is damaged ({error})") from error
@@ -123,7 +126,9 @@ def open_upload(value: Any, limits: Limits) -> Upload:
     if isinstance(url, str) and url.startswith("data:"):
         _check_size(len(url) * 3 // 4, limits.max_bytes)
         try:
-            return Upload(_clean(value.get("orig_name") or "picture"), base64.b64decode(url.partition(",")[2], validate=True))
+            return Upload(
+                _clean(value.get("orig_name") or "picture"), base64.b64decode(url.partition(",")[2], validate=True)
+            )
         except binascii.Error as error:
             raise ImageError("the data URL is not valid base64") from error
     raise ImageError("no picture was sent")
@@ -201,7 +206,11 @@ def _open_zip(upload: Upload, max_directory: int) -> tuple[zipfile.ZipFile, int]
 
 def _zip_entries(name: str, archive: zipfile.ZipFile) -> list[ZipEntry]:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    entries = [entry for entry in entries if not entry.filename.startswith(_IGNORED) and PurePosixPath(entry.filename).name not in _IGNORED]
+    entries = [
+        entry
+        for entry in entries
+        if not entry.filename.startswith(_IGNORED) and PurePosixPath(entry.filename).name not in _IGNORED
+    ]
     _check_count(len(entries), name)
     if not entries:
         raise AimonkError(f"{name} is an empty zip archive")
@@ -216,7 +225,9 @@ def _check_entry(archive: str, entry: zipfile.ZipInfo) -> None:
     if is_link or name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:", name):
         raise AimonkError(f"{archive} is refused: its entry {_clean(entry.filename)} points outside the archive")
     if entry.file_size > MEGABYTE and entry.file_size > MAX_RATIO * max(1, entry.compress_size):
-        raise AimonkError(f"{archive} is refused: its entry {_clean(entry.filename)} unpacks to more than {MAX_RATIO} times its size")
+        raise AimonkError(
+            f"{archive} is refused: its entry {_clean(entry.filename)} unpacks to more than {MAX_RATIO} times its size"
+        )
 
 
 def _is_zip(upload: Upload) -> bool:

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.model.persistence import METRICS_FILE
-from aimonk_hf.model.predict_files import list_images
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.predict_files import list_images
+from aimonk_hf.modeling.weights import METRICS_FILE
 from aimonk_hf.storage import read_json
 
 # On drawings whose attributes can be seen, a model that learned anything is far above this.

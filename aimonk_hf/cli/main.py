@@ -13,7 +13,7 @@ from types import FrameType, UnionType
 from typing import Any, NoReturn, TextIO, cast, get_args, get_origin
 
 from aimonk_hf import __version__
-from aimonk_hf.cli.judging import add_judging_commands
+from aimonk_hf.cli.evaluation import add_judging_commands
 from aimonk_hf.cli.shards import launched_processes, write_shared
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.errors import AimonkError
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROG}: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing more can be said to it
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has gone; nothing more can be said to it
         return 1
     return status
 
@@ -46,7 +48,9 @@ def train_main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(PROG, description="Multi-label image attributes with missing labels.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        PROG, description="Multi-label image attributes with missing labels.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -61,18 +65,27 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.add_argument("--model", required=True, help="model folder or Hub repository")
     predict.add_argument(
-        "--threshold", action="append", default=[], metavar="[ATTRIBUTE=]NUMBER", help="repeatable; replaces the stored ones"
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="[ATTRIBUTE=]NUMBER",
+        help="repeatable; replaces the stored ones",
     )
     predict.add_argument("--format", choices=("text", "json", "csv"), default="text")
     predict.add_argument(
-        "--excel", action="store_true", help="with --format csv: mark the file as UTF-8, and put ' before cells that would be formulas"
+        "--excel",
+        action="store_true",
+        help="with --format csv: mark the file as UTF-8, and put ' before cells that would be formulas",
     )
     predict.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
     predict.add_argument("--tta", action="store_true", help="average with the mirrored picture")
     predict.add_argument("--batch-size", type=int, default=32)
     predict.add_argument("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
     predict.add_argument(
-        "--precision", choices=("float32", "bf16"), default="float32", help="bf16 is faster on new processors and GPUs, less exact"
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="bf16 is faster on new processors and GPUs, less exact",
     )
 
     add_judging_commands(command)
@@ -91,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--host", default="127.0.0.1")
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--share", action="store_true", help="make a public link through Gradio")
-    app.add_argument("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
+    app.add_argument(
+        "--allow-save", action="store_true", help="let visitors write thresholds into the local model folder"
+    )
     app.add_argument(
         "--allowed-host",
         action="append",
@@ -105,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """Make every field of TrainConfig a flag, in its order and with its help; flags left out are left to the recipe."""
-    from aimonk_hf.training.train_config import TrainConfig
+    from aimonk_hf.training.settings import TrainConfig
 
     for setting in fields(TrainConfig):
         flag = "--" + setting.name.replace("_", "-")
@@ -126,7 +141,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 def _parser_of(kind: Any) -> Callable[[str], Any]:
     """Return what turns a flag's text into a value of the field's type; lists are split at commas."""
-    inner = next((part for part in get_args(kind) if part is not type(None)), kind) if get_origin(kind) is UnionType else kind
+    inner = (
+        next((part for part in get_args(kind) if part is not type(None)), kind)
+        if get_origin(kind) is UnionType
+        else kind
+    )
     if get_origin(inner) is not list:
         return cast("Callable[[str], Any]", inner)
     (element,) = get_args(inner)
@@ -139,13 +158,13 @@ def _parser_of(kind: Any) -> Callable[[str], Any]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from aimonk_hf.training.train_config import TrainConfig
+    from aimonk_hf.training.settings import TrainConfig
 
     config = TrainConfig(**{key: value for key, value in vars(options).items() if key != "run"})
     import torch.distributed as dist
 
     from aimonk_hf.training.run import train
-    from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS
+    from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
@@ -173,8 +192,8 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from aimonk_hf.model.modeling import AimonkModel
-    from aimonk_hf.model.predict_files import list_images, predict_files
+    from aimonk_hf.modeling.model import AimonkModel
+    from aimonk_hf.modeling.predict_files import list_images, predict_files
 
     if options.batch_size < 1 or (options.num_workers is not None and options.num_workers < 1):
         raise AimonkError("--batch-size and --num-workers must be at least 1")
@@ -205,7 +224,10 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
     from aimonk_hf.storage import atomic_path, make_folder
 
     make_folder(path.parent)
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         yield file
 
 
@@ -224,7 +246,9 @@ def _thresholds(given: list[str]) -> float | dict[str, float] | None:
         else:
             for_all = value
     if by_name and for_all is not None:
-        raise AimonkError("--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER as often as needed, not both")
+        raise AimonkError(
+            "--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER as often as needed, not both"
+        )
     return by_name or for_all
 
 
@@ -233,7 +257,9 @@ def _sample_data(options: argparse.Namespace) -> int:
 
     if options.images < 1 or options.seed < 0:
         raise AimonkError("--images must be at least 1 and --seed not negative")
-    print(f"written:  {options.images} images and labels.csv in {write_sample_data(options.folder, options.images, options.seed)}")
+    print(
+        f"written:  {options.images} images and labels.csv in {write_sample_data(options.folder, options.images, options.seed)}"
+    )
     return 0
 
 
@@ -253,5 +279,13 @@ def _app(options: argparse.Namespace) -> int:
         raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
     from aimonk_hf.app import serve
 
-    serve(options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size, options.allowed_host)
+    serve(
+        options.model,
+        options.host,
+        options.port,
+        options.share,
+        options.allow_save,
+        options.max_file_size,
+        options.allowed_host,
+    )
     return 0

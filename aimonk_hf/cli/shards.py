@@ -44,7 +44,9 @@ def write_shared(paths: list[Path], output: Path, write: Write) -> int:
                         shutil.copyfileobj(file_of_part, joined)
         dist.barrier()  # the first process needs every part until it has joined them
     except RuntimeError as error:
-        raise AimonkError(f"another process ended before its part of {output} was written: its own message says why") from error
+        raise AimonkError(
+            f"another process ended before its part of {output} was written: its own message says why"
+        ) from error
     except OSError as error:
         raise AimonkError(f"cannot write {parts[rank]}: {error.strerror or error}") from error
     finally:

@@ -13,7 +13,9 @@ def add_sharing_commands(command: Callable[[str, Run, str], argparse.ArgumentPar
     """Add the commands; `command` makes the parser of a name, a function and a help text."""
     export = command("export", _export, "write ONNX files for onnxruntime and Transformers.js")
     export.add_argument("--model", required=True, help="model folder or Hub repository")
-    export.add_argument("--output", required=True, type=Path, metavar="DIR", help="the model folder itself, or a new one")
+    export.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="the model folder itself, or a new one"
+    )
     export.add_argument("--int8", action="store_true", help="also a smaller file with 8-bit weights")
     export.add_argument("--data-dir", help="labelled images on which the ONNX files are compared with torch")
     export.add_argument("--labels", help="label file other than labels.csv or labels.txt")
@@ -22,28 +24,47 @@ def add_sharing_commands(command: Callable[[str, Run, str], argparse.ArgumentPar
 
     convert = command("convert", _convert, "make a model folder of a torchvision state dict (.pth)")
     convert.add_argument("checkpoint", metavar="CHECKPOINT")
-    convert.add_argument("--architecture", required=True, help="resnet18, resnet34, resnet50, efficientnet_b0, or another timm name")
-    convert.add_argument("--attributes", type=_names, metavar="A,B,C", help="names of the outputs; Attr1,Attr2,... by default")
+    convert.add_argument(
+        "--architecture", required=True, help="resnet18, resnet34, resnet50, efficientnet_b0, or another timm name"
+    )
+    convert.add_argument(
+        "--attributes", type=_names, metavar="A,B,C", help="names of the outputs; Attr1,Attr2,... by default"
+    )
     convert.add_argument("--output", required=True, type=Path, metavar="DIR")
     convert.add_argument("--image-size", type=int, default=224, help="pixels per side (224)")
-    convert.add_argument("--crop-mode", choices=("squash", "center", "border"), default="squash", help="way to a square (squash)")
-    convert.add_argument("--crop-pct", type=float, default=1.0, help="share of the resized picture that the crop keeps (1.0)")
+    convert.add_argument(
+        "--crop-mode", choices=("squash", "center", "border"), default="squash", help="way to a square (squash)"
+    )
+    convert.add_argument(
+        "--crop-pct", type=float, default=1.0, help="share of the resized picture that the crop keeps (1.0)"
+    )
     convert.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
-    convert.add_argument("--mean", type=_numbers, metavar="R,G,B", help="subtracted from the pixels in [0, 1]; ImageNet's by default")
-    convert.add_argument("--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default")
+    convert.add_argument(
+        "--mean", type=_numbers, metavar="R,G,B", help="subtracted from the pixels in [0, 1]; ImageNet's by default"
+    )
+    convert.add_argument(
+        "--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default"
+    )
 
     push = command("push", _push, "upload a model to the Hugging Face Hub")
     push.add_argument("--model", required=True, help="model folder or Hub repository")
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="created where it does not exist")
     push.add_argument("--private", action="store_true", help="create it private; a public one is refused")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to push to, created where it does not exist; main by default")
+    push.add_argument(
+        "--revision", metavar="BRANCH", help="branch to push to, created where it does not exist; main by default"
+    )
     push.add_argument("--commit-message", metavar="TEXT")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
     space = command("push-space", _push_space, "upload a Hugging Face Space that serves a model, or write its folder")
     space.add_argument("--model", required=True, help="model folder, which is copied into the Space, or Hub repository")
     space.add_argument("--repo-id", metavar="USER/NAME", help="the Space, created where it does not exist")
-    space.add_argument("--output", type=Path, metavar="DIR", help="write the Space's folder there; without --repo-id nothing is uploaded")
+    space.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write the Space's folder there; without --repo-id nothing is uploaded",
+    )
     space.add_argument("--title", help="of the page; the model's name by default")
     space.add_argument("--private", action="store_true", help="create it private; a public one is refused")
 
@@ -53,10 +74,11 @@ def _names(text: str) -> list[str]:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from aimonk_hf.console import figure, table
     from aimonk_hf.data.dataset import AttributeDataset
-    from aimonk_hf.judging.console import figure, table
-    from aimonk_hf.model.modeling import AimonkModel
-    from aimonk_hf.sharing.export import COMPARISON_FILE, compare_metrics, export_folder
+    from aimonk_hf.evaluation.onnx_comparison import compare_metrics
+    from aimonk_hf.modeling.model import AimonkModel
+    from aimonk_hf.modeling.onnx import COMPARISON_FILE, export_folder
     from aimonk_hf.storage import write_json
 
     labelled = (options.data_dir, options.labels, options.images_dir, options.attributes)
@@ -88,8 +110,8 @@ def _numbers(text: str) -> list[float]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from aimonk_hf.model.persistence import CONFIG_FILE
-    from aimonk_hf.sharing.convert import convert_checkpoint
+    from aimonk_hf.modeling.convert import convert_checkpoint
+    from aimonk_hf.modeling.weights import CONFIG_FILE
 
     if (options.output / CONFIG_FILE).exists():
         raise AimonkError(f"{options.output} holds a model already: name another --output")
@@ -110,8 +132,8 @@ def _convert(options: argparse.Namespace) -> int:
 def _push(options: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    from aimonk_hf.model.hub_push import push_model_folder
-    from aimonk_hf.model.modeling import AimonkModel
+    from aimonk_hf.modeling.hub_push import push_model_folder
+    from aimonk_hf.modeling.model import AimonkModel
 
     model = AimonkModel.from_pretrained(options.model)  # what does not load is not pushed
     with TemporaryDirectory() as copy:
@@ -130,11 +152,13 @@ def _push(options: argparse.Namespace) -> int:
 def _push_space(options: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    from aimonk_hf.model.modeling import AimonkModel
-    from aimonk_hf.sharing.spaces import push_space, write_space
+    from aimonk_hf.app.space import push_space, write_space
+    from aimonk_hf.modeling.model import AimonkModel
 
     if not options.repo_id and not options.output:
-        raise AimonkError("push-space needs --repo-id USER/NAME to upload the Space, or --output DIR to write its folder")
+        raise AimonkError(
+            "push-space needs --repo-id USER/NAME to upload the Space, or --output DIR to write its folder"
+        )
     AimonkModel.from_pretrained(options.model)  # what does not load cannot be served
     with TemporaryDirectory() as copy:
         folder = options.output or Path(copy)

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from aimonk_hf.data.formats import METADATA_FILE
 from aimonk_hf.data.images import check_image, read_image
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
-from aimonk_hf.data.metadata_csv import METADATA_FILE
 from aimonk_hf.errors import AimonkError, near_names
 
 
@@ -27,7 +27,9 @@ class AttributeDataset(Dataset[dict[str, Any]]):
     Without a `transform` pixel_values is the PIL image itself; `AimonkModel.transform` makes the tensor [3, H, W] that the model wants.
     """
 
-    def __init__(self, labels: Labels, images_dir: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> None:
+    def __init__(
+        self, labels: Labels, images_dir: str | Path, transform: Callable[[Image.Image], Any] | None = None
+    ) -> None:
         self.labels = labels
         self.images_dir = Path(images_dir)
         self.transform = transform
@@ -49,7 +51,9 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         table = read_labels(path, attributes)
         if images_dir:
             return cls(table, images_dir, transform)
-        return cls(table, path.parent if path.name == METADATA_FILE else find_images_dir(path.parent, table.images), transform)
+        return cls(
+            table, path.parent if path.name == METADATA_FILE else find_images_dir(path.parent, table.images), transform
+        )
 
     @property
     def attributes(self) -> list[str]:
@@ -88,9 +92,13 @@ class AttributeDataset(Dataset[dict[str, Any]]):
     def match(self, attributes: list[str]) -> "AttributeDataset":
         """Return the dataset with the label columns of a model's `attributes`, in their order; raises `AimonkError` where one is missing."""
         values = self.labels.values[:, self.columns_of(attributes)]
-        return AttributeDataset(Labels(self.labels.images, list(attributes), values, self.labels.source), self.images_dir, self.transform)
+        return AttributeDataset(
+            Labels(self.labels.images, list(attributes), values, self.labels.source), self.images_dir, self.transform
+        )
 
-    def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False) -> dict[int, str]:
+    def find_problems(
+        self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False
+    ) -> dict[int, str]:
         """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""
 
         def check(path: Path) -> str | None:
@@ -99,7 +107,15 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             checks = pool.map(check, self.paths)
             reasons = list(
-                tqdm(checks, "checking images", len(self), unit="img", leave=False, disable=None if progress else True, dynamic_ncols=True)
+                tqdm(
+                    checks,
+                    "checking images",
+                    len(self),
+                    unit="img",
+                    leave=False,
+                    disable=None if progress else True,
+                    dynamic_ncols=True,
+                )
             )
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 

@@ -16,12 +16,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aimonk_hf.errors import ImageError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".heif")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".jfif",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 # Pillow goes by content, not by name, and opens some forty formats; its reader of PostScript starts another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 # Pillow's decoders raise all of these on damaged files.
 _DAMAGE = (
-    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
+    *(
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ),
     *(struct.error, zlib.error),
 )
 
@@ -150,7 +174,10 @@ def _to_rgb(image: Image.Image, in_place: bool = True) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     elif image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-        _say_once("transparent", "pictures with transparency: it is dropped, as the transformers pipeline does (often black shows through)")
+        _say_once(
+            "transparent",
+            "pictures with transparency: it is dropped, as the transformers pipeline does (often black shows through)",
+        )
     elif image.mode == "CMYK":
         _say_once("cmyk", "CMYK pictures: converted to RGB without a colour profile, as the transformers pipeline does")
     return image if in_place and image.mode == "RGB" else image.convert("RGB")
@@ -202,7 +229,9 @@ def _say_once(kind: str, message: str) -> None:
 
 def _check_shape(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(f"too many pixels: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} million")
+        raise ImageError(
+            f"too many pixels: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} million"
+        )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageError(f"too long and thin: {width} x {height}, one side more than {MAX_RATIO} times the other")
 

@@ -38,9 +38,14 @@ def copied_attributes(labels: Floats, attributes: list[str]) -> list[dict[str, A
     )
     shared = both_one + both_zero + one_zero + one_zero.T
     margins = (both_one + one_zero) * (one_zero.T + both_zero) * (both_one + one_zero.T) * (one_zero + both_zero)
-    phi = np.divide(both_one * both_zero - one_zero * one_zero.T, np.sqrt(margins), out=np.zeros_like(shared), where=margins > 0)
+    phi = np.divide(
+        both_one * both_zero - one_zero * one_zero.T, np.sqrt(margins), out=np.zeros_like(shared), where=margins > 0
+    )
     pairs = zip(*np.nonzero(np.triu((np.abs(phi) >= NEARLY_COPIED) & (shared >= _FEWEST_SHARED), 1)), strict=True)
-    return [{"attributes": [attributes[i], attributes[j]], "phi": float(phi[i, j]), "n_shared": int(shared[i, j])} for i, j in pairs]
+    return [
+        {"attributes": [attributes[i], attributes[j]], "phi": float(phi[i, j]), "n_shared": int(shared[i, j])}
+        for i, j in pairs
+    ]
 
 
 def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, Any]]:
@@ -54,7 +59,9 @@ def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, An
     held0, held1 = (_pair_counts(labels, _is_held, kind) for kind in (_is_zero, _is_one))
     total = gap0 + held0 + gap1 + held1
     margins = (gap0 + gap1) * (held0 + held1) * (gap0 + held0) * (gap1 + held1)
-    statistic = np.divide(total * (gap0 * held1 - gap1 * held0) ** 2, margins, out=np.zeros_like(total), where=margins > 0)
+    statistic = np.divide(
+        total * (gap0 * held1 - gap1 * held0) ** 2, margins, out=np.zeros_like(total), where=margins > 0
+    )
     expected = np.minimum(gap0 + gap1, held0 + held1) * np.minimum(gap0 + held0, gap1 + held1) / np.maximum(total, 1)
     testable = (expected >= 5) & ~np.eye(len(attributes), dtype=bool)
     places = np.argwhere(testable)
@@ -89,10 +96,14 @@ def _is_held(labels: Floats) -> NDArray[np.bool_]:
     return ~np.isnan(labels)
 
 
-def _pair_counts(labels: Floats, first: Callable[[Floats], Any], second: Callable[[Floats], Any]) -> NDArray[np.float64]:
+def _pair_counts(
+    labels: Floats, first: Callable[[Floats], Any], second: Callable[[Floats], Any]
+) -> NDArray[np.float64]:
     """Return [K, K]: in how many rows attribute i is of the first kind and j of the second; a block of rows at a time, for memory's sake."""
     counts = np.zeros((labels.shape[1],) * 2)
     for start in range(0, len(labels), _ROWS):
         block = labels[start : start + _ROWS]
-        counts += first(block).astype(np.float32).T @ second(block).astype(np.float32)  # exact: float32 holds whole numbers up to 2**24
+        counts += first(block).astype(np.float32).T @ second(block).astype(
+            np.float32
+        )  # exact: float32 holds whole numbers up to 2**24
     return counts

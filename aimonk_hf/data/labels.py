@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aimonk_hf.console import table
+from aimonk_hf.data.formats import METADATA_FILE, metadata_rows
 from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
-from aimonk_hf.data.metadata_csv import METADATA_FILE, metadata_rows
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.storage import is_text
 
@@ -40,7 +41,9 @@ class Labels:
     def check_observed(self, what: str) -> None:
         """Raise `AimonkError` where every label is missing."""
         if np.isnan(self.values).all():
-            raise AimonkError(f"{self.source}: none of the {len(self)} {what} has a label (all are NA): label some of them with 1 or 0")
+            raise AimonkError(
+                f"{self.source}: none of the {len(self)} {what} has a label (all are NA): label some of them with 1 or 0"
+            )
 
 
 def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels:
@@ -69,7 +72,9 @@ def find_labels(data_dir: Path) -> Path:
             return data_dir / name
     if not data_dir.is_dir():
         raise AimonkError(f"there is no data folder {data_dir}")
-    raise AimonkError(f"neither labels.csv nor labels.txt nor metadata.csv lies in {data_dir}: name another file with --labels")
+    raise AimonkError(
+        f"neither labels.csv nor labels.txt nor metadata.csv lies in {data_dir}: name another file with --labels"
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -97,14 +102,18 @@ def _text_rows(path: Path, text: str) -> Iterator[_Row]:
         if not line.strip():
             continue
         tokens = line.split()
-        n_values = next((n for n, token in enumerate(reversed(tokens)) if token.lower().endswith(IMAGE_EXTENSIONS)), None)
+        n_values = next(
+            (n for n, token in enumerate(reversed(tokens)) if token.lower().endswith(IMAGE_EXTENSIONS)), None
+        )
         if n_values is None:
             raise AimonkError(f"{path}:{number}: no image name in {line.strip()[:60]!r} (a row is FILENAME V1 V2 ...)")
         yield number, line.rsplit(maxsplit=n_values)[0].strip(), tokens[len(tokens) - n_values :]
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
-    lines = (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))  # io.StringIO would hold four bytes a letter
+    lines = (
+        line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+    )  # io.StringIO would hold four bytes a letter
     reader = csv.reader(lines, strict=True)
     try:
         for row in reader:
@@ -128,7 +137,9 @@ def _table(path: Path, rows: Iterator[_Row], attributes: list[str] | None) -> La
         if not image:
             raise AimonkError(f"{path}:{number}: the image name is empty")
         if image in seen:
-            raise AimonkError(f"{path}:{number}: {shown_name(image)} stands already in line {seen[image]}; keep one of the two rows")
+            raise AimonkError(
+                f"{path}:{number}: {shown_name(image)} stands already in line {seen[image]}; keep one of the two rows"
+            )
         try:
             values.extend([meaning[cell] for cell in cells])
         except KeyError as error:
@@ -140,7 +151,9 @@ def _table(path: Path, rows: Iterator[_Row], attributes: list[str] | None) -> La
     if columns is None:
         columns = attributes or [f"Attr{number}" for number in range(1, table.shape[1] + 1)]
         if len(columns) != table.shape[1]:
-            raise AimonkError(f"{path} has {table.shape[1]} values a row but {len(columns)} attributes were named: {', '.join(columns)}")
+            raise AimonkError(
+                f"{path} has {table.shape[1]} values a row but {len(columns)} attributes were named: {', '.join(columns)}"
+            )
         _check_names(path, 1, columns)
     elif attributes:
         _check_names(path, 1, attributes)
@@ -156,7 +169,9 @@ def _header(path: Path, row: _Row | None) -> list[str]:
         raise AimonkError(f"{path} holds nothing but empty cells: the header must be image,<attribute>,...")
     number, first, names = row
     if first.lower() != "image" or not names:
-        raise AimonkError(f"{path}:{number}: the header must be image,<attribute>,... (found {','.join([first, *names])[:60]!r})")
+        raise AimonkError(
+            f"{path}:{number}: the header must be image,<attribute>,... (found {','.join([first, *names])[:60]!r})"
+        )
     _check_names(path, number, names)
     return names
 
@@ -166,7 +181,20 @@ def _check_names(path: Path, number: int, names: list[str]) -> None:
         if not name:
             raise AimonkError(f"{path}:{number}: an attribute name is empty")
         if not is_text(name):
-            raise AimonkError(f"{path}:{number}: the attribute {name[:40]!r} is no plain text: save the file as UTF-8, one line a name")
+            raise AimonkError(
+                f"{path}:{number}: the attribute {name[:40]!r} is no plain text: save the file as UTF-8, one line a name"
+            )
     if len(set(names)) != len(names):
         repeated = next(name for name, count in Counter(names).items() if count > 1)
         raise AimonkError(f"{path}:{number}: the attribute {repeated!r} stands twice")
+
+
+def labels_table(labels: Labels) -> str:
+    """Return positives, negatives, missing labels and prevalence of each attribute."""
+    rows = []
+    for column, name in enumerate(labels.attributes):
+        values = labels.values[:, column]
+        positive, negative, missing = int((values == 1).sum()), int((values == 0).sum()), int(np.isnan(values).sum())
+        share = f"{positive / (positive + negative):.1%}" if positive + negative else "n/a"
+        rows.append([name, str(positive), str(negative), str(missing), share])
+    return table(["attribute", "positive", "negative", "NA", "prevalence"], rows)

@@ -41,7 +41,9 @@ def write_sample_data(folder: str | Path, n_images: int = 600, seed: int = 0) ->
         name = f"garment_{number:04d}.png"
         garment.image.save(folder / "images" / name)
         missing = rng.random(len(PREVALENCE)) < MISSING_RATE
-        values = ["NA" if lost else str(int(garment.present[part])) for part, lost in zip(PREVALENCE, missing, strict=True)]
+        values = [
+            "NA" if lost else str(int(garment.present[part])) for part, lost in zip(PREVALENCE, missing, strict=True)
+        ]
         rows.append(",".join([name, *values]))
     write_text(folder / "labels.csv", "\n".join(rows) + "\n")
     return folder
@@ -53,7 +55,10 @@ def draw_garment(rng: np.random.Generator) -> Garment:
     canvas = _background(rng)
     draw = ImageDraw.Draw(canvas)
     hue = rng.random()
-    fabric, contrast = _colour(hue, rng.uniform(0.35, 0.75), rng.uniform(0.6, 0.95)), _colour(hue + rng.uniform(0.35, 0.65), 0.7, 0.35)
+    fabric, contrast = (
+        _colour(hue, rng.uniform(0.35, 0.75), rng.uniform(0.6, 0.95)),
+        _colour(hue + rng.uniform(0.35, 0.65), 0.7, 0.35),
+    )
     width, height = rng.uniform(0.36, 0.46), rng.uniform(0.55, 0.66)
     left, top = rng.uniform(0.46, 0.54) - width / 2, rng.uniform(0.14, 0.22)
     torso = (left, top, left + width, top + height)
@@ -63,7 +68,9 @@ def draw_garment(rng: np.random.Generator) -> Garment:
     _polygon(draw, _torso_outline(torso), fabric)
     if present["stripes"]:
         boxes["stripes"] = _draw_stripes(canvas, torso, rng, contrast)
-    draw.ellipse(_pixels((_middle(torso) - 0.07, top - 0.045, _middle(torso) + 0.07, top + 0.045)), fill=(226, 196, 172))
+    draw.ellipse(
+        _pixels((_middle(torso) - 0.07, top - 0.045, _middle(torso) + 0.07, top + 0.045)), fill=(226, 196, 172)
+    )
     if present["collar"]:
         boxes["collar"] = _draw_collar(draw, torso, _colour(rng.random(), 0.08, 0.98))
     if present["belt"]:
@@ -84,10 +91,19 @@ def _torso_outline(torso: Box) -> list[tuple[float, float]]:
     left, top, right, bottom = torso
     waist = 0.12 * (right - left)
     at = top + 0.66 * (bottom - top)
-    return [(left, top + 0.02), (right, top + 0.02), (right - waist, at), (right, bottom), (left, bottom), (left + waist, at)]
+    return [
+        (left, top + 0.02),
+        (right, top + 0.02),
+        (right - waist, at),
+        (right, bottom),
+        (left, bottom),
+        (left + waist, at),
+    ]
 
 
-def _draw_sleeves(draw: ImageDraw.ImageDraw, torso: Box, length: float, thickness: float, colour: tuple[int, int, int]) -> Box:
+def _draw_sleeves(
+    draw: ImageDraw.ImageDraw, torso: Box, length: float, thickness: float, colour: tuple[int, int, int]
+) -> Box:
     left, top, right, _ = torso
     for shoulder, direction in ((left, -1), (right, 1)):
         wrist = shoulder + direction * 0.14
@@ -138,7 +154,9 @@ def _draw_belt(draw: ImageDraw.ImageDraw, torso: Box, share: float) -> Box:
     box = (left + waist, y, right - waist, y + 0.065)
     draw.rectangle(_pixels(box), fill=(38, 28, 22))
     middle = _middle(torso)
-    draw.rectangle(_pixels((middle - 0.04, y - 0.008, middle + 0.04, y + 0.073)), outline=(236, 196, 60), width=2 * _SCALE)
+    draw.rectangle(
+        _pixels((middle - 0.04, y - 0.008, middle + 0.04, y + 0.073)), outline=(236, 196, 60), width=2 * _SCALE
+    )
     return box
 
 
@@ -169,4 +187,9 @@ def _polygon(
     fill: int | tuple[int, int, int],
     outline: tuple[int, int, int] | None = None,
 ) -> None:
-    draw.polygon([(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points], fill=fill, outline=outline, width=_SCALE if outline else 1)
+    draw.polygon(
+        [(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points],
+        fill=fill,
+        outline=outline,
+        width=_SCALE if outline else 1,
+    )

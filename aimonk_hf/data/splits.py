@@ -44,7 +44,9 @@ def split_rows(
     return parts[groups]
 
 
-def split_folds(labels: NDArray[Any], n_folds: int, seed: int = 0, groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+def split_folds(
+    labels: NDArray[Any], n_folds: int, seed: int = 0, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Return the fold (0, 1, ...) of each row [N], stratified over `labels` [N, K]; fewer folds where there are fewer groups."""
     n_folds = min(n_folds, len(labels) if groups is None else len(np.unique(groups)))
     if n_folds < 2:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.model.processing import EvalTransform
-from aimonk_hf.training.train_config import TrainConfig
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.processing import EvalTransform
+from aimonk_hf.training.settings import TrainConfig
 
 # Training crops the picture out of one this much larger: 224 of 256.
 CROP_SHARE = 0.875
@@ -46,7 +46,9 @@ def train_augmentation(name: str, transform: EvalTransform, size: Size | None = 
         return Augmentation(_EvalPicture(transform), v2.Compose(changes), transform.fingerprint)
     height, width = (round(side / CROP_SHARE) for side in transform.size)
     mode = v2.InterpolationMode(transform.data_config["interpolation"])
-    return Augmentation(v2.Resize([height, width], interpolation=mode), v2.Compose(changes), f"squash {height}x{width} {mode.value}")
+    return Augmentation(
+        v2.Resize([height, width], interpolation=mode), v2.Compose(changes), f"squash {height}x{width} {mode.value}"
+    )
 
 
 def sizes_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Size]:
@@ -95,7 +97,13 @@ def _light(full: Size, size: Size) -> list[Any]:
     those on tensors.
     """
     return [
-        v2.RandomAffine(degrees=8, translate=(0.04, 0.04), scale=(0.92, 1.08), interpolation=v2.InterpolationMode.BILINEAR, fill=_GREY),
+        v2.RandomAffine(
+            degrees=8,
+            translate=(0.04, 0.04),
+            scale=(0.92, 1.08),
+            interpolation=v2.InterpolationMode.BILINEAR,
+            fill=_GREY,
+        ),
         *_crop(full, size),
         v2.RandomHorizontalFlip(0.5),
         v2.ColorJitter(brightness=0.15, contrast=0.15, saturation=0.15),
@@ -133,7 +141,9 @@ def _two_stage(full: Size, size: Size) -> list[Any]:
 
 def _partial(full: Size, size: Size) -> list[Any]:
     """What the ResNet-34 system lists: flips, shift-scale-rotate, colour, blur; noise and coarse dropout."""
-    affine = v2.RandomAffine(degrees=15, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    affine = v2.RandomAffine(
+        degrees=15, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
+    )
     return [
         *_crop(full, size),
         v2.RandomHorizontalFlip(0.5),

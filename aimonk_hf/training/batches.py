@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.image_cache import PixelCache
 from aimonk_hf.data.images import read_image
-from aimonk_hf.data.pixel_cache import PixelCache
 from aimonk_hf.errors import ImageError
 from aimonk_hf.training.augmentation import Augmentation
 from aimonk_hf.training.seeding import seed_everything
@@ -103,7 +103,11 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
     """
 
     def __init__(
-        self, dataset: AttributeDataset, augmentations: Sequence[Augmentation], seed: int, cache: PixelCache | None = None
+        self,
+        dataset: AttributeDataset,
+        augmentations: Sequence[Augmentation],
+        seed: int,
+        cache: PixelCache | None = None,
     ) -> None:
         self.dataset, self.augmentations, self.seed, self.cache = dataset, augmentations, seed, cache
         self.paths = dataset.paths
@@ -129,7 +133,9 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         return Image.fromarray(self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path)))))
 
 
-def train_loader(images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool) -> DataLoader[tuple[Tensor, Tensor, int]]:
+def train_loader(
+    images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool
+) -> DataLoader[tuple[Tensor, Tensor, int]]:
     """Return the loader; its worker processes live through all epochs and compute with one thread each."""
     return DataLoader(
         images,

@@ -46,7 +46,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         tensors = load_file(newest / _TENSORS)
     except (SafetensorError, OSError) as error:
-        raise AimonkError(f"the checkpoint {newest} is damaged ({error}); delete it to go on from the one before") from error
+        raise AimonkError(
+            f"the checkpoint {newest} is damaged ({error}); delete it to go on from the one before"
+        ) from error
     state: dict[str, Any] = _unpack(read_json(newest / _STATE), tensors)
     return state
 
@@ -72,7 +74,11 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
-        return tensors[value["tensor"]] if "tensor" in value else {key: _unpack(item, tensors) for key, item in value["pairs"]}
+        return (
+            tensors[value["tensor"]]
+            if "tensor" in value
+            else {key: _unpack(item, tensors) for key, item in value["pairs"]}
+        )
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     return value

@@ -19,7 +19,11 @@ class DepthwiseGradients(TorchFunctionMode):
     """While entered, depthwise convolutions that would run in bf16 on the CPU keep their values and get faster gradients."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Let everything pass but `conv2d` of one filter per channel."""
         if func is not functional.conv2d or kwargs or not _is_depthwise(*args):
@@ -30,7 +34,13 @@ class DepthwiseGradients(TorchFunctionMode):
 
 
 def _is_depthwise(
-    pixels: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> bool:
     runs_in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     if not runs_in_bf16 or pixels.device.type != "cpu" or isinstance(padding, str):
@@ -57,8 +67,12 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         pixels, weight = ctx.saved_tensors
-        of_pixels = _input_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        of_weight = _weight_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
+        of_pixels = (
+            _input_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
+        )
+        of_weight = (
+            _weight_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
+        )
         return of_pixels, of_weight, None, None
 
 
@@ -66,7 +80,10 @@ def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pa
     """Spread the gradient with zeros between, so that the convolution that is left has stride 1."""
     around = [size - 1 - pad for size, pad in zip(weight.shape[2:], padding, strict=True)]
     if stride != (1, 1):
-        size = [have + side - 1 - 2 * pad for have, side, pad in zip(pixels.shape[2:], weight.shape[2:], around, strict=True)]
+        size = [
+            have + side - 1 - 2 * pad
+            for have, side, pad in zip(pixels.shape[2:], weight.shape[2:], around, strict=True)
+        ]
         channels_last = gradient.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         spread = torch.empty((*pixels.shape[:2], *size), dtype=gradient.dtype, memory_format=memory_format).zero_()
@@ -76,8 +93,20 @@ def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pa
 
 
 def _weight_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    kind = torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16  # small filters have a fast kernel of their own
+    kind = (
+        torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16
+    )  # small filters have a fast kernel of their own
     found: Tensor = torch.ops.aten.convolution_backward(
-        gradient.to(kind), pixels.to(kind), weight.to(kind), None, stride, padding, (1, 1), False, (0, 0), len(weight), (False, True, False)
+        gradient.to(kind),
+        pixels.to(kind),
+        weight.to(kind),
+        None,
+        stride,
+        padding,
+        (1, 1),
+        False,
+        (0, 0),
+        len(weight),
+        (False, True, False),
     )[1]
     return found.to(weight.dtype)

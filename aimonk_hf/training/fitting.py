@@ -11,22 +11,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from aimonk_hf.console import duration, figure
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.judging.console import duration, figure
-from aimonk_hf.model.backbones import REFUSALS, cannot_compute
-from aimonk_hf.model.devices import explain_failure
-from aimonk_hf.model.modeling import AimonkModel
+from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute
+from aimonk_hf.modeling.devices import explain_failure
+from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.augmentation import sizes_by_epoch
 from aimonk_hf.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from aimonk_hf.training.depthwise import DepthwiseGradients
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
+from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.optimisation import build_optimizer, unusable_optimizer
 from aimonk_hf.training.progress import TrainingProgress, write_line
-from aimonk_hf.training.run_folder import RunFolder
-from aimonk_hf.training.stop_request import StopRequest
-from aimonk_hf.training.train_config import TrainConfig
-from aimonk_hf.training.trainer import Trainer
+from aimonk_hf.training.run_directory import RunFolder
+from aimonk_hf.training.settings import TrainConfig
+from aimonk_hf.training.stopping import StopRequest
 
 
 def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
@@ -57,7 +57,9 @@ def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel)
         for size in dict.fromkeys(islice(epochs, stage.epochs)):
             try:
                 with accelerator.autocast(), DepthwiseGradients():
-                    logits = network(torch.randn(2, 3, *size, device=accelerator.device).contiguous(memory_format=memory_format))
+                    logits = network(
+                        torch.randn(2, 3, *size, device=accelerator.device).contiguous(memory_format=memory_format)
+                    )
                 logits.float().mean().backward()
             except REFUSALS as error:
                 raise _why_no_step(config, model, size, error) from error
@@ -92,7 +94,9 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
         nonlocal saved_at
         progress.after_step(loss, lr)
         due = config.checkpoint_minutes and time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
-        within_epoch = trainer.epoch_sums.steps < trainer.batches.n_steps  # else the one after the epoch follows at once
+        within_epoch = (
+            trainer.epoch_sums.steps < trainer.batches.n_steps
+        )  # else the one after the epoch follows at once
         stop.agree(accelerator)
         if (due or stop.asked) and within_epoch:
             if accelerator.is_main_process:
@@ -109,7 +113,11 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
                     if len(validation):
                         row |= trainer.validate(validation)
                 except NotFiniteError as error:
-                    narrow = "fp16 overflows early, try --mixed-precision no; " if accelerator.mixed_precision == "fp16" else ""
+                    narrow = (
+                        "fp16 overflows early, try --mixed-precision no; "
+                        if accelerator.mixed_precision == "fp16"
+                        else ""
+                    )
                     raise NotFiniteError(f"{error}; {narrow}{_where_to_go_on(run)}") from error
                 ended_early = trainer.end_epoch(row)
                 if accelerator.is_main_process:
@@ -123,7 +131,8 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
                 stop.leave_if_asked(accelerator)
             progress.skip_to(trainer.step, trainer.planned_steps)
             accelerator.log(
-                {key: value for key, value in row.items() if key not in ("epoch", "stage") and value is not None}, step=trainer.step
+                {key: value for key, value in row.items() if key not in ("epoch", "stage") and value is not None},
+                step=trainer.step,
             )
             accelerator.wait_for_everyone()
 
@@ -131,13 +140,17 @@ def fit(trainer: Trainer, run: RunFolder, validation: AttributeDataset) -> None:
 def _resume(trainer: Trainer, run: RunFolder) -> None:
     state = load_checkpoint(run.checkpoints)
     if len(set(gather_object([state and state["step"]]))) > 1:
-        raise AimonkError(f"the processes found different checkpoints in {run.checkpoints}: all machines must share the output folder")
+        raise AimonkError(
+            f"the processes found different checkpoints in {run.checkpoints}: all machines must share the output folder"
+        )
     if state is None:
         trainer.accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
         return
     trainer.restore(state)
     if trainer.finished:
-        trainer.accelerator.print(f"all epochs were already trained ({trainer.epoch}): no step is left, only the report")
+        trainer.accelerator.print(
+            f"all epochs were already trained ({trainer.epoch}): no step is left, only the report"
+        )
         return
     within = f", step {trainer.epoch_sums.steps} of {trainer.batches.n_steps}" if trainer.epoch_sums.steps else ""
     trainer.accelerator.print(f"going on after epoch {trainer.epoch} of {trainer.config.n_epochs}{within}")
@@ -145,17 +158,25 @@ def _resume(trainer: Trainer, run: RunFolder) -> None:
 
 def _where_to_go_on(run: RunFolder) -> str:
     kept = last_checkpoint(run.checkpoints)
-    return f"the last good checkpoint is {kept}: --resume --ignore-changes goes on from it" if kept else "there is no checkpoint yet"
+    return (
+        f"the last good checkpoint is {kept}: --resume --ignore-changes goes on from it"
+        if kept
+        else "there is no checkpoint yet"
+    )
 
 
 def _warn_one_sided(trainer: Trainer) -> None:
     columns = list(zip(trainer.dataset.attributes, trainer.dataset.labels.values.T, strict=True))
     unlabelled = [name for name, column in columns if np.isnan(column).all()]
     if unlabelled:
-        trainer.accelerator.print(f"warning: no training label for {', '.join(unlabelled)}; nothing is learned, the scores mean nothing")
+        trainer.accelerator.print(
+            f"warning: no training label for {', '.join(unlabelled)}; nothing is learned, the scores mean nothing"
+        )
     without = [name for name, column in columns if name not in unlabelled and not (column == 1).any()]
     if without:
-        trainer.accelerator.print(f"warning: no positive training label for {', '.join(without)}; pos_weight stays 1 there")
+        trainer.accelerator.print(
+            f"warning: no positive training label for {', '.join(without)}; pos_weight stays 1 there"
+        )
 
 
 def resolved_settings(trainer: Trainer) -> dict[str, Any]:

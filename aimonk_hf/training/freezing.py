@@ -6,7 +6,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names
-from aimonk_hf.model.backbones import heads
+from aimonk_hf.modeling.backbones import heads
 
 _COUNTED = re.compile(r"(first|except-last)-(\d+)(?:/(\d+))?")
 
@@ -38,7 +38,9 @@ def set_train_mode(network: nn.Module) -> None:
 def layer_groups(network: nn.Module) -> list[list[str]]:
     """Return the parameter names of a timm network's stem, blocks (or transformer layers) and head, in that order."""
     if not hasattr(network, "group_matcher"):
-        raise AimonkError(f"{type(network).__name__} does not group its layers: use --freeze none, backbone or layer names")
+        raise AimonkError(
+            f"{type(network).__name__} does not group its layers: use --freeze none, backbone or layer names"
+        )
     groups: dict[int, list[str]] = {}
     for name, number in group_parameters(network, network.group_matcher(coarse=False), reverse=True).items():  # type: ignore[operator]
         groups.setdefault(number, []).append(name)
@@ -59,7 +61,9 @@ def _frozen_names(network: nn.Module, freeze: str) -> set[str]:
         own = [name for name in names if name == layer or name.startswith(layer + ".")]
         if not own:
             layers = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
-            raise AimonkError(f"--freeze: the network has no layer {layer!r}{near_names(layer, layers)}; it begins with {names[0]}")
+            raise AimonkError(
+                f"--freeze: the network has no layer {layer!r}{near_names(layer, layers)}; it begins with {names[0]}"
+            )
         frozen.update(own)
     return frozen
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aimonk_hf.model.backbones import REFUSALS, heads
+from aimonk_hf.modeling.backbones import REFUSALS, heads
 
 # Logits of the two parts may differ from the whole network's by this.
 _TOLERANCE = 1e-4
@@ -42,7 +42,11 @@ def cut_frozen(network: nn.Module, pixels: Tensor) -> NetworkCut | None:
     It is none where a residual block is frozen in part, and in vision transformers, which add positions between two layers.
     """
     calls = _calls(network, pixels)
-    own = {name for name, module in network.named_modules() if any(p.requires_grad for p in module.parameters(recurse=False))}
+    own = {
+        name
+        for name, module in network.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+    }
     first = next((place for place, name in enumerate(calls) if name in own), 0)
     ancestors = [name for name in calls[:first] if not name or calls[first].startswith(name + ".")]
     while first and calls[first - 1] in ancestors:  # the largest module that starts with it
@@ -57,14 +61,19 @@ def cut_frozen(network: nn.Module, pixels: Tensor) -> NetworkCut | None:
 
 
 def _tried(
-    network: nn.Module, frozen: Callable[[nn.Module], nn.Module], trained: Callable[[nn.Module], nn.Module], pixels: Tensor
+    network: nn.Module,
+    frozen: Callable[[nn.Module], nn.Module],
+    trained: Callable[[nn.Module], nn.Module],
+    pixels: Tensor,
 ) -> NetworkCut | None:
     """Return the cut if both parts together give the network's logits."""
     try:
         with torch.inference_mode():
             features: Tensor = frozen(network)(pixels)
             logits: Tensor = trained(network).eval()(features)
-            same = logits.shape == (wanted := network(pixels)).shape and torch.allclose(logits, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
+            same = logits.shape == (wanted := network(pixels)).shape and torch.allclose(
+                logits, wanted, rtol=_TOLERANCE, atol=_TOLERANCE
+            )
     except REFUSALS:  # layers that are given something else than they expect
         return None
     return NetworkCut(frozen, trained, tuple(features.shape[1:])) if same else None
@@ -145,7 +154,9 @@ def _after(skipped: list[str], network: nn.Module) -> nn.Module:
 def _sharing_weights(module: nn.Module) -> nn.Module:
     """Return a copy that holds the very tensors of the original, but modules of its own."""
     other = copy.copy(module)
-    other._modules = {name: None if child is None else _sharing_weights(child) for name, child in module._modules.items()}
+    other._modules = {
+        name: None if child is None else _sharing_weights(child) for name, child in module._modules.items()
+    }
     return other
 
 

@@ -10,9 +10,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
-from aimonk_hf.model.backbones import REFUSALS
-from aimonk_hf.model.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
-from aimonk_hf.training.train_config import TrainConfig
+from aimonk_hf.modeling.backbones import REFUSALS
+from aimonk_hf.modeling.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
+from aimonk_hf.training.settings import TrainConfig
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -25,14 +25,18 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
         raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     layer_decay = config.layer_decay if config.layer_decay < 1 else None
     try:
-        return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay)
+        return create_optimizer_v2(
+            network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=layer_decay
+        )
     except REFUSALS as error:
         raise unusable_optimizer(config, error) from error
 
 
 def unusable_optimizer(config: TrainConfig, error: Exception) -> AimonkError:
     """Return the sentence for an optimiser that cannot be built, or cannot take a step."""
-    return AimonkError(f"--optimizer {config.optimizer} cannot be used here ({reason_of(error)}): choose another, such as adamw")
+    return AimonkError(
+        f"--optimizer {config.optimizer} cannot be used here ({reason_of(error)}): choose another, such as adamw"
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -47,7 +51,9 @@ def build_loss(config: TrainConfig) -> Loss:
         return partial(masked_focal_loss, gamma=config.focal_gamma)
     if config.loss == "asymmetric":
         positive, negative = config.asymmetric_gammas or (1.0, 4.0)
-        return partial(masked_asymmetric_loss, gamma_positive=positive, gamma_negative=negative, clip=config.asymmetric_clip)
+        return partial(
+            masked_asymmetric_loss, gamma_positive=positive, gamma_negative=negative, clip=config.asymmetric_clip
+        )
     return masked_bce_with_logits
 
 
@@ -85,7 +91,12 @@ def share_statistics(accelerator: Accelerator, network: nn.Module) -> None:
     if accelerator.num_processes == 1:
         return
     modules = [module for module in network.modules() if module.training]  # frozen ones are alike
-    buffers = [buffer for module in modules for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")]
+    buffers = [
+        buffer
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.startswith("running_")
+    ]
     if buffers:
         mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), "mean")
         for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):

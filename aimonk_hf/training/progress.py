@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from aimonk_hf.judging.console import duration
+from aimonk_hf.console import duration
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -41,7 +41,10 @@ class TrainingProgress:
             rate = (self.done - self._done_at_begin) / (now - self._begun)
             shown = "no label" if loss is None else f"loss {loss:.4f}"
             left = duration((self.total - self.done) / rate)
-            print(f"step {self.done}/{self.total}  {shown}  lr {lr:.1e}  {rate:.2f} steps/s  about {left} left", flush=True)
+            print(
+                f"step {self.done}/{self.total}  {shown}  lr {lr:.1e}  {rate:.2f} steps/s  about {left} left",
+                flush=True,
+            )
 
     def skip_to(self, done: int, total: int) -> None:
         """Go on from step `done` of `total`, after a stage that ended early."""

@@ -42,9 +42,7 @@ _PARTIAL: dict[str, Any] = _COMMON | {
     "split": "rarest",
     "augmentation": "partial",
 }
-_PARTIAL_UNSAID = (
-    "batch 32; strength of the augmentation: see `partial` in aimonk_hf/training/augmentation.py; F1 of the best epoch is taken at 0.5"
-)
+_PARTIAL_UNSAID = "batch 32; strength of the augmentation: see `partial` in aimonk_hf/training/augmentation.py; F1 of the best epoch is taken at 0.5"
 
 _RESNET18: dict[str, Any] = _COMMON | {"architecture": "resnet18.tv_in1k", "optimizer": "adam", "epochs": 10}
 

@@ -14,26 +14,27 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.image_cache import PixelCache
 from aimonk_hf.data.images import shown_name
-from aimonk_hf.data.pixel_cache import PixelCache
+from aimonk_hf.data.labels import labels_table
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.judging.choices import choose_and_judge, choose_and_judge_out_of_fold, describe_data
-from aimonk_hf.judging.console import labels_table, metrics_table
-from aimonk_hf.judging.plots import plot_loss_curve, plot_predictions
-from aimonk_hf.model.devices import explain_failure, keep_freed_memory, resolve_precision
-from aimonk_hf.model.hub_push import create_repository, push_model_folder
-from aimonk_hf.model.modeling import AimonkModel
-from aimonk_hf.model.prediction import Prediction
+from aimonk_hf.evaluation.report_table import metrics_table
+from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
+from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_precision
+from aimonk_hf.modeling.hub_push import create_repository, push_model_folder
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.training.augmentation import train_augmentation
-from aimonk_hf.training.cross_validation import OutOfFold, cross_validate, hand_on, score_together
 from aimonk_hf.training.epoch_choice import best_epoch
 from aimonk_hf.training.fitting import build_model, fit, machine_settings, resolved_settings, try_steps
-from aimonk_hf.training.run_folder import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
+from aimonk_hf.training.folds import OutOfFold, cross_validate, hand_on, score_together
+from aimonk_hf.training.loop import Trainer
+from aimonk_hf.training.plots import plot_loss_curve, plot_predictions
+from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS, RunFolder
 from aimonk_hf.training.seeding import seed_everything
-from aimonk_hf.training.stop_request import stopped_line
-from aimonk_hf.training.train_config import TrainConfig
-from aimonk_hf.training.trainer import Trainer
+from aimonk_hf.training.settings import TrainConfig
+from aimonk_hf.training.stopping import stopped_line
 
 PARTS = ("train", "validation", "report")
 # A smaller report part could show nothing: its images stay with the validation images then.
@@ -67,10 +68,15 @@ def train(config: TrainConfig) -> AimonkModel:
             run.open()
         accelerator.wait_for_everyone()
         seed_everything(config.seed)
-        model = build_model(config, listed.attributes)  # before the images are read: what cannot be had or trained is said at once
+        model = build_model(
+            config, listed.attributes
+        )  # before the images are read: what cannot be had or trained is said at once
         try_steps(config, accelerator, model)
         size = model.transform.size[0]
-        fingerprints = {train_augmentation(config.augmentation, model.transform).fingerprint, model.transform.fingerprint}
+        fingerprints = {
+            train_augmentation(config.augmentation, model.transform).fingerprint,
+            model.transform.fingerprint,
+        }
         dataset = _usable(config, listed, fingerprints, accelerator)
         n_images = len(dataset)
         if accelerator.is_main_process:
@@ -101,7 +107,9 @@ class _Processes(Accelerator):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
+        self._patient: Any = (
+            dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
+        )
 
     def wait_for_everyone(self) -> None:
         if self._patient is not None:
@@ -118,7 +126,8 @@ class _Processes(Accelerator):
 def _start_accelerator(config: TrainConfig) -> _Processes:
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
     precision = resolve_precision(
-        _launched_precision() or config.mixed_precision, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+        _launched_precision() or config.mixed_precision,
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device,
     )
     try:
         accelerator = _Processes(mixed_precision=precision, log_with=config.log_with, project_dir=config.output_dir)
@@ -129,7 +138,9 @@ def _start_accelerator(config: TrainConfig) -> _Processes:
     if config.log_with:
         accelerator.init_trackers(config.run_name, config={key: str(value) for key, value in config.to_dict().items()})
         if not accelerator.trackers:
-            raise AimonkError(f"the tracker {config.log_with} is not installed: pip install 'aimonk_hf[{config.log_with}]'")
+            raise AimonkError(
+                f"the tracker {config.log_with} is not installed: pip install 'aimonk_hf[{config.log_with}]'"
+            )
     return accelerator
 
 
@@ -139,7 +150,9 @@ def _launched_precision() -> str | None:
     return None if asked == "no" else asked
 
 
-def _usable(config: TrainConfig, dataset: AttributeDataset, fingerprints: set[str], accelerator: Accelerator) -> AttributeDataset:
+def _usable(
+    config: TrainConfig, dataset: AttributeDataset, fingerprints: set[str], accelerator: Accelerator
+) -> AttributeDataset:
     """Return the images that can be read, and name the others; each process reads its share, and all return the same."""
     rank, n_processes = accelerator.process_index, accelerator.num_processes
     caches = [PixelCache(dataset.images_dir, fingerprint) for fingerprint in fingerprints] if config.image_cache else []
@@ -150,7 +163,9 @@ def _usable(config: TrainConfig, dataset: AttributeDataset, fingerprints: set[st
     problems = dict(sorted(gather_object([(rank + n_processes * row, reason) for row, reason in own.items()])))
     if problems:
         lines = [f"  {shown_name(dataset.labels.images[row])}: {reason}" for row, reason in problems.items()]
-        accelerator.print(f"{len(problems)} of {len(dataset)} listed images cannot be used and are left out:", *lines, sep="\n")
+        accelerator.print(
+            f"{len(problems)} of {len(dataset)} listed images cannot be used and are left out:", *lines, sep="\n"
+        )
         if config.strict:
             first = shown_name(dataset.labels.images[min(problems)])
             raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {first} (--strict)")
@@ -164,7 +179,9 @@ def _split(
     config: TrainConfig, dataset: AttributeDataset, run: RunFolder, accelerator: Accelerator
 ) -> tuple[AttributeDataset, AttributeDataset, AttributeDataset]:
     """Return the images to train on, to validate on, and to report from; the last two may be empty."""
-    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])  # files may change between one process's look and another's
+    [groups] = broadcast_object_list(
+        [duplicate_groups(dataset.paths)]
+    )  # files may change between one process's look and another's
     fractions = _fractions(config, len(np.unique(groups)), accelerator)
     part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
     if accelerator.is_main_process:
@@ -178,7 +195,9 @@ def _split(
     )
     _warn_one_sided(dataset, accelerator)
     if len(validation) and np.isnan(validation.labels.values).all():
-        accelerator.print("warning: no validation image has a label: no loss, threshold or best epoch can come from them")
+        accelerator.print(
+            "warning: no validation image has a label: no loss, threshold or best epoch can come from them"
+        )
     if not len(validation) and not config.folds and (config.tune_thresholds or config.calibrate):
         accelerator.print(
             "warning: no validation images: thresholds stay at 0.5, nothing is calibrated, and there is no report (--folds 5 makes one)"
@@ -193,7 +212,9 @@ def _fractions(config: TrainConfig, n_different: int, accelerator: Accelerator) 
         return [1 - share, share]
     share = config.val_split * config.report_split
     if share and n_different * share < _SMALLEST_REPORT:
-        accelerator.print(f"a report part of fewer than {_SMALLEST_REPORT} images would show nothing: they stay with the validation images")
+        accelerator.print(
+            f"a report part of fewer than {_SMALLEST_REPORT} images would show nothing: they stay with the validation images"
+        )
         share = 0.0
     return [1 - config.val_split, config.val_split - share] + [share] * bool(share)
 
@@ -207,7 +228,11 @@ def _warn_one_sided(dataset: AttributeDataset, accelerator: Accelerator) -> None
 
 
 def _finish(
-    trainer: Trainer, run: RunFolder, validation: AttributeDataset, report_set: AttributeDataset, out_of_fold: OutOfFold | None
+    trainer: Trainer,
+    run: RunFolder,
+    validation: AttributeDataset,
+    report_set: AttributeDataset,
+    out_of_fold: OutOfFold | None,
 ) -> AimonkModel:
     """Calibrate, choose thresholds, judge, and write model, figures and plots; the other processes help to score and wait for the model."""
     accelerator, config, resolved = trainer.accelerator, trainer.config, resolved_settings(trainer)
@@ -237,7 +262,11 @@ def _finish(
 
 
 def _judge(
-    model: AimonkModel, trainer: Trainer, validation: AttributeDataset, report_set: AttributeDataset, out_of_fold: OutOfFold | None
+    model: AimonkModel,
+    trainer: Trainer,
+    validation: AttributeDataset,
+    report_set: AttributeDataset,
+    out_of_fold: OutOfFold | None,
 ) -> tuple[AttributeDataset, list[Prediction | None]]:
     """Calibrate and tune as the settings say, and give the model its metrics; what chose anything is never reported from as if it had not.
 

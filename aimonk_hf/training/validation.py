@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.data.pixel_cache import PixelCache
+from aimonk_hf.data.image_cache import PixelCache
 from aimonk_hf.errors import ImageError, NotFiniteError
-from aimonk_hf.judging.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
-from aimonk_hf.model.inference import stream_logits
-from aimonk_hf.model.losses import Loss
-from aimonk_hf.model.processing import EvalTransform
+from aimonk_hf.evaluation.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
+from aimonk_hf.modeling.inference import stream_logits
+from aimonk_hf.modeling.losses import Loss
+from aimonk_hf.modeling.processing import EvalTransform
 
 # Outputs [N, width], and which of the N images could be read; the rows of the others mean nothing.
 Gathered = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -47,7 +47,12 @@ def gather_outputs(
 
     paths = dataset.paths
     stream = stream_logits(
-        (paths[row] for row in own), transform.pixels, score, batch_size, cache=cache, on_cpu=accelerator.device.type == "cpu"
+        (paths[row] for row in own),
+        transform.pixels,
+        score,
+        batch_size,
+        cache=cache,
+        on_cpu=accelerator.device.type == "cpu",
     )
     for row, (_, outputs) in zip(own, stream, strict=True):
         if not isinstance(outputs, ImageError):
@@ -57,15 +62,21 @@ def gather_outputs(
     return table.cpu().numpy(), readable.cpu().numpy() > 0
 
 
-def validation_figures(logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor) -> dict[str, Any]:
+def validation_figures(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
+) -> dict[str, Any]:
     """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K], None where a figure is undefined.
 
     Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
     """
     observed = not np.isnan(labels).all()
-    mean_loss = float(loss(torch.from_numpy(logits), torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
+    mean_loss = (
+        float(loss(torch.from_numpy(logits), torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
+    )
     if not np.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
-        raise NotFiniteError("the logits of the validation images, or their loss, are not finite (infinite or NaN): try a lower --lr")
+        raise NotFiniteError(
+            "the logits of the validation images, or their loss, are not finite (infinite or NaN): try a lower --lr"
+        )
     scores = torch.from_numpy(logits).double().sigmoid().numpy()
     figures = {
         "val_loss": mean_loss,

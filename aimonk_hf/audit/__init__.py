@@ -1,0 +1,1 @@
+"""Checks of a data set: images, labels, duplicates, signal, suspect labels."""

@@ -1,0 +1,1 @@
+"""Metrics, thresholds, calibration, resampling, the report and its plots."""

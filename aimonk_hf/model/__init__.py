@@ -1,1 +1,0 @@
-"""The network with its config, its pixels, its thresholds, its folder and its Hub repository."""

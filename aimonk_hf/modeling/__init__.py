@@ -1,0 +1,1 @@
+"""The model: settings, network, prediction, files, Hub, ONNX."""
