@@ -73,7 +73,7 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     from aimonk_hf.cli.main import add_train_flags
     from aimonk_hf.data.splits import split_rows
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
-    from aimonk_hf.training.fitting import build_model
+    from aimonk_hf.training.setup import build_model
     from aimonk_hf.training.loop import Trainer
     from aimonk_hf.training.seeding import seed_everything
     from aimonk_hf.training.settings import TrainConfig

@@ -186,7 +186,7 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
 
     from aimonk_hf import TrainConfig
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
-    from aimonk_hf.training.fitting import build_model
+    from aimonk_hf.training.setup import build_model
     from aimonk_hf.training.loop import Trainer
 
     os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")

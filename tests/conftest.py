@@ -19,6 +19,7 @@ from PIL import Image
 
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.training import finish
 
 torch.set_num_threads(1)
 
@@ -29,6 +30,12 @@ ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded pictures are kept beside the tests' other files, never in the user's own folder."""
     os.environ["AIMONK_CACHE"] = str(tmp_path_factory.mktemp("image-cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_plots() -> None:
+    """Two images are drawn at the end of a run instead of twelve, which takes longer than the run itself."""
+    finish._PLOTTED_IMAGES = 2
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.settings import AUGMENTATIONS
@@ -65,7 +64,3 @@ def test_none_is_the_eval_transform_and_flip_mirrors_it(picture: Image.Image) ->
     assert all(torch.equal(one, pixels) or torch.equal(one, pixels.flip(-1)) for one in seen)
     assert len({one.numpy().tobytes() for one in seen}) == 2
 
-
-def test_an_unknown_augmentation_is_refused() -> None:
-    with pytest.raises(AimonkError, match="unknown augmentation 'heavy': use none, flip"):
-        train_augmentation("heavy", TRANSFORM)

@@ -312,7 +312,7 @@ def test_the_search_never_reads_what_the_race_reports_from(
     import csv
 
     race, search = load("race", monkeypatch), load("search", monkeypatch)
-    monkeypatch.setattr("aimonk_hf.training.run._SMALLEST_REPORT", 1)
+    monkeypatch.setattr("aimonk_hf.training.parts._SMALLEST_REPORT", 1)
     dataset, groups = search.training_part(sample)
     assert len(groups) == len(dataset) < 60
     config = TrainConfig(

@@ -15,7 +15,7 @@ from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.evaluation.report import score_images
-from aimonk_hf.training import folds as cross_validation_module
+from aimonk_hf.training.loop import Trainer
 
 
 def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
@@ -166,20 +166,20 @@ def test_resuming_keeps_finished_folds_and_ends_the_same(
     run: tuple[Path, AimonkModel], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    real = cross_validation_module.fit
+    real = Trainer.fit
     started: list[str] = []
 
-    def fit(trainer: Any, run_folder: Any, validation: Any) -> None:
-        started.append(run_folder.path.name)
+    def fit(trainer: Trainer, run: Any, *given: Any) -> None:
+        started.append(run.path.name)
         if len(started) == 2:
             raise KeyboardInterrupt
-        real(trainer, run_folder, validation)
+        real(trainer, run, *given)
 
-    monkeypatch.setattr(cross_validation_module, "fit", fit)
+    monkeypatch.setattr(Trainer, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         train(settings(data, out))
     resumed = train(settings(data, out, resume=True))
-    assert started == ["fold-1", "fold-2", "fold-2", "fold-3"]
+    assert started == ["fold-1", "fold-2", "fold-2", "fold-3", "out"]
     assert (out / "oof.csv").read_bytes() == (run[0] / "oof.csv").read_bytes()
     whole = run[1].timm_model.state_dict()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.timm_model.state_dict().items())

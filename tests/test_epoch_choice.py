@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
+from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_improvement, plateau_factor
 
 
 def rows(*values: float | None, metric: str = "val_loss") -> list[dict[str, Any]]:
@@ -18,10 +18,10 @@ def test_the_best_epoch_has_the_lowest_loss_or_the_highest_metric() -> None:
     assert best_epoch([], "val_loss") is None
 
 
-def test_epochs_without_gain_count_from_the_best() -> None:
-    assert epochs_without_gain(rows(0.5, 0.3, 0.4, 0.35), "val_loss") == 2
-    assert epochs_without_gain(rows(0.5, 0.3), "val_loss") == 0
-    assert epochs_without_gain(rows(math.nan, math.nan), "val_loss") == 0
+def test_epochs_without_improvement_count_from_the_best() -> None:
+    assert epochs_without_improvement(rows(0.5, 0.3, 0.4, 0.35), "val_loss") == 2
+    assert epochs_without_improvement(rows(0.5, 0.3), "val_loss") == 0
+    assert epochs_without_improvement(rows(math.nan, math.nan), "val_loss") == 0
 
 
 def test_a_plateau_lowers_the_rate_after_more_epochs_than_the_patience() -> None:

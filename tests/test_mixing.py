@@ -2,41 +2,33 @@ import numpy as np
 import pytest
 import torch
 
-from aimonk_hf.training.mixing import BatchMix
+from aimonk_hf.training.augmentation import mix_batch
 
 NAN = float("nan")
+PIXELS = torch.stack([torch.zeros(3, 10, 14), torch.ones(3, 10, 14)])
 
 
-def test_mixup_blends_pixels_and_labels_by_the_same_share() -> None:
-    mix = BatchMix(0.4, 0.0, 8, 8, np.random.default_rng(0))
-    assert mix.box is None
-    assert 0 < mix.share < 1
-    pixels = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
-    assert mix.pixels(pixels)[0].unique().item() == pytest.approx(1 - mix.share)
-    labels = mix.labels(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
-    assert labels[0].tolist() == pytest.approx([1 - mix.share, 1.0])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("seed", range(5))
+def test_pixels_and_labels_are_mixed_by_the_same_share(mixup: float, cutmix: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels, labels = mix_batch(PIXELS, torch.tensor([[0.0, 1.0], [1.0, 1.0]]), mixup, cutmix)
+    share = pixels[0].mean().item()
+    assert 0 < share < 1
+    assert labels[0].tolist() == pytest.approx([share, 1.0])
+    assert labels[1].tolist() == pytest.approx([pixels[1].mean().item(), 1.0])
+    assert (len(pixels[0].unique()) == 1) == bool(mixup)  # blended everywhere, or a box
+    assert PIXELS[0].sum() == 0
 
 
 def test_a_mixed_label_is_observed_only_where_both_are() -> None:
-    mix = BatchMix(0.4, 0.0, 8, 8, np.random.default_rng(0))
-    labels = mix.labels(torch.tensor([[0.0, NAN, NAN], [1.0, 1.0, NAN]]))
+    torch.manual_seed(0)
+    _, labels = mix_batch(PIXELS, torch.tensor([[0.0, NAN, NAN], [1.0, 1.0, NAN]]), 0.4, 0.0)
     assert torch.isnan(labels).tolist() == [[False, True, True]] * 2
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_cutmix_counts_the_pixels_of_its_box(seed: int) -> None:
-    mix = BatchMix(0.0, 1.0, 10, 14, np.random.default_rng(seed))
-    assert mix.box is not None
-    pixels = torch.stack([torch.zeros(3, 10, 14), torch.ones(3, 10, 14)])
-    mixed = mix.pixels(pixels)
-    assert 1 - mixed[0].mean().item() == pytest.approx(mix.share)
-    assert mixed[1].mean().item() == pytest.approx(mix.share)
-    assert pixels[0].sum() == 0
-
-
-def test_both_kinds_take_turns_and_a_box_of_no_size_changes_no_label() -> None:
-    kinds = {BatchMix(0.4, 1.0, 8, 8, np.random.default_rng(seed)).box is None for seed in range(20)}
-    assert kinds == {True, False}
-    mix = BatchMix(0.0, 1.0, 8, 8, np.random.default_rng(0))
-    mix.share = 1.0
-    assert mix.labels(torch.tensor([[NAN], [1.0]]))[1].item() == 1
+def test_both_kinds_take_turns() -> None:
+    torch.manual_seed(0)
+    kinds = {len(mix_batch(PIXELS, torch.ones(2, 1), 0.4, 1.0)[0][0].unique()) for _ in range(20)}
+    assert kinds == {1, 2}
+    assert np.isfinite(mix_batch(PIXELS, torch.ones(2, 1), 0.4, 1.0)[1].numpy()).all()

@@ -3,12 +3,12 @@ import sys
 import pytest
 
 from aimonk_hf.training import progress
-from aimonk_hf.training.progress import TrainingProgress
+from aimonk_hf.training.progress import ProgressBar
 
 
 def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    shown = TrainingProgress(total=4, done=1, quiet=False)
+    shown = ProgressBar(total=4, done=1, quiet=False)
     shown.after_step(0.25, 1e-3)
     shown.after_step(None, 5e-4)
     shown.close()
@@ -22,7 +22,7 @@ def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_quiet_process_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    TrainingProgress(total=4, done=0, quiet=True).after_step(0.25, 1e-3)
+    ProgressBar(total=4, done=0, quiet=True).after_step(0.25, 1e-3)
     assert capsys.readouterr() == ("", "")
 
 
@@ -30,7 +30,7 @@ def test_a_terminal_gets_a_bar_that_follows_an_early_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    shown = TrainingProgress(total=40, done=0, quiet=False)
+    shown = ProgressBar(total=40, done=0, quiet=False)
     shown.after_step(0.25, 1e-3)
     shown.skip_to(10, 20)
     shown.close()

@@ -11,13 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.training import features as frozen_features
 from aimonk_hf.training import loop as trainer_module
-from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights
+from aimonk_hf.training.batches import EpochBatches, balancing_weights
 from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.loop import Trainer
+from aimonk_hf.training.loop import ActiveStage, Trainer
+from aimonk_hf.training.validation import Validator
 
 NAN = float("nan")
 
@@ -29,7 +29,7 @@ def settings(sample: Path, out: Path, **changes: object) -> TrainConfig:
         "batch_size": 16,
         "image_size": 32,
         "num_workers": 0,
-        "mixed_precision": "no",
+        "mixed_precision": "float32",
     } | changes
     return TrainConfig(data_dir=str(sample), output_dir=str(out), **values)  # type: ignore[arg-type]
 
@@ -47,7 +47,7 @@ def test_an_image_lost_before_its_features_are_computed_is_named(
             (data / "images" / "garment_0007.png").unlink()
 
     monkeypatch.setattr(Accelerator, "print", vanish)
-    train(settings(data, tmp_path / "out", freeze="backbone", feature_views=1, val_split=0, image_cache=False))
+    train(settings(data, tmp_path / "out", freeze="backbone", feature_views=1, val_split=0, image_cache="off"))
     assert capsys.readouterr().out.count("garment_0007.png can no longer be read") == 1
 
 
@@ -152,10 +152,8 @@ def test_validation_features_are_computed_once_while_the_backbone_stays(
     architecture: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    real = trainer_module.gather_outputs
-    monkeypatch.setattr(
-        trainer_module, "gather_outputs", lambda **given: (computed.append(given["width"]), real(**given))[1]
-    )
+    real = Validator.outputs
+    monkeypatch.setattr(Validator, "outputs", lambda *given: (computed.append(given[2]), real(*given))[1])
     stages: dict[str, Any] = {
         "stage_epochs": [3, 1, 2],
         "stage_lr": [1e-2, 1e-2, 1e-2],
@@ -171,96 +169,6 @@ def test_validation_features_are_computed_once_while_the_backbone_stays(
     assert figures[0][:4] == pytest.approx(figures[1][:4], rel=1e-3)  # the last stage shows fewer views
 
 
-@pytest.mark.parametrize(("architecture", "average"), [("test_efficientnet", 0.0), ("test_resnet", 0.5)])
-def test_a_frozen_prefix_that_sees_each_view_once_trains_the_rest_as_the_pictures_would(
-    architecture: str, average: float, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    widths: list[int] = []
-    real = trainer_module.gather_outputs
-    monkeypatch.setattr(
-        trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1]
-    )
-    changes: dict[str, Any] = {
-        "architecture": architecture,
-        "freeze": "first-2",
-        "epochs": 3,
-        "image_size": 64,
-        "train_scale": [0.5, 1.0],
-    }
-    # SGD: Adam steps as far along a gradient that is nothing but rounding as along any other
-    changes |= {"drop_rate": 0.3, "ema_decay": average, "optimizer": "sgd", "lr": 0.05}
-    once, anew = (train(settings(sample, tmp_path / str(views), prefix_views=views, **changes)) for views in (3, 0))
-    for name, tensor in weights(once).items():
-        torch.testing.assert_close(tensor, weights(anew)[name], rtol=1e-3, atol=1e-4)
-    losses = [[float(row["val_loss"]) for row in history(tmp_path / views)] for views in "30"]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert len(set(losses[0])) == 3
-    assert len(widths) == 1 + 3  # the features of the validation images once, or their logits after each epoch
-    assert widths[0] > widths[1] == len(once.config.attributes)
-
-
-def test_views_of_a_frozen_prefix_are_shared_out_over_the_epochs(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[tuple[int, int]] = []
-    real = TrainImages.__getitem__
-    monkeypatch.setattr(TrainImages, "__getitem__", lambda self, place: (shown.append(place), real(self, place))[1])
-    changes: dict[str, Any] = {
-        "stage_epochs": [1, 5],
-        "stage_lr": [1e-2, 1e-3],
-        "stage_freeze": ["backbone", "first-2"],
-        "feature_views": 1,
-    }
-    model = train(
-        settings(sample, tmp_path / "out", architecture="test_efficientnet", prefix_views=2, epochs=None, **changes)
-    )
-    n_train = model.metrics["training"]["n_train"]  # type: ignore[index]
-    probes = 1  # a view's first picture is looked at for its size
-    assert [sum(place[0] == epoch for place in shown) for epoch in range(6)] == [
-        n_train + probes,
-        n_train + probes,
-        0,
-        0,
-        n_train + probes,
-        0,
-    ]
-
-
-@pytest.mark.parametrize("changes", [{"architecture": "test_vit", "image_size": None}, {"mixup": 0.2}])
-def test_a_prefix_that_cannot_be_cut_off_sees_the_pictures_as_ever(
-    changes: dict[str, Any], sample: Path, tmp_path: Path
-) -> None:
-    whole: dict[str, Any] = {"freeze": "first-2", "epochs": 1} | changes
-    views, none = (train(settings(sample, tmp_path / str(views), prefix_views=views, **whole)) for views in (2, 0))
-    assert same(views, none)
-
-
-def test_features_that_would_not_fit_into_memory_are_not_held(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    widths: list[int] = []
-    real = trainer_module.gather_outputs
-    monkeypatch.setattr(
-        trainer_module, "gather_outputs", lambda **given: (widths.append(given["width"]), real(**given))[1]
-    )
-    changes: dict[str, Any] = {
-        "freeze": "first-2",
-        "architecture": "test_efficientnet",
-        "val_split": 0.6,
-        "report_split": 0.0,
-        "epochs": 1,
-    }
-    free = train(settings(sample, tmp_path / "free", prefix_views=1, **changes))
-    n_train, n_attributes = free.metrics["training"]["n_train"], len(free.config.attributes)  # type: ignore[index]
-    assert n_train < 30
-    monkeypatch.setattr(frozen_features, "_MOST_BYTES", 4 * widths[0] * n_train)
-    assert same(train(settings(sample, tmp_path / "tight", prefix_views=1, **changes)), free)
-    assert widths[0] > n_attributes == widths[1]  # those of the more numerous validation images do not fit
-    monkeypatch.setattr(frozen_features, "_MOST_BYTES", 4 * widths[0] * n_train - 1)
-    pictures = train(settings(sample, tmp_path / "pictures", prefix_views=1, **changes))
-    assert same(pictures, train(settings(sample, tmp_path / "none", prefix_views=0, **changes)))
-
-
 class Killed(BaseException):
     """Stands in for a process that ends."""
 
@@ -268,15 +176,18 @@ class Killed(BaseException):
 def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     real = Trainer._take_step
 
-    def take(self: Trainer, passes: list[Any]) -> tuple[float, int]:
-        if self.step == step:
+    def take(self: Trainer, *given: Any) -> tuple[float, int]:
+        if self.state.step == step:
             raise Killed
-        return real(self, passes)
+        return real(self, *given)
 
     monkeypatch.setattr(trainer_module.Trainer, "_take_step", take)
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+SOAKED = [pytest.param(step, marks=pytest.mark.soak) for step in (1, 4, 5, 7, 8, 9, 10)]
+
+
+@pytest.mark.parametrize("step", [2, 3, 6, 11, *SOAKED])  # within an epoch, between two, between stages, the last one
 def test_a_run_that_is_killed_in_any_step_ends_as_if_it_had_not_been(
     step: int, staged: tuple[Path, AimonkModel], sample: Path, tmp_path: Path
 ) -> None:
@@ -291,22 +202,6 @@ def test_a_run_that_is_killed_in_any_step_ends_as_if_it_had_not_been(
     assert states[0] is not None
     assert states[1] is not None
     assert states[0]["losses"].tolist() == states[1]["losses"].tolist()
-
-
-@pytest.mark.parametrize("step", [3, 7])
-def test_features_of_a_frozen_prefix_are_the_same_after_a_kill(step: int, sample: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "architecture": "test_efficientnet",
-        "freeze": "first-2",
-        "prefix_views": 2,
-        "epochs": 3,
-        "drop_rate": 0.3,
-    }
-    whole = train(settings(sample, tmp_path / "whole", **changes))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, step)
-        train(settings(sample, tmp_path / "out", checkpoint_minutes=1e-9, **changes))
-    assert same(train(settings(sample, tmp_path / "out", resume=True, **changes)), whole)
 
 
 @pytest.mark.parametrize("step", [4, 8])
@@ -332,9 +227,9 @@ def test_averages_mixing_growing_pictures_and_balanced_sampling_resume_too(
 def scripted_validation(monkeypatch: pytest.MonkeyPatch, values: dict[str, list[float]]) -> None:
     """Make validation return the given figures, epoch by epoch."""
 
-    def validate(self: Trainer, validation: AttributeDataset) -> dict[str, float | None]:
+    def validate(self: Trainer, stage: ActiveStage) -> dict[str, float | None]:
         return dict.fromkeys(("val_loss", "macro_f1", "macro_average_precision", "macro_auroc")) | {
-            name: figures[self.epoch - 1] for name, figures in values.items()
+            name: figures[self.state.epoch - 1] for name, figures in values.items()
         }
 
     monkeypatch.setattr(trainer_module.Trainer, "validate", validate)
@@ -347,9 +242,9 @@ def test_early_stopping_ends_each_stage_and_the_best_epoch_is_kept(
     kept: dict[int, dict[str, torch.Tensor]] = {}
     real: Callable[..., dict[str, Any]] = Trainer.train_epoch
 
-    def remember(self: Trainer, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
-        row = real(self, after_step)
-        kept[self.epoch] = {name: tensor.clone() for name, tensor in self.model.timm_model.state_dict().items()}
+    def remember(self: Trainer, *given: Any) -> dict[str, Any]:
+        row = real(self, *given)
+        kept[self.state.epoch] = {name: tensor.clone() for name, tensor in self.model.timm_model.state_dict().items()}
         return row
 
     monkeypatch.setattr(trainer_module.Trainer, "train_epoch", remember)
@@ -374,9 +269,9 @@ def test_the_second_stage_goes_on_from_the_best_epoch_of_the_first(
     heads: list[torch.Tensor] = []
     real: Callable[..., dict[str, Any]] = Trainer.train_epoch
 
-    def remember(self: Trainer, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
+    def remember(self: Trainer, *given: Any) -> dict[str, Any]:
         seen.append(self.model.timm_model.get_classifier().weight.detach().clone())
-        row = real(self, after_step)
+        row = real(self, *given)
         heads.append(self.model.timm_model.get_classifier().weight.detach().clone())
         return row
 
@@ -414,9 +309,9 @@ def test_settings_work_together(changes: dict[str, Any], sample: Path, tmp_path:
 
 
 def test_what_cannot_be_chosen_without_validation_images_is_refused(sample: Path, tmp_path: Path) -> None:
-    with pytest.raises(AimonkError, match="--metric-for-best-model looks at validation images"):
+    with pytest.raises(AimonkError, match="--metric-for-best-model needs validation images"):
         settings(sample, tmp_path / "out", val_split=0.0, metric_for_best_model="macro_f1")
-    with pytest.raises(AimonkError, match="--schedule plateau looks at validation images"):
+    with pytest.raises(AimonkError, match="--schedule plateau needs validation images"):
         two_stages(sample, tmp_path / "out", val_split=0.0)
 
 

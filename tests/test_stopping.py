@@ -158,7 +158,7 @@ def stopped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     from aimonk_hf.training import run as training
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train(settings(folder / "data", folder / "out"))
     return folder / "data", folder / "out"
 

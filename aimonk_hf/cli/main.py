@@ -125,17 +125,15 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(TrainConfig):
         flag = "--" + setting.name.replace("_", "-")
         options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": setting.metadata["help"]}
-        if setting.type is not bool and setting.default not in (MISSING, None):
+        if setting.type is not bool and setting.default not in (MISSING, None, ""):
             options["help"] += f" ({setting.default})".replace("%", "%%")
         if setting.type is bool:
             options["action"] = "store_true" if setting.default is False else argparse.BooleanOptionalAction
         else:
             options["type"] = _parser_of(setting.type)
-            options["required"] = setting.default is MISSING
-            if choices := setting.metadata.get("choices"):
-                options["choices"] = choices
-            else:
-                options["metavar"] = setting.name.upper()
+            options["required"] = bool(setting.metadata.get("required"))
+            choices = setting.metadata.get("choices")
+            options["metavar"] = "{" + ",".join(choices) + "}" if choices else setting.name.upper()
         parser.add_argument(flag, **options)
 
 

@@ -260,3 +260,12 @@ def _parse(line: bytes) -> tuple[bytes, _Entry] | None:
         return None
     key, stamp, offset, height, width, checksum = body.split(b" ")
     return key, _Entry(stamp, int(offset), int(height), int(width), int(checksum, 16))
+
+
+class ImageCache(PixelCache):
+    def __init__(self, folder, fingerprint):
+        super().__init__("/", fingerprint, folder)
+
+
+def open_image_cache(setting, fingerprint):
+    return None if setting == "off" else ImageCache(setting, fingerprint)

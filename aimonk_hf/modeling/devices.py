@@ -21,10 +21,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's mallo
 def resolve_precision(requested: str, device: torch.device) -> str:
     """Return "no", "bf16" or "fp16". "auto" is bf16 where GPU or processor compute faster in it: by what they are, never by timing."""
     if requested != "auto":
-        return requested
+        return "float32" if requested == "no" else requested
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _is_faster_in_bf16(torch.cpu.get_capabilities()) else "no"
+    return "bf16" if device.type == "cpu" and _is_faster_in_bf16(torch.cpu.get_capabilities()) else "float32"
 
 
 def _is_faster_in_bf16(processor: Mapping[str, Any]) -> bool:

@@ -1,9 +1,8 @@
-"""Which images each process reads in which step, and the loader that augments them."""
+"""The images of each process, step and epoch, and the loader that reads and augments them."""
 
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,24 +12,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.data.image_cache import PixelCache
+from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import ImageError
 from aimonk_hf.training.augmentation import Augmentation
 from aimonk_hf.training.seeding import seed_everything
 
-# A place in a batch: (epoch, row). A negative row is a stand-in that keeps processes in step; its labels are all missing.
+# A place in a batch: (epoch, row). A negative row is a stand-in that keeps processes in step; its labels are all
+# missing.
 Place = tuple[int, int]
+# Inputs (pixels uint8 [N, 3, H, W], or features [N, D]), labels [N, K], rows [N] (-1 - row where the image is lost).
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class EpochBatches(Sampler[list[Place]]):
-    """The forward passes of one process and epoch: every image once over all processes, in an order that (seed, epoch) decides.
+    """Divide each epoch into forward passes of one process; iterating starts at `first_step` of `epoch`.
 
-    With `image_weights` [N] an epoch draws as many images, each in proportion to its weight. Iterating starts at `first_step`.
-
-    A step is `accumulation_steps` forward passes of at most `batch_size` images on each of `n_processes` processes, so that n processes
-    take in one step the images that one process with n times the batch size would take. The steps of an epoch are equally large but for
-    one image, because batch norm on a remainder of one or two images spoils the last step. Every process makes the same number of passes.
+    A step is `accumulation_steps` passes of at most `batch_size` images on each of `n_processes` processes. The order
+    follows from (seed, epoch); with `image_weights` [N] images are drawn in proportion. The steps of an epoch are
+    equally large but for one image, because batch norm on a remainder of one or two images spoils the last step.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EpochBatches(Sampler[list[Place]]):
         return math.ceil(self.n_images / self.step_size)
 
     def passes(self, step: int) -> int:
-        """Forward passes of each process in a step."""
+        """Return the number of forward passes of each process in a step."""
         n_here = self.n_images // self.n_steps + (step < self.n_images % self.n_steps)  # as np.array_split divides
         return math.ceil(math.ceil(n_here / self.n_processes) / self.batch_size)
 
@@ -72,16 +72,15 @@ class EpochBatches(Sampler[list[Place]]):
                 continue
             own = np.array_split(rows, self.n_processes)[self.rank]
             for batch in np.array_split(own, self.passes(step)):
-                places = [(self.epoch, int(row)) for row in batch]
-                yield places or [(self.epoch, -1 - int(rows[0]))]
+                yield [(self.epoch, int(row)) for row in batch] or [(self.epoch, -1 - int(rows[0]))]
 
 
 def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how much more often than others each image should be drawn [N], mean 1, so that rare values of all attributes come up more.
+    """Return the relative frequency [N], mean 1, of drawing each image so that rare values of all attributes come up
+    more.
 
-    An image's weight is the mean over its observed labels [N, K] of 1 / (2 x share of that value among the attribute's observed labels):
-    for one attribute without gaps both values then come up equally often. A missing label says nothing, and an image without any label gets
-    the smallest weight.
+    An image's weight is the mean over its observed labels [N, K] of 1 / (2 x share of that value among the attribute's
+    observed labels); an image without any label gets the smallest weight.
     """
     n_observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
     rarity = np.full(labels.shape, np.nan)
@@ -96,10 +95,11 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
-    """Augmented pixels uint8 [3, H, W], labels [K] and the row, for a `Place`; random by (seed, epoch, row), whichever worker reads it.
+    """Augmented pixels uint8 [3, H, W], labels [K] and the row of a `Place`; random by (seed, epoch, row) in any
+    worker.
 
-    An image that has become unreadable since the run began gives grey pixels with every label missing, and the row as -1 - row. A `cache`
-    keeps the prepared pictures; the pixels are the same without it. `augmentations` holds one for each epoch, the last one for those after.
+    An image that has become unreadable gives grey pixels, missing labels, and -1 - row. `augmentations` has one per
+    epoch.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         dataset: AttributeDataset,
         augmentations: Sequence[Augmentation],
         seed: int,
-        cache: PixelCache | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         self.dataset, self.augmentations, self.seed, self.cache = dataset, augmentations, seed, cache
         self.paths = dataset.paths
@@ -122,32 +122,31 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         augment = self.augmentations[min(epoch, len(self.augmentations) - 1)]
         seed_everything(self.seed, 1, epoch, row)
         try:
-            pixels = augment.change(self._prepared(self.paths[row], augment))
+            pixels = augment.change(self._prepared(row, augment))
         except ImageError:
             return augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
         return pixels, torch.full_like(labels, torch.nan) if stand_in else labels, row
 
-    def _prepared(self, path: Path, augment: Augmentation) -> Image.Image:
+    def _prepared(self, row: int, augment: Augmentation) -> Image.Image:
+        path = self.paths[row]
         if self.cache is None:
             return augment.prepare(read_image(path))
         return Image.fromarray(self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path)))))
 
 
-def train_loader(
-    images: TrainImages, batches: EpochBatches, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor, int]]:
-    """Return the loader; its worker processes live through all epochs and compute with one thread each."""
+def image_loader(images: TrainImages, batches: Sampler[list[Place]], workers: int, on_gpu: bool) -> DataLoader[Batch]:
+    """Return the loader; its workers live through all epochs and compute with one thread each."""
     return DataLoader(
         images,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=ignore_interrupt,
+        pin_memory=on_gpu,
+        worker_init_fn=_ignore_interrupt,
     )
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of the terminal, to the process that trains: it ends its readers when it has saved."""
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the one that trains ends its workers when it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)

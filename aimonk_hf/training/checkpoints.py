@@ -1,6 +1,7 @@
 """The state of a run on disk: tensors in safetensors, everything else in JSON, nothing pickled."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,18 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     return value
+
+
+class CheckpointTimer:
+    """Tell when a checkpoint within an epoch is due; 0 minutes: never."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.started = 60 * minutes, time.monotonic()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self.started = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether the time is over."""
+        return bool(self.seconds) and time.monotonic() - self.started >= self.seconds

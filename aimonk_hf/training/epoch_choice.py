@@ -1,4 +1,4 @@
-"""What validation decides, each as a function of the history alone, so that a resumed run decides the same."""
+"""Decide by validation figures, as functions of the history alone, so that a resumed run decides the same."""
 
 import math
 from typing import Any
@@ -10,7 +10,8 @@ History = list[dict[str, Any]]
 
 
 def best_epoch(history: History, metric: str) -> int | None:
-    """Return the place in `history` of the best epoch, the earliest of equals: the lowest loss, or the highest of any other metric.
+    """Return the place in `history` of the best epoch, the earliest of equals: the lowest loss, or the highest of any
+    other metric.
 
     Epochs where the metric is undefined are passed over; None where it always is.
     """
@@ -20,14 +21,16 @@ def best_epoch(history: History, metric: str) -> int | None:
     return None if best == -math.inf else values.index(best)
 
 
-def epochs_without_gain(history: History, metric: str) -> int:
-    """Return how many epochs have passed since the best one; 0 while the metric has always been undefined."""
+def epochs_without_improvement(history: History, metric: str) -> int:
+    """Return the number of epochs since the best one; 0 while the metric has always been undefined."""
     best = best_epoch(history, metric)
     return 0 if best is None else len(history) - 1 - best
 
 
 def plateau_factor(history: History, factor: float, patience: int) -> float:
-    """Return what torch's ReduceLROnPlateau has made of the learning rate after the validation losses of `history`."""
+    """Return the factor on the learning rate that torch's ReduceLROnPlateau reaches after the validation losses of
+    `history`.
+    """
     if factor == 1:  # which torch refuses
         return 1.0
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)

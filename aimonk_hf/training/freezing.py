@@ -1,4 +1,4 @@
-"""Which parts of a network stay as they are: by block count or layer names, through timm's own grouping of layers."""
+"""Freeze parts of a network by block count or layer names, through timm's own grouping of layers."""
 
 import re
 
@@ -14,9 +14,10 @@ _COUNTED = re.compile(r"(first|except-last)-(\d+)(?:/(\d+))?")
 def freeze_parameters(network: nn.Module, freeze: str) -> None:
     """Let gradients flow into all of a timm network but what `freeze` names.
 
-    "none" freezes nothing, "backbone" all but the head or heads. "first-5" freezes the stem and the first 5 blocks, "first-5/16" the same
-    share of the blocks that this network has, "except-last-3" everything before the last 3 blocks. Anything else is layer names joined by +, such
-    as "conv1+bn1+layer1". Raises `AimonkError` for names and counts that the network does not have, and where nothing would be left.
+    "none" freezes nothing, "backbone" all but the head or heads. "first-5" freezes the stem and the first 5 blocks,
+    "first-5/16" the same share of the blocks that this network has, "except-last-3" everything before the last 3
+    blocks. Anything else is layer names joined by +, such as "conv1+bn1+layer1". Raises `AimonkError` for names and
+    counts that the network does not have, and where nothing would be left.
     """
     frozen = _frozen_names(network, freeze)
     for name, parameter in network.named_parameters():
@@ -26,7 +27,9 @@ def freeze_parameters(network: nn.Module, freeze: str) -> None:
 
 
 def set_train_mode(network: nn.Module) -> None:
-    """Put the network in training mode, but every part whose parameters are all frozen in eval mode: its batch norm keeps its statistics."""
+    """Put the network in training mode, but every part whose parameters are all frozen in eval mode: its batch norm
+    keeps its statistics.
+    """
     parameters = list(network.parameters())
     frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
     network.train(not frozen)

@@ -1,36 +1,33 @@
-"""The training loop: stages of epochs of optimiser steps over all processes, validation, and the state that a checkpoint holds."""
+"""The training loop: setup, stages, epochs, steps, validation, the choice of an epoch, checkpoints."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.data.image_cache import PixelCache
+from aimonk_hf.data.image_cache import open_image_cache
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.evaluation.metrics import nan_to_none
 from aimonk_hf.modeling.devices import default_workers
 from aimonk_hf.modeling.losses import positive_weights, smooth_labels
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.weights import require_finite
-from aimonk_hf.training.augmentation import augmentations_by_epoch
-from aimonk_hf.training.batches import EpochBatches, TrainImages, balancing_weights, train_loader
-from aimonk_hf.training.depthwise import DepthwiseGradients
-from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_gain, plateau_factor
-from aimonk_hf.training.epoch_sums import EpochSums
-from aimonk_hf.training.features import frozen_features
+from aimonk_hf.training.augmentation import augmentations_by_epoch, mix_batch
+from aimonk_hf.training.batches import Batch, EpochBatches, TrainImages, balancing_weights, image_loader
+from aimonk_hf.training.callbacks import TrainCallback
+from aimonk_hf.training.checkpoints import CheckpointTimer, last_checkpoint, load_checkpoint, save_checkpoint
+from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_improvement, plateau_factor
+from aimonk_hf.training.features import HeadFeatures, can_cache
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
-from aimonk_hf.training.mixing import BatchMix
-from aimonk_hf.training.network_cut import WholeNetwork
 from aimonk_hf.training.optimisation import (
     build_average,
     build_loss,
@@ -39,25 +36,41 @@ from aimonk_hf.training.optimisation import (
     set_learning_rate,
     share_statistics,
 )
-from aimonk_hf.training.progress import write_line
+from aimonk_hf.training.progress import ProgressBar, epoch_line, write_line
+from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import Stage, TrainConfig
-from aimonk_hf.training.validation import gather_outputs, validation_figures
+from aimonk_hf.training.setup import autocast, machine_settings
+from aimonk_hf.training.state import EpochSums, RunState
+from aimonk_hf.training.stopping import StopRequest
+from aimonk_hf.training.validation import Validator, validation_figures
 
-# Inputs (pixels uint8 [N, 3, H, W], or features [N, ...] of what is frozen), labels [N, K], rows [N].
-Batch = tuple[Tensor, Tensor, Tensor]
-State = dict[str, Any]
+
+@dataclass
+class ActiveStage:
+    """A stage's own parts: the network as accelerate wraps it (the head alone on cached `features`) and its optimiser."""
+
+    number: int
+    settings: Stage
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    features: HeadFeatures | None
 
 
 class Trainer:
-    """One run's moving parts. `losses` holds the training loss of every step so far, `history` a row per epoch."""
+    """One run: the parts that stay the same through all stages, and its `state`."""
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, model: AimonkModel, dataset: AttributeDataset
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: AimonkModel,
+        train_set: AttributeDataset,
+        validation: AttributeDataset,
     ) -> None:
-        self.config, self.accelerator, self.model, self.dataset = config, accelerator, model, dataset
-        dataset.labels.check_observed("images to train on")
-        labels = dataset.labels.values
+        train_set.labels.check_observed("images to train on")
+        self.config, self.accelerator, self.model, self.train_set = config, accelerator, model, train_set
+        labels, n_processes = train_set.labels.values, accelerator.num_processes
         image_weights = balancing_weights(labels) if config.sampling == "balanced" else None
         weights = positive_weights(
             labels, config.pos_weight_power, config.pos_weight_cap, config.pos_weight_negatives, image_weights
@@ -68,304 +81,344 @@ class Trainer:
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
         augmentations = augmentations_by_epoch(config, model)
-        self.images = TrainImages(dataset, augmentations, config.seed, self._cache(augmentations[0].fingerprint))
-        self.eval_cache = self._cache(model.transform.fingerprint)
-        n_processes, rank = accelerator.num_processes, accelerator.process_index
+        cache = open_image_cache(config.image_cache, augmentations[0].fingerprint)
+        self.images = TrainImages(train_set, augmentations, config.seed, cache)
+        rank = accelerator.process_index
         self.batches = EpochBatches(
-            len(dataset), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
+            len(train_set), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
         self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
-        pin_memory = accelerator.device.type == "cuda"
-        self.loader: DataLoader[tuple[Tensor, Tensor, int]] = train_loader(
-            self.images, self.batches, self.workers, pin_memory
+        self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device.type == "cuda")
+        batch_size, cache = (
+            max(32, config.batch_size),
+            open_image_cache(config.image_cache, model.transform.fingerprint),
         )
-        self.epoch = self.step = self.stage = self.stage_epoch = 0
-        self.epoch_sums = EpochSums()
-        self.losses: list[float] = []
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] | None = None
+        self.validator = Validator(accelerator, model.transform, validation, batch_size, cache)
         self.lost_images: set[str] = set()
-        # the stage that `network` (all or the unfrozen part, as accelerate wraps it) and `optimizer` serve
-        self._prepared: int | None = None
-        self._begin_stage(0)
+        self.state = RunState()
 
-    def _cache(self, fingerprint: str) -> PixelCache | None:
-        return PixelCache(self.dataset.images_dir, fingerprint) if self.config.image_cache else None
+    def fit(self, run: RunDirectory, callbacks: Sequence[TrainCallback] = ()) -> None:
+        """Train the epochs that are left, from the last checkpoint where the run is resumed."""
+        accelerator, config, is_main = self.accelerator, self.config, self.accelerator.is_main_process
+        stage = self.resume(run) if config.resume else None
+        if is_main:
+            run.write_config(self.resolved_settings())
+        progress = ProgressBar(self.planned_steps, self.state.step, quiet=not is_main)
+        timer = CheckpointTimer(config.checkpoint_minutes)
 
-    @property
-    def planned_steps(self) -> int:
-        """Steps of the whole run, as far as no further stage ends early."""
-        epochs_left = sum(stage.epochs for stage in self.config.stages[self.stage :]) - self.stage_epoch
-        return self.step - self.epoch_sums.steps + epochs_left * self.batches.n_steps
+        def after_step(loss: float | None, lr: float) -> None:
+            progress.after_step(loss, lr)
+            for callback in callbacks:
+                callback.on_step(self.state.step, loss, lr)
+            stop.agree(accelerator)
+            within_epoch = (
+                self.state.epoch_sums.steps < self.batches.n_steps
+            )  # else the checkpoint of the epoch follows
+            if within_epoch and (stop.asked or timer.due()):
+                self.save(run, stage)
+                timer.restart()
+                stop.leave_if_asked(accelerator)
+
+        with closing(progress):
+            while not self.finished:
+                if stage is None or stage.number != self.state.stage:
+                    stage = self.begin_stage()
+                self.prepare_epoch(stage)  # a signal ends the run at once here: every trained step is saved
+                with StopRequest() as stop:
+                    try:
+                        row = self.train_epoch(stage, after_step)
+                        if len(self.validator.dataset):
+                            row |= self.validate(stage)
+                    except NotFiniteError as error:
+                        raise NotFiniteError(f"{error}; {self._advice(run)}") from error
+                    ended_early = self.end_epoch(row)
+                    if is_main:
+                        write_line(epoch_line(row, config.n_epochs, len(config.stages)))
+                        if ended_early:
+                            write_line(ended_early)
+                        run.write_history(self.state.history)
+                    self.save(run, stage)
+                    timer.restart()
+                    stop.agree(accelerator)
+                    stop.leave_if_asked(accelerator)
+                progress.skip_to(self.state.step, self.planned_steps)
+                figures = {name: value for name, value in row.items() if name not in ("epoch", "stage")}
+                accelerator.log(
+                    {name: value for name, value in figures.items() if value is not None}, step=self.state.step
+                )
+                for callback in callbacks:
+                    callback.on_epoch(row)
+                accelerator.wait_for_everyone()
 
     @property
     def finished(self) -> bool:
         """Whether no epoch is left."""
-        return self.stage == len(self.config.stages)
-
-    def _begin_stage(self, number: int) -> None:
-        """Turn to a stage; a later one goes on from the best epoch where one is kept."""
-        self.stage, self.stage_epoch = number, 0
-        if not self.finished and self.best is not None:
-            self._load_network(self.best)
+        return self.state.stage == len(self.config.stages)
 
     @property
-    def _stage(self) -> Stage:
-        return self.config.stages[self.stage]
+    def planned_steps(self) -> int:
+        """Steps of the whole run, as far as no further stage ends early."""
+        epochs_left = sum(stage.epochs for stage in self.config.stages[self.state.stage :]) - self.state.stage_epoch
+        return self.state.step - self.state.epoch_sums.steps + epochs_left * self.batches.n_steps
 
-    def _prepare(self) -> None:
+    def begin_stage(self) -> ActiveStage:
         """Freeze what the stage freezes and give the rest a new optimiser."""
         self.accelerator.free_memory()
-        network = self.model.timm_model
-        freeze_parameters(network, self._stage.freeze)
-        self.features = frozen_features(
-            self.accelerator, self.model, self.images, self.config, self.stage, self.memory_format, self.workers
-        )
-        trained = WholeNetwork(network) if self.features is None else self.features.trained
-        self.network, self.optimizer = self.accelerator.prepare(trained, build_optimizer(network, self.config))
-        if hasattr(self.network, "broadcast_buffers"):
-            self.network.broadcast_buffers = (
-                False  # `share_statistics` gives all processes the same; DDP would copy those of the first
+        number, config, network = self.state.stage, self.config, self.model.timm_model
+        settings, earlier = config.stages[number], self._planned_epochs(number)
+        freeze_parameters(network, settings.freeze)
+        features = None
+        caches = settings.freeze == "backbone" and config.feature_views and not (config.mixup or config.cutmix)
+        if caches and can_cache(self.model, len(self.train_set)):
+            epochs = range(earlier, earlier + settings.epochs)
+            features = HeadFeatures(
+                self.accelerator, self.model, self.images, epochs, config.feature_views, self.workers
             )
-        self._prepared = self.stage
+        # a new shell each time: accelerate marks what it has prepared, and does so only once
+        trained = nn.Sequential(network if features is None else features.head)
+        prepared, optimizer = self.accelerator.prepare(trained, build_optimizer(network, config))
+        if hasattr(prepared, "broadcast_buffers"):
+            prepared.broadcast_buffers = (
+                False  # `share_statistics` averages them, DDP would copy those of the first one
+            )
+        return ActiveStage(number, settings, prepared, optimizer, features)
 
-    def prepare_epoch(self) -> None:
-        """Begin the stage where it is new, and compute the features that the next epoch trains on; nothing is lost if this is interrupted."""
+    def prepare_epoch(self, stage: ActiveStage) -> None:
+        """Turn to the next epoch's images, and compute their features where the stage caches them."""
         start = time.perf_counter()
-        if self._prepared != self.stage:
-            self._prepare()
-        # counted by plan: an earlier stage may have ended early
-        self.batches.epoch = sum(stage.epochs for stage in self.config.stages[: self.stage]) + self.stage_epoch
-        if self.features is not None:
-            self.features.prepare(self.batches.epoch)
-        self.epoch_sums.seconds += time.perf_counter() - start
+        self.batches.epoch = self._planned_epochs(stage.number) + self.state.stage_epoch
+        if stage.features is not None:
+            stage.features.prepare(self.batches.epoch)
+        self.state.epoch_sums.seconds += time.perf_counter() - start
 
-    def train_epoch(self, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
-        """Take one pass over the training images, or what is left of it; return its row of the history, without validation figures.
+    def _planned_epochs(self, number: int) -> int:
+        return sum(stage.epochs for stage in self.config.stages[:number])
+
+    def train_epoch(self, stage: ActiveStage, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
+        """Take the rest of one pass over the training images; return its row of the history, without validation
+        figures.
 
         `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
         """
-        self.prepare_epoch()
+        state, sums = self.state, self.state.epoch_sums
         start = time.perf_counter()
-        sums = self.epoch_sums
         self.batches.first_step = sums.steps
-        set_train_mode(self.network)
-        lowered = self._lowered()
-        lr = 0.0
-        batches: Iterator[Batch] = iter(self.loader) if self.features is None else self.features.batches(self.batches)
+        set_train_mode(stage.network)
+        lr, lowered = 0.0, self._plateau_factor()
+        batches = iter(self.loader) if stage.features is None else stage.features.batches(self.batches)
         for step in range(sums.steps, self.batches.n_steps):
-            lr = lowered * self._scheduled(step)
-            set_learning_rate(self.optimizer, lr)
-            loss, observed = self._take_step(list(islice(batches, self.batches.passes(step))))
+            done, total = state.stage_epoch * self.batches.n_steps + step, stage.settings.epochs * self.batches.n_steps
+            lr = lowered * stage.settings.lr * lr_factor(self.config.schedule, done, total, self.config.warmup)
+            set_learning_rate(stage.optimizer, lr)
+            loss, observed = self._take_step(stage, list(islice(batches, self.batches.passes(step))))
             if observed:
-                self.losses.append(loss)
+                state.losses.append(loss)
             now = time.perf_counter()
             sums.add(loss, observed, now - start)
             start = now
             after_step(loss if observed else None, lr)
-        self.epoch += 1
-        self._require_finite(f"the weights after epoch {self.epoch} (step {self.step})")
-        self.epoch_sums = EpochSums()
-        return sums.row(self.epoch, self.stage + 1, lr, len(self.dataset))
+        state.epoch, state.epoch_sums = state.epoch + 1, EpochSums()
+        self._require_finite(f"the weights after epoch {state.epoch} (step {state.step})")
+        return sums.row(state.epoch, stage.number + 1, lr, len(self.train_set))
 
-    def _require_finite(self, whose: str) -> None:
-        for network in (self.model.timm_model, self.kept_network()):
-            require_finite(network, whose)
-
-    def _scheduled(self, step: int) -> float:
-        """The stage's learning rate in a step of this epoch, as the schedule has it."""
-        stage_step, stage_steps = (
-            self.stage_epoch * self.batches.n_steps + step,
-            self._stage.epochs * self.batches.n_steps,
-        )
-        return self._stage.lr * lr_factor(self.config.schedule, stage_step, stage_steps, self.config.warmup)
-
-    def _lowered(self) -> float:
-        """What plateaus of this stage have made of its learning rate."""
+    def _plateau_factor(self) -> float:
         if self.config.schedule != "plateau":
             return 1.0
         return plateau_factor(self._stage_rows(), self.config.plateau_factor, self.config.plateau_patience)
 
     def _stage_rows(self) -> list[dict[str, Any]]:
-        return [row for row in self.history if row["stage"] == self.stage + 1]
+        return [row for row in self.state.history if row["stage"] == self.state.stage + 1]
 
-    def end_epoch(self, row: dict[str, Any]) -> str | None:
-        """Add the epoch to the history, keep its weights if they are the best, and begin the next stage where this one is over.
-
-        Returns why the stage ended early, or None.
-        """
-        self.history.append(row)
-        self.stage_epoch += 1
-        metric, patience = self.config.metric_for_best_model, self.config.early_stopping_patience
-        if metric != "none" and best_epoch(self.history, metric) == len(self.history) - 1:
-            self.best = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()
-            }
-        watched = "val_loss" if metric == "none" else metric
-        stopped = bool(patience) and epochs_without_gain(self._stage_rows(), watched) >= patience
-        early = stopped and self.stage_epoch < self._stage.epochs
-        reason = f"stage {self.stage + 1} ends early: no better {watched} for {patience} epochs" if early else None
-        if stopped or self.stage_epoch == self._stage.epochs:
-            self._begin_stage(self.stage + 1)
-        return reason
-
-    def _take_step(self, passes: list[Batch]) -> tuple[float, int]:
+    def _take_step(self, stage: ActiveStage, passes: list[Batch]) -> tuple[float, int]:
         """Take one optimiser step over all processes; return its loss and its number of observed labels.
 
         Without any observed label nothing changes: neither weights, nor averages, nor batch-norm statistics.
         """
-        device = self.accelerator.device
+        accelerator, config, state = self.accelerator, self.config, self.state
         self._note_lost(
-            self.dataset.labels.images[-1 - row] for _, _, rows in passes for row in rows.tolist() if row < 0
+            self.train_set.labels.images[-1 - row] for *_, rows in passes for row in rows.tolist() if row < 0
         )
-        mixes = [self._mix(number, inputs) for number, (inputs, _, _) in enumerate(passes)]
-        targets = [self._targets(labels, mix) for (_, labels, _), mix in zip(passes, mixes, strict=True)]
-        counted = sum((~torch.isnan(labels)).sum() for labels in targets)
-        observed = int(self.accelerator.reduce(torch.as_tensor(counted, device=device), "sum"))
+        counted = sum(self._n_observed(labels) for _, labels, _ in passes)
+        observed = int(accelerator.reduce(torch.tensor(counted, device=accelerator.device), "sum"))
         if not observed:
-            self.step += 1
+            state.step += 1
             return 0.0, 0
-        seed_everything(self.config.seed, 2, self.step, self.accelerator.process_index)  # dropout and the like
-        total = torch.zeros((), device=device)
-        for number, ((inputs, _, _), labels, mix) in enumerate(zip(passes, targets, mixes, strict=True), start=1):
-            with nullcontext() if number == len(passes) else self.accelerator.no_sync(self.network):
-                logits = self._logits(inputs, mix)
-                loss = self.loss(logits, labels.to(device), self.pos_weight, observed / self.accelerator.num_processes)
-                self.accelerator.backward(loss)
+        seed_everything(config.seed, 2, state.step, accelerator.process_index)  # dropout, mixing and the like
+        total = torch.zeros((), device=accelerator.device)
+        for number, (inputs, labels, _) in enumerate(passes, start=1):
+            with nullcontext() if number == len(passes) else accelerator.no_sync(stage.network):
+                values, targets = self._on_device(stage, inputs, labels)
+                with autocast(accelerator):
+                    logits = stage.network(values)
+                loss = self.loss(logits, targets, self.pos_weight, observed / accelerator.num_processes)
+                accelerator.backward(loss)
             total += loss.detach()
-        mean_loss = float(self.accelerator.reduce(total, "mean"))
+        mean_loss = float(accelerator.reduce(total, "mean"))
         if not np.isfinite(mean_loss):
-            names = [
-                shown_name(self.dataset.labels.images[row])
-                for _, _, rows in passes
-                for row in rows.tolist()
-                if row >= 0
-            ]
-            told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise NotFiniteError(f"the loss of step {self.step} is {mean_loss}: try a lower --lr; the batch was {told}")
-        if self.config.clip_grad:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        share_statistics(self.accelerator, self.network)
-        self.step += 1
+            raise self._loss_not_finite(mean_loss, passes)
+        if config.clip_grad:
+            accelerator.clip_grad_norm_(stage.network.parameters(), config.clip_grad)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad()
+        share_statistics(accelerator, stage.network)
+        state.step += 1
         if self.average is not None:
-            self.average.update(self.model.timm_model, step=self.step)
+            self.average.update(self.model.timm_model, step=state.step)
         return mean_loss, observed
 
-    def _mix(self, number: int, pixels: Tensor) -> BatchMix | None:
-        if not (self.config.mixup or self.config.cutmix):
-            return None
-        random = np.random.default_rng([self.config.seed, 3, self.step, self.accelerator.process_index, number])
-        height, width = pixels.shape[2:]
-        return BatchMix(self.config.mixup, self.config.cutmix, height, width, random)
+    def _n_observed(self, labels: Tensor) -> int:
+        missing = torch.isnan(labels)
+        if self.config.mixup or self.config.cutmix:
+            missing |= missing.roll(1, 0)  # torchvision mixes each image with the one before it
+        return int((~missing).sum())
 
-    def _targets(self, labels: Tensor, mix: BatchMix | None) -> Tensor:
-        if self.config.label_smoothing:
-            labels = smooth_labels(labels, self.config.label_smoothing)
-        return labels if mix is None else mix.labels(labels)
+    def _on_device(self, stage: ActiveStage, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised pixels (or features) and labels of a pass, smoothed and mixed as the settings say."""
+        config, device = self.config, self.accelerator.device
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if config.label_smoothing:
+            labels = smooth_labels(labels, config.label_smoothing)
+        if stage.features is not None:
+            return inputs, labels
+        pixels = self.model.transform.normalize(inputs)
+        if config.mixup or config.cutmix:
+            pixels, labels = mix_batch(pixels, labels, config.mixup, config.cutmix)
+        return pixels.contiguous(memory_format=self.memory_format), labels
 
-    def _logits(self, inputs: Tensor, mix: BatchMix | None) -> Tensor:
-        inputs = inputs.to(self.accelerator.device, non_blocking=True)
-        if self.features is None:
-            inputs = self.model.transform.normalize(inputs)
-            if mix is not None:
-                inputs = mix.pixels(inputs)
-            inputs = inputs.contiguous(memory_format=self.memory_format)
-        with DepthwiseGradients():
-            logits: Tensor = self.network(inputs)
-        return logits
-
-    def _note_lost(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self.lost_images:
-                self.lost_images.add(name)
-                write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
-
-    def validate(self, validation: AttributeDataset) -> dict[str, Any]:
-        """Return loss and macro figures of the kept network on the validation images; every image counts once, whatever the processes.
-
-        Raises `NotFiniteError` where its outputs are infinite or NaN.
-        """
-        gather = partial(
-            gather_outputs, accelerator=self.accelerator, transform=self.model.transform, dataset=validation
-        )
-        gather = partial(
-            gather, memory_format=self.memory_format, batch_size=max(32, self.config.batch_size), cache=self.eval_cache
-        )
-        still = self.average is None or self.stage == 0  # an average of an earlier stage's weights goes on moving
+    def validate(self, stage: ActiveStage) -> dict[str, Any]:
+        """Return loss and macro figures of the kept network on the validation images."""
+        kept, dataset = self.kept_network(), self.validator.dataset
         try:
-            if (
-                still
-                and self._prepared == self.stage
-                and self.features is not None
-                and self.features.fit_for(len(validation))
-            ):
-                logits, readable = self.features.validation_logits(self.kept_network(), gather)
+            # an EMA that began in an earlier stage still moves in the backbone
+            if stage.features is not None and (self.average is None or stage.number == 0):
+                logits, readable = stage.features.validation_logits(kept, self.validator.outputs)
             else:
-                logits, readable = gather(network=self.kept_network(), width=len(validation.attributes))
+                logits, readable = self.validator.outputs(kept, len(dataset.attributes))
             if self.accelerator.is_main_process:
-                self._note_lost(validation.labels.images[row] for row in np.flatnonzero(~readable))
-            return validation_figures(
-                logits[readable], validation.labels.values[readable], self.loss, self.pos_weight.cpu()
-            )
+                self._note_lost(dataset.labels.images[row] for row in np.flatnonzero(~readable))
+            labels = dataset.labels.values[readable]
+            return validation_figures(logits[readable], labels, self.loss, self.pos_weight.cpu())
         except NotFiniteError as error:
-            raise NotFiniteError(f"epoch {self.epoch} (step {self.step}) cannot be validated: {error}") from error
+            where = f"epoch {self.state.epoch} (step {self.state.step})"
+            raise NotFiniteError(f"{where} cannot be validated: {error}") from error
 
-    def kept_network(self) -> torch.nn.Module:
-        """Return the network that the run keeps: the averaged one where there is one."""
-        return self.average.module if self.average is not None else self.model.timm_model
+    def end_epoch(self, row: dict[str, Any]) -> str | None:
+        """Add the epoch to the history, keep its weights if they are the best, and turn to the next stage where one is
+        over.
+
+        A later stage starts from the best epoch where one is kept. Returns why the stage ended early, or None.
+        """
+        state, metric, patience = self.state, self.config.metric_for_best_model, self.config.early_stopping_patience
+        state.history.append(row)
+        state.stage_epoch += 1
+        if metric != "none" and best_epoch(state.history, metric) == len(state.history) - 1:
+            state.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()
+            }
+        watched = "val_loss" if metric == "none" else metric
+        stopped = bool(patience) and epochs_without_improvement(self._stage_rows(), watched) >= patience
+        over = state.stage_epoch == self.config.stages[state.stage].epochs
+        reason = f"stage {state.stage + 1} ends early: no better {watched} for {patience} epochs"
+        if stopped or over:
+            state.stage, state.stage_epoch = state.stage + 1, 0
+            if not self.finished and state.best is not None:
+                self.model.timm_model.load_state_dict(state.best)
+                if self.average is not None:
+                    self.average.module.load_state_dict(state.best)
+        return reason if stopped and not over else None
+
+    def kept_network(self) -> nn.Module:
+        """Return the network that the run keeps: the EMA where there is one."""
+        return self.model.timm_model if self.average is None else self.average.module
+
+    def save(self, run: RunDirectory, stage: ActiveStage | None) -> None:
+        """Write a checkpoint of all that the rest of the run depends on."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        has_optimizer = stage is not None and stage.number == self.state.stage  # a new stage starts with a new one
+        weights = {
+            "network": self.model.timm_model.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
+            "optimizer": stage.optimizer.state_dict() if has_optimizer else None,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)
+
+    def resume(self, run: RunDirectory) -> ActiveStage | None:
+        """Take over the last checkpoint, if there is one; return its stage where that has begun."""
+        saved, accelerator = load_checkpoint(run.checkpoints), self.accelerator
+        if len(set(gather_object([saved and saved["step"]]))) > 1:
+            raise AimonkError(
+                f"The processes found different checkpoints in {run.checkpoints}: machines must share the run directory"
+            )
+        if saved is None:
+            accelerator.print(f"no checkpoint in {run.checkpoints}: starting afresh")
+            return None
+        try:
+            self.model.timm_model.load_state_dict(saved["network"])
+            if self.average is not None:
+                self.average.module.load_state_dict(saved["average"] or saved["network"])
+        except RuntimeError as error:
+            raise AimonkError(f"The checkpoint does not fit these settings: {reason_of(error)}") from error
+        self._require_finite(f"the checkpoint of step {saved['step']} (delete it to resume from the one before)")
+        self.state = RunState.from_dict(saved)
+        if (
+            accelerator.scaler is not None and saved["scaler"]
+        ):  # a run resumed in fp16 (--ignore-changes) begins a new one
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.finished:
+            accelerator.print(f"all epochs were already trained ({self.state.epoch}): no step is left, only the report")
+            return None
+        sums, n_steps = self.state.epoch_sums, self.batches.n_steps
+        within = f", step {sums.steps} of {n_steps}" if sums.steps else ""
+        accelerator.print(f"going on after epoch {self.state.epoch} of {self.config.n_epochs}{within}")
+        if saved["optimizer"] is None:
+            return None
+        stage = self.begin_stage()
+        stage.optimizer.load_state_dict(saved["optimizer"])
+        return stage
 
     def finished_model(self) -> AimonkModel:
-        """Return the model on the CPU, in eval mode, with the kept weights in the plain memory format: of the best epoch or of the last."""
+        """Return the model on the CPU, in eval mode, with the kept weights: of the best epoch or of the last."""
         self.accelerator.free_memory()
-        self.model.timm_model.load_state_dict(self.best or self.kept_network().state_dict())
+        self.model.timm_model.load_state_dict(self.state.best or self.kept_network().state_dict())
         self.model.timm_model.requires_grad_(True)
         self.model.cpu().to(memory_format=torch.contiguous_format)
         return self.model.eval()
 
-    def state(self) -> State:
-        """Return all that the rest of the run depends on; random numbers and learning rates follow from the step."""
-        scaler = self.accelerator.scaler
+    def resolved_settings(self) -> dict[str, Any]:
+        """Return what "auto" and the defaults came to, for train_config.json."""
         return {
-            **{name: getattr(self, name) for name in _PROGRESS},
-            "epoch_sums": vars(self.epoch_sums),
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "history": nan_to_none(self.history),
-            "network": self.model.timm_model.state_dict(),
-            "average": None if self.average is None else self.average.module.state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict()
-            if self._prepared == self.stage
-            else None,  # a new stage starts with a new one
-            "scaler": None if scaler is None else scaler.state_dict(),
+            **machine_settings(self.accelerator),
+            "num_workers": self.workers,
+            "image_size": list(self.model.transform.size),
+            "pos_weight": dict(zip(self.train_set.attributes, self.pos_weight.tolist(), strict=True)),
         }
 
-    def restore(self, state: State) -> None:
-        """Go on from `state`; raises `AimonkError` where it is another network's."""
-        try:
-            self.model.timm_model.load_state_dict(state["network"])
-            if self.average is not None:
-                self.average.module.load_state_dict(state["average"] or state["network"])
-        except RuntimeError as error:
-            raise AimonkError(f"the checkpoint does not fit these settings: {reason_of(error)}") from error
-        self._require_finite(f"the checkpoint of step {state['step']} (delete it to go on from the one before)")
-        for name in _PROGRESS:
-            setattr(self, name, state[name])
-        self.epoch_sums = EpochSums(**state["epoch_sums"])
-        self.history, self.best, self.losses = state["history"], state["best"], state["losses"].tolist()
-        if state["optimizer"] is not None:
-            self._prepare()
-            self.optimizer.load_state_dict(state["optimizer"])
-        if (
-            self.accelerator.scaler is not None and state["scaler"]
-        ):  # a run that went on in fp16 (--ignore-changes) begins with a new one
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    def _advice(self, run: RunDirectory) -> str:
+        narrow = (
+            "fp16 overflows early, try --mixed-precision float32; "
+            if self.accelerator.mixed_precision == "fp16"
+            else ""
+        )
+        kept = last_checkpoint(run.checkpoints)
+        if kept is None:
+            return f"{narrow}there is no checkpoint yet"
+        return f"{narrow}the last good checkpoint is {kept}: --resume --ignore-changes goes on from it"
 
-    def _load_network(self, weights: dict[str, Tensor]) -> None:
-        self.model.timm_model.load_state_dict(weights)
-        if self.average is not None:
-            self.average.module.load_state_dict(weights)
+    def _require_finite(self, whose: str) -> None:
+        for network in (self.model.timm_model, self.kept_network()):
+            require_finite(network, whose)
 
+    def _loss_not_finite(self, loss: float, passes: list[Batch]) -> NotFiniteError:
+        names = [
+            shown_name(self.train_set.labels.images[row]) for *_, rows in passes for row in rows.tolist() if row >= 0
+        ]
+        told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return NotFiniteError(f"the loss of step {self.state.step} is {loss}: try a lower --lr; the batch was {told}")
 
-_PROGRESS = ("epoch", "step", "stage", "stage_epoch")
+    def _note_lost(self, names: Iterable[str]) -> None:
+        for name in sorted(set(names) - self.lost_images):
+            self.lost_images.add(name)
+            write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")

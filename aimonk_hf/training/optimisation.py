@@ -1,4 +1,7 @@
-"""Optimiser, loss, course of the learning rate, and averaged weights, as the settings name them; from timm and torch."""
+"""Optimiser, loss, learning rate and EMA, as the settings name them; from timm and torch.
+
+To add a loss, write it in `modeling/losses.py`, enter it in `build_loss`, and its name in `settings.LOSSES`.
+"""
 
 import math
 from functools import partial
@@ -16,7 +19,7 @@ from aimonk_hf.training.settings import TrainConfig
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return timm's optimiser of that name for what is not frozen; weight decay leaves norms and biases alone.
+    """Return timm's optimiser of that name for the unfrozen parameters; weight decay leaves norms and biases alone.
 
     A layer decay below 1 gives each block `layer_decay` times the learning rate of the one after it.
     """
@@ -46,7 +49,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def build_loss(config: TrainConfig) -> Loss:
-    """Return the loss that the settings name."""
+    """Return the loss of the settings."""
     if config.loss == "focal":
         return partial(masked_focal_loss, gamma=config.focal_gamma)
     if config.loss == "asymmetric":
@@ -60,9 +63,9 @@ def build_loss(config: TrainConfig) -> Loss:
 def lr_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
     """Return the share of the highest learning rate at a step (from 0).
 
-    "one-cycle" (Smith 2018) rises from 1/25 over the `warmup` share of the steps and falls to nearly 0, both as half a cosine: the values of
-    torch's OneCycleLR, which divides by zero in very short runs. "cosine" rises linearly and falls to 0; "constant" rises and stays, and so
-    does "plateau", which `epoch_choice.plateau_factor` lowers.
+    "one-cycle" (Smith 2018) rises from 1/25 over the `warmup` share of the steps and falls to nearly 0, both as half a
+    cosine: the values of torch's OneCycleLR, which divides by zero in very short runs. "cosine" rises linearly and
+    falls to 0; "constant" rises and stays, and so does "plateau", which `epoch_choice.plateau_factor` lowers.
     """
     if schedule == "one-cycle":
         peak = max(warmup * total_steps - 1, 0)
@@ -82,7 +85,9 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
-    """Return timm's exponential moving average of the weights, warmed up so that early weights fade; None where the decay is 0."""
+    """Return timm's exponential moving average of the weights, warmed up so that early weights fade; None where the
+    decay is 0.
+    """
     return ModelEmaV3(network, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
 
 

@@ -36,10 +36,11 @@ def plot_loss_curve(
     stage_starts: Sequence[int] = (),
     kept: int | None = None,
 ) -> None:
-    """Draw the training loss of every iteration, raw and smoothed, and the validation loss (iteration, loss) of every epoch.
+    """Draw the training loss of every iteration, raw and smoothed, and the validation loss (iteration, loss) of every
+    epoch.
 
-    `stage_starts` are the iterations before which a later stage begins; `kept` is the place in `validation` of the epoch that was kept, where
-    it is not simply the last.
+    `stage_starts` are the iterations before which a later stage begins; `kept` is the place in `validation` of the
+    epoch that was kept, where it is not simply the last.
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -87,7 +88,8 @@ def plot_loss_curve(
 
 
 def plot_predictions(dataset: "AttributeDataset", predictions: list[Prediction | None], path: Path) -> None:
-    """Draw images [N] beside a bar per attribute: its length the score, a mark the threshold, its colour whether the label agrees.
+    """Draw images [N] beside a bar per attribute: its length the score, a mark the threshold, its colour whether the
+    label agrees.
 
     With many attributes each image shows those whose score comes nearest to, or goes farthest beyond, the threshold.
     """
@@ -167,7 +169,9 @@ def _most_telling(prediction: Prediction) -> list[str]:
 
 
 def _smoothed(losses: list[float], n_iterations: int) -> NDArray[np.float64]:
-    """Average on both sides over about a twentieth of the run of so many iterations, so that the curve does not lag behind the validation loss."""
+    """Average on both sides over about a twentieth of the run of so many iterations, so that the curve does not lag
+    behind the validation loss.
+    """
     from scipy.ndimage import gaussian_filter1d
 
     return (

@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then in a log file."""
+"""Progress on the terminal or in a log file."""
 
 import sys
 import time
@@ -6,27 +6,22 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from aimonk_hf.console import duration
+from aimonk_hf.console import duration, figure
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class TrainingProgress:
-    """Shows the steps of a run; a redirected output gets a line every half minute instead of a bar that redraws itself."""
+class ProgressBar:
+    """Show the steps of a run; a redirected output gets a line every half minute instead."""
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
         self.total, self.done, self.quiet = total, done, quiet
         self._begun, self._done_at_begin = time.monotonic(), done
         self._last_line = self._begun
         self._in_terminal = sys.stderr.isatty()
+        off = quiet or not self._in_terminal
         self._bar: tqdm[Any] = tqdm(
-            total=total,
-            initial=done,
-            desc="training",
-            unit="step",
-            disable=quiet or not self._in_terminal,
-            dynamic_ncols=True,
-            mininterval=0.5,
+            total=total, initial=done, desc="training", unit="step", disable=off, dynamic_ncols=True, mininterval=0.5
         )
 
     def after_step(self, loss: float | None, lr: float) -> None:
@@ -47,10 +42,9 @@ class TrainingProgress:
             )
 
     def skip_to(self, done: int, total: int) -> None:
-        """Go on from step `done` of `total`, after a stage that ended early."""
+        """Continue from step `done` of `total`, after a stage that ended early."""
         self.done, self.total = done, total
-        self._bar.total = total
-        self._bar.n = done
+        self._bar.total, self._bar.n = total, done
         self._bar.refresh()
 
     def close(self) -> None:
@@ -62,3 +56,19 @@ def write_line(line: str) -> None:
     """Print a line above the bar, at once."""
     tqdm.write(line)
     sys.stdout.flush()
+
+
+def epoch_line(row: dict[str, Any], n_epochs: int, n_stages: int) -> str:
+    """Format an epoch's row of the history."""
+    parts = [f"epoch {row['epoch']:>{len(str(n_epochs))}}/{n_epochs}"]
+    if n_stages > 1:
+        parts.append(f"stage {row['stage']}")
+    parts.append(f"loss {figure(row['train_loss'], 4)}")
+    if "val_loss" in row:
+        parts.append(f"validation loss {figure(row['val_loss'], 4)}")
+        shown = {"mAP": "macro_average_precision", "AUROC": "macro_auroc", "F1 at 0.5": "macro_f1"}
+        parts += [f"{name} {figure(row[key])}" for name, key in shown.items()]
+    parts += [f"{figure(row['images_per_second'], 0)} images/s", duration(row["seconds"])]
+    if row["skipped_steps"]:
+        parts.append(f"{row['skipped_steps']} step(s) without any label skipped")
+    return "  ".join(parts)

@@ -1,17 +1,20 @@
-"""Named training settings."""
+"""Named training settings, read from TOML files: this library's own, the published systems', and users' own."""
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aimonk_hf.errors import AimonkError, near_names
-from aimonk_hf.training.published_recipes import PUBLISHED
+
+_PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings by name; each is a field of `TrainConfig`, and a flag overrides it.
 
-    `system` says what the recipe reproduces, `unsaid` what that system did not say and was chosen for it.
+    `system` names what the recipe reproduces, `unsaid` what that system left open and was chosen here.
     """
 
     name: str
@@ -20,140 +23,47 @@ class Recipe:
     unsaid: str = ""
 
 
-# What holds where a recipe is silent.
-NEUTRAL: dict[str, Any] = {
-    "pretrained": True,
-    "drop_rate": None,
-    "drop_path_rate": None,
-    "crop_mode": None,
-    "crop_pct": None,
-    "image_size": None,
-    "train_scale": None,
-    "batch_size": 32,
-    "stage_epochs": None,
-    "stage_lr": None,
-    "freeze": "none",
-    "stage_freeze": None,
-    "feature_views": 4,
-    "prefix_views": 0,
-    "optimizer": "adamw",
-    "weight_decay": 0.0,
-    "layer_decay": 1.0,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "clip_grad": 1.0,
-    "ema_decay": 0.0,
-    "early_stopping_patience": 0,
-    "metric_for_best_model": "none",
-    "loss": "bce",
-    "label_smoothing": 0.0,
-    "pos_weight_power": 1.0,
-    "pos_weight_negatives": "observed",
-    "augmentation": "none",
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "sampling": "shuffle",
-    "val_split": 0.2,
-    "report_split": 0.0,
-    "split": "iterative",
-    "tune_thresholds": False,
-    "calibrate": False,
-}
-
-_RECIPES = [
-    Recipe(
-        name="default",
-        system="this library's own settings: one-cycle AdamW, square-root pos_weight, strong augmentation, dropout, averaged weights, tuned "
-        "thresholds",
-        settings={
-            "architecture": "mobilenetv2_100",
-            "crop_mode": "squash",
-            "crop_pct": 0.875,
-            "drop_rate": 0.3,
-            "epochs": 10,
-            "lr": 8e-4,
-            "weight_decay": 0.02,
-            "schedule": "one-cycle",
-            "warmup": 0.3,
-            "ema_decay": 0.995,
-            "pos_weight_power": 0.5,
-            "augmentation": "strong",
-            "tune_thresholds": True,
-            "report_split": 0.5,
-            "calibrate": True,
-        },
-    ),
-    Recipe(
-        name="fast",
-        system="a first look: the head alone, then six epochs of the later blocks, on small pictures that grow; what is frozen is computed once",
-        settings={
-            "architecture": "mobilenetv2_100",
-            "crop_mode": "squash",
-            "crop_pct": 0.875,
-            "train_scale": [0.57, 0.86],
-            "stage_epochs": [6, 6],
-            "stage_lr": [5e-3, 1e-3],
-            "stage_freeze": ["backbone", "first-9/16"],
-            "feature_views": 1,
-            "prefix_views": 3,
-            "drop_rate": 0.3,
-            "weight_decay": 0.02,
-            "schedule": "one-cycle",
-            "warmup": 0.3,
-            "pos_weight_power": 0.5,
-            "augmentation": "strong",
-            "tune_thresholds": True,
-            "report_split": 0.5,
-            "calibrate": True,
-        },
-    ),
-    Recipe(
-        name="plain-loop",
-        system="what the published solutions have in common: Adam at 1e-4, mirrored pictures, full pos_weight, ten epochs, thresholds 0.5",
-        settings={
-            "architecture": "mobilenetv2_100",
-            "crop_mode": "squash",
-            "crop_pct": 1.0,
-            "epochs": 10,
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "clip_grad": 0.0,
-            "augmentation": "flip",
-        },
-    ),
-    Recipe(
-        name="demo",
-        system="a tiny network from random weights, for the drawn garments of `aimonk-hf sample-data`",
-        settings={
-            "architecture": "test_resnet",
-            "pretrained": False,
-            "image_size": 96,
-            "crop_mode": "squash",
-            "crop_pct": 0.875,
-            "epochs": 16,
-            "lr": 2e-3,
-            "weight_decay": 0.02,
-            "schedule": "one-cycle",
-            "warmup": 0.3,
-            "pos_weight_power": 0.5,
-            "augmentation": "light",
-            "tune_thresholds": True,
-            "report_split": 0.5,
-            "calibrate": True,
-        },
-    ),
-    *(Recipe(name, system, settings, unsaid) for name, (system, unsaid, settings) in PUBLISHED.items()),
-]
-_BY_NAME = {recipe.name: recipe for recipe in _RECIPES}
-
-
 def list_recipes() -> list[Recipe]:
-    """Return every recipe, in the order of the documentation."""
-    return list(_RECIPES)
+    """Return every preset: this library's own first, then those of the published systems."""
+    return [get_recipe(name) for name in _preset_files()]
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name; an unknown one raises `AimonkError` with near names."""
-    if name not in _BY_NAME:
-        raise AimonkError(f"unknown recipe {name!r}{near_names(name, list(_BY_NAME))}: aimonk-hf recipes lists them")
-    return _BY_NAME[name]
+    """Return the preset of that name, or the recipe in a TOML file of yours.
+
+    A recipe file holds `[settings]`, and as far as wanted `extends` (the recipe it starts from: a preset, or a file
+    beside it), `system` and `unsaid`. Raises `AimonkError` for an unknown name, with near ones, and for a file that is
+    no recipe.
+    """
+    presets = _preset_files()
+    path = presets.get(name) or Path(name)
+    if path.suffix != ".toml":
+        raise AimonkError(
+            f"Unknown recipe {name!r}{near_names(name, list(presets))}: `aimonk-hf recipes` lists them; "
+            "a file of your own ends in .toml"
+        )
+    return _read(path, name, presets, seen=())
+
+
+def _preset_files() -> dict[str, Path]:
+    return {path.stem: path for folder in (_PRESETS, _PRESETS / "published") for path in sorted(folder.glob("*.toml"))}
+
+
+def _read(path: Path, name: str, presets: dict[str, Path], seen: tuple[Path, ...]) -> Recipe:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: neither TOML nor UTF-8
+        raise AimonkError(f"Cannot read the recipe {path}: {error}") from error
+    kinds = {"settings": dict, "extends": str, "system": str, "unsaid": str}
+    if wrong := [key for key, value in values.items() if not isinstance(value, kinds.get(key, ()))]:
+        raise AimonkError(
+            f"{path}: {wrong[0]!r} does not belong at the top of a recipe; settings stand below [settings]"
+        )
+    system, unsaid, settings = values.get("system", ""), values.get("unsaid", ""), values.get("settings", {})
+    if base_name := values.get("extends"):
+        base_path = presets.get(base_name, path.parent / base_name)
+        if base_path in (*seen, path):
+            raise AimonkError(f"{path}: the recipe extends itself through {base_name}")
+        base = _read(base_path, base_name, presets, (*seen, path))
+        system, unsaid, settings = system or base.system, unsaid or base.unsaid, base.settings | settings
+    return Recipe(name, system, settings, unsaid)

@@ -1,7 +1,8 @@
-"""The files of a training run, and the question whether a folder may be written."""
+"""The files of a training run, and the check that a directory may be written."""
 
 import csv
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,17 @@ HISTORY_COLUMNS = (
     *("epoch", "stage", "lr", "train_loss", "val_loss", "macro_f1", "macro_average_precision", "macro_auroc"),
     *("seconds", "images_per_second"),
 )
-_CONFIG, _HISTORY = "train_config.json", "history.csv"
-_DATA = "data.csv"
-FOLDS, OUT_OF_FOLD = "folds.csv", "oof.csv"
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
+_CONFIG, _HISTORY, _DATA, _FOLDS, _OUT_OF_FOLD = "train_config.json", "history.csv", "data.csv", "folds.csv", "oof.csv"
 
-# Settings that may differ between a run and its continuation: where things lie and what the machine offers.
+# Settings that may differ between a run and its continuation: places, and what the machine offers.
 _FREE_TO_CHANGE = (
-    *(
-        "data_dir",
-        "output_dir",
-        "labels",
-        "images_dir",
-        "num_workers",
-        "log_with",
-        "run_name",
-        "resume",
-        "overwrite",
-        "strict",
-    ),
-    *("push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache"),
+    *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite"),
+    *("strict", "push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache"),
 )
 
 
-class RunFolder:
+class RunDirectory:
     """`--output-dir`: refuses to mix two runs, and writes each file whole."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -55,55 +43,50 @@ class RunFolder:
         earlier = self.path / _CONFIG
         self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
 
-    def check(self) -> None:
-        """Raise `AimonkError` where another run lies here and neither --resume nor --overwrite was said, or where settings differ."""
-        if self.config.resume and self.earlier:
-            own = self.config.to_dict()
-            earlier = _settings(self.earlier, self.path / _CONFIG)
-            changed = [
-                f"{name} was {old!r}, now {own[name]!r}" for name, old in earlier.items() if _matters(name, own, old)
-            ]
-            if changed and not self.config.ignore_changes:
-                raise AimonkError(
-                    f"cannot resume {self.path} with other settings: {'; '.join(changed)}; use the old ones, --overwrite, or --ignore-changes"
-                )
-        elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
-            raise AimonkError(
-                f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
-            )
-
-    def check_machine(self, now: dict[str, Any]) -> None:
-        """Raise `AimonkError` where --resume goes on with another device, precision or number of processes than the run began with."""
-        if not self.config.resume or not self.earlier or self.config.ignore_changes:
-            return
-        before = self.earlier["resolved"]
-        if changed := [
-            f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
-        ]:
-            raise AimonkError(
-                f"cannot resume {self.path} on this machine: {'; '.join(changed)}; go on as the run began, or use --overwrite or --ignore-changes"
-            )
-
     @property
     def finished(self) -> bool:
         """Whether the run that --resume names has nothing left to do."""
         return bool(self.config.resume and self.earlier and self.earlier["finished"])
 
+    def check(self) -> None:
+        """Raise `AimonkError` where another run is here and neither --resume nor --overwrite was given, or settings
+        differ.
+        """
+        if self.config.resume and self.earlier:
+            own, earlier = self.config.to_dict(), _settings(self.earlier, self.path / _CONFIG)
+            changed = [
+                f"{name} was {old!r}, now {own[name]!r}"
+                for name, old in earlier.items()
+                if name not in _FREE_TO_CHANGE and name in own and own[name] != old
+            ]
+            self._refuse(changed and f" with other settings: {'; '.join(changed)}", "use the old ones")
+        elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
+            raise AimonkError(
+                f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, "
+                "or another --output-dir"
+            )
+
+    def check_machine(self, now: dict[str, Any]) -> None:
+        """Raise `AimonkError` where --resume would continue with another device, precision or number of processes."""
+        if self.config.resume and self.earlier:
+            before = self.earlier["resolved"]
+            before |= {"mixed_precision": "float32"} if before.get("mixed_precision") == "no" else {}
+            changed = [
+                f"{name} was {before[name]}, now {new}" for name, new in now.items() if before.get(name, new) != new
+            ]
+            self._refuse(changed and f" on this machine: {'; '.join(changed)}", "go on as the run began")
+
+    def _refuse(self, change: str | list[str], remedy: str) -> None:
+        if change and not self.config.ignore_changes:
+            raise AimonkError(f"cannot resume {self.path}{change}; {remedy}, or use --overwrite or --ignore-changes")
+
     def open(self) -> None:
-        """Create the folder; what --overwrite replaces is removed."""
+        """Create the directory; files that --overwrite replaces are removed."""
         make_folder(self.path)
         if not self.config.resume:
+            own = (_CONFIG, _HISTORY, SPLIT_FILE, LOSS_CURVE, SAMPLE_PREDICTIONS, _FOLDS, _OUT_OF_FOLD)
             try:
-                for name in (
-                    *MODEL_FILES,
-                    _CONFIG,
-                    _HISTORY,
-                    SPLIT_FILE,
-                    LOSS_CURVE,
-                    SAMPLE_PREDICTIONS,
-                    FOLDS,
-                    OUT_OF_FOLD,
-                ):
+                for name in (*MODEL_FILES, *own):
                     (self.path / name).unlink(missing_ok=True)
                 for folder in filter(Path.is_dir, (self.checkpoints, self.folds)):
                     shutil.rmtree(folder)
@@ -112,22 +95,23 @@ class RunFolder:
         make_folder(self.checkpoints)
 
     def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:
-        """Write train_config.json: the settings, what "auto" came to on this machine, and whether the run is over, with which weights."""
+        """Write train_config.json: the settings, their resolved values on this machine, and the weights of a finished
+        run.
+        """
         record = {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished}
         if finished:
             record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
         write_json(self.path / _CONFIG, record)
 
     def check_data(self, dataset: AttributeDataset) -> None:
-        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming what is no longer as it was noted.
+        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming the changes since.
 
-        Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained on under other names.
+        Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained under other
+        names.
         """
         names = "\n".join(dataset.attributes)  # of a row without an image name, which no image can have
-        cells = [
-            [image, _size(path), ",".join(map(cell_text, row))]
-            for image, path, row in zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
-        ]
+        rows = zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
+        cells = [[image, _size(path), ",".join(map(cell_text, row))] for image, path, row in rows]
         path = self.checkpoints / _DATA
         if self.config.resume and path.is_file():
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -136,58 +120,38 @@ class RunFolder:
             if noted != names:
                 was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
                 raise AimonkError(
-                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now_named}; restore them, or use --overwrite"
+                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now_named}; "
+                    "restore them, or use --overwrite"
                 )
             now = {image: {"bytes": size, "labels": labels} for image, size, labels in cells}
             if self.finished:  # its images were not checked again: a new one counts only where it can be read
-                now = {
-                    image: row
-                    for image, row in now.items()
-                    if image in before or not check_image(dataset.images_dir / image)
-                }
+                readable = (image for image in now if image in before or not check_image(dataset.images_dir / image))
+                now = {image: now[image] for image in readable}
             changes = _changes(before, now)
-            if changes and not self.config.ignore_changes:
-                raise AimonkError(
-                    f"cannot resume {self.path}: the data has changed since ({changes}); restore it, or use --overwrite or --ignore-changes"
-                )
+            self._refuse(changes and f": the data has changed since ({changes})", "restore it")
         if not self.finished:
-            write_text(path, _csv_text(["image", "bytes", "labels"], [["", "", names], *cells]))
-
-    def check_finished(self) -> None:
-        """Raise `AimonkError` where the data of a finished run is no longer as it was noted; data that has gone is only said."""
-        try:
-            dataset = AttributeDataset.from_folder(
-                self.config.data_dir, self.config.labels, self.config.images_dir, self.config.attributes
-            )
-        except AimonkError as error:
-            print(f"warning: the data cannot be compared with that of the run: {error}")
-        else:
-            self.check_data(dataset)
+            _write_csv(path, ["image", "bytes", "labels"], [["", "", names], *cells])
 
     def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
-        """Write split.csv: the part of each image, and the hash by which it is known again under any name and in any folder."""
+        """Write split.csv: the part and the content hash of each image."""
         hashes = map(content_hash, dataset.paths)
         write_parts(self.path / SPLIT_FILE, zip(dataset.labels.images, parts, hashes, strict=True))
 
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
-        """Write folds.csv: the fold (1, 2, ...) that each image was left out with."""
-        write_text(
-            self.path / FOLDS,
-            _csv_text(["image", "fold"], zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True)),
-        )
+        """Write folds.csv: the fold (1, 2, ...) that holds each image out."""
+        rows = zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True)
+        _write_csv(self.path / _FOLDS, ["image", "fold"], rows)
 
     def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
-        """Write oof.csv: a score per image and attribute by a model that has not seen the image; `audit --scores` reads it."""
-        cells = (
-            [image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)]
-            for image, row in zip(dataset.labels.images, scores, strict=True)
-        )
-        write_text(self.path / OUT_OF_FOLD, _csv_text(["image", *score_columns(dataset.attributes)], cells))
+        """Write oof.csv: out-of-fold scores by image and attribute, which `audit --scores` reads."""
+        rows = zip(dataset.labels.images, scores, strict=True)
+        cells = ([image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)] for image, row in rows)
+        _write_csv(self.path / _OUT_OF_FOLD, ["image", *score_columns(dataset.attributes)], cells)
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Write history.csv; a figure that does not exist is left empty."""
+        """Write history.csv; undefined figures are left empty."""
         cells = ([_cell(row.get(column)) for column in HISTORY_COLUMNS] for row in rows)
-        write_text(self.path / _HISTORY, _csv_text(HISTORY_COLUMNS, cells))
+        _write_csv(self.path / _HISTORY, HISTORY_COLUMNS, cells)
 
 
 def _size(path: Path) -> str:
@@ -198,24 +162,22 @@ def _size(path: Path) -> str:
 
 
 def _settings(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the settings of a train_config.json; raises `AimonkError` where the file is none."""
+    """Return the settings of a train_config.json as this version has them; raises `AimonkError` for a damaged file."""
     kinds = {"settings": dict, "resolved": dict, "finished": bool}
     if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
-        raise AimonkError(
-            f"{path} is damaged ({wrong[0]} is missing or of another kind); restore it from a good copy, or use --overwrite"
-        )
-    settings: dict[str, Any] = record["settings"]
-    if "private" not in settings:  # an earlier version, for which a rate of 0 was the backbone's own
-        settings = settings | {name: settings.get(name) or None for name in ("drop_rate", "drop_path_rate")}
+        raise AimonkError(f"{path} is damaged (no {wrong[0]}); restore it from a good copy, or use --overwrite")
+    settings: dict[str, Any] = dict(record["settings"])
+    if settings.get("mixed_precision") == "no":  # earlier versions: accelerate's word
+        settings["mixed_precision"] = "float32"
+    if "private" not in settings:  # still earlier ones, for which a rate of 0 was the backbone's own
+        settings |= {name: settings.get(name) or None for name in ("drop_rate", "drop_path_rate")}
     return settings
 
 
-def _matters(name: str, own: dict[str, Any], old: Any) -> bool:
-    return name not in _FREE_TO_CHANGE and name in own and own[name] != old
-
-
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say which images are gone, new, of another size, labelled otherwise, or in another order, by which they are divided into parts."""
+    """Name the images that are gone, new, labelled otherwise, of another size, or in another order (which divides
+    them).
+    """
     both = [image for image in before if image in now]
     groups = {
         "gone": [image for image in before if image not in now],
@@ -235,5 +197,5 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _csv_text(header: Any, rows: Any) -> str:
-    return "".join(map(csv_line, [header, *rows]))
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    write_text(path, "".join(map(csv_line, [header, *rows])))

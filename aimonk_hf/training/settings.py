@@ -1,319 +1,247 @@
-"""What a training run needs; every field is a flag of `aimonk-hf train`."""
+"""Settings of a training run; every field is a flag of `aimonk-hf train`."""
 
 import math
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+import os
+from dataclasses import Field, InitVar, asdict, dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, NamedTuple, get_args, get_origin
 
 from aimonk_hf.data.splits import SPLIT_METHODS
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
-from aimonk_hf.training.recipes import NEUTRAL, get_recipe
+from aimonk_hf.training.recipes import get_recipe
 
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
 AUGMENTATIONS = ("none", "flip", "light", "strong", "trivial-augment", "two-stage", "partial")
 LOSSES = ("bce", "focal", "asymmetric")
 SAMPLINGS = ("shuffle", "balanced")
 EPOCH_METRICS = ("none", "val_loss", "macro_f1", "macro_average_precision", "macro_auroc")
 
+# Single values and lists of the three settings that a stage has: a single value is the last stage's.
+_STAGED = (("epochs", "stage_epochs"), ("lr", "stage_lr"), ("freeze", "stage_freeze"))
+
 
 class Stage(NamedTuple):
-    """One part of a run, with an optimiser and a course of the learning rate of its own; `freeze` as `aimonk_hf.training.freezing` reads it."""
+    """One part of a run with its own optimiser and learning rate; `freeze` as `freeze_parameters` takes it."""
 
     epochs: int
     lr: float
     freeze: str
 
 
-def _setting(help: str, default: Any = MISSING, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its help text; choices are checked on construction and shown by the command line."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _setting(help: str, default: Any = None, choices: tuple[str, ...] = (), required: bool = False) -> Any:
+    """Return a field with its help text; the command line shows both, and construction checks the choices."""
+    return field(default=default, metadata={"help": help, "choices": choices, "required": required})
 
 
-def _from_recipe(help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field that is None until `__post_init__` takes it from the recipe."""
-    return field(default=None, metadata={"help": help, "choices": choices, "from_recipe": True})
+def _from_recipe(help: str, neutral: Any, choices: tuple[str, ...] = ()) -> Any:
+    """Return a field that is the recipe's where it is not given, and `neutral` where the recipe has none either."""
+    metadata = {"help": help, "choices": choices, "from_recipe": True, "neutral": neutral}
+    return field(default=None, metadata=metadata)
 
 
 @dataclass
 class TrainConfig:
-    """Settings of one run; what is not given comes from the recipe.
+    """Settings of one run; a value that is not given comes from the recipe.
 
-    Raises `AimonkError` on values that no run could use. Sizes are in pixels, fractions between 0 and 1.
+    `stages` holds what the run does, stage by stage; `epochs`, `lr` and `freeze` are those of the last stage.
+    `dataclasses.replace` resolves the recipe anew with the values that were given. Sizes are in pixels, shares between
+    0 and 1. Raises `AimonkError` on values that no run could use.
     """
 
-    data_dir: str = _setting("data folder: labels.csv or labels.txt, and images/")
-    output_dir: str = _setting("run folder that is written")
-    recipe: str = _setting("named settings; see `aimonk-hf recipes`", "default")
+    data_dir: str = _setting("data folder: labels.csv or labels.txt, and images/", "", required=True)
+    output_dir: str = _setting("run directory that is written", "", required=True)
+    recipe: str = _setting("preset (see `aimonk-hf recipes`) or a TOML file of yours", "default")
 
-    labels: str | None = _setting("label file other than DATA_DIR/labels.csv or labels.txt", None)
-    images_dir: str | None = _setting("where the images lie, if not in images/ beside the labels", None)
+    labels: str | None = _setting("label file other than DATA_DIR/labels.csv or labels.txt")
+    images_dir: str | None = _setting("folder of the images, if not images/ beside the labels")
     attributes: list[str] | None = _setting(
-        "a,b,c: names for the columns of labels.txt, or the columns of labels.csv to use", None
+        "a,b,c: names for the columns of labels.txt, or columns of labels.csv to use"
     )
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
-    val_split: float = _from_recipe("fraction of the images kept for validation; 0 trains on all")
+    val_split: float = _from_recipe("share of the images kept for validation; 0 trains on all", 0.2)
     report_split: float = _from_recipe(
-        "share of the validation images that choose nothing and only report: intervals, p-values, verdict"
+        "share of the validation images that choose nothing and only report: intervals, p-values, verdict", 0.0
     )
     folds: int = _setting(
-        "cross-validate with K folds, judge and tune on their out-of-fold scores, then train on all images; 0 does not",
-        0,
+        "cross-validate with K folds, evaluate and tune out of fold, then train on all images; 0: off", 0
     )
-    split: str = _from_recipe("how images are divided", SPLIT_METHODS)
+    split: str = _from_recipe("division of the images into parts", "iterative", SPLIT_METHODS)
     seed: int = _setting("every random choice follows from it", 42)
 
-    architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH")
-    pretrained: bool = _from_recipe("start from the architecture's pretrained weights")
-    drop_rate: float | None = _from_recipe("dropout before the linear head; the backbone's own if the recipe is silent")
-    drop_path_rate: float | None = _from_recipe(
-        "highest share of images for which a residual block is left out (stochastic depth); the backbone's own if the recipe is silent"
-    )
-    image_size: int | None = _from_recipe("pixels per side; the backbone's own if the recipe is silent")
-    crop_mode: str | None = _from_recipe(
-        "how pictures are made square: squash, center or border; the backbone's own if the recipe is silent"
-    )
+    architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH", "mobilenetv2_100")
+    pretrained: bool = _from_recipe("start from the architecture's pretrained weights", True)
+    drop_rate: float | None = _from_recipe("dropout before the linear head; default: the backbone's own", None)
+    drop_path_rate: float | None = _from_recipe("stochastic depth; default: the backbone's own", None)
+    image_size: int | None = _from_recipe("pixels per side; default: the backbone's own", None)
+    crop_mode: str | None = _from_recipe("squash, center or border; default: the backbone's own", None)
     crop_pct: float | None = _from_recipe(
-        "share of the resized picture that the eval crop keeps; the backbone's own if the recipe is silent"
+        "share of the resized image that the eval crop keeps; the backbone's own", None
     )
     train_scale: list[float] | None = _from_recipe(
-        "FIRST,LAST: size of the training pictures in the first and the last epoch of a stage, as shares of the image size, to 32 pixels"
+        "FIRST,LAST: size of training images in the first and last epoch of a stage, as shares of the image size", None
     )
-    augmentation: str = _from_recipe("training augmentation", AUGMENTATIONS)
-    mixup: float = _from_recipe("alpha of mixup, which blends two images and their labels; 0 blends nothing")
-    cutmix: float = _from_recipe(
-        "alpha of cutmix, which pastes a box of one image into another; with --mixup, each half of the steps"
-    )
-    sampling: str = _from_recipe(
-        "which images an epoch shows: each once, or drawn so that rare values come up more often", SAMPLINGS
-    )
+    augmentation: str = _from_recipe("training augmentation", "none", AUGMENTATIONS)
+    mixup: float = _from_recipe("alpha of mixup, which blends two images and their labels; 0: off", 0.0)
+    cutmix: float = _from_recipe("alpha of cutmix, which pastes a box of another image; 0: off", 0.0)
+    sampling: str = _from_recipe("each image once an epoch, or rare values more often", "shuffle", SAMPLINGS)
 
-    epochs: int = _from_recipe("passes over the training images; with several stages those of the last one")
-    stage_epochs: list[int] | None = _from_recipe("5,15: epochs of each stage, where there are several")
-    freeze: str = _from_recipe(
-        "what stays as it is: none, backbone, first-5, first-5/16, except-last-3, or layer names joined by +"
-    )
-    stage_freeze: list[str] | None = _from_recipe("the same for each stage")
-    feature_views: int = _from_recipe(
-        "augmented views whose features a stage that trains the head alone computes once; 0 computes anew"
-    )
-    prefix_views: int = _from_recipe(
-        "the same for a stage that freezes the first layers and trains the rest; its epochs share the views"
-    )
-    batch_size: int = _from_recipe("images per process and forward pass")
+    epochs: int = _from_recipe("passes over the training images; with several stages those of the last one", 10)
+    stage_epochs: list[int] | None = _from_recipe("5,15: epochs of each stage, where there are several", None)
+    freeze: str = _from_recipe("none, backbone, first-5, first-5/16, except-last-3, or layer names joined by +", "none")
+    stage_freeze: list[str] | None = _from_recipe("the same for each stage", None)
+    feature_views: int = _from_recipe("augmented views whose features a head-only stage caches; 0 computes anew", 4)
+    batch_size: int = _from_recipe("images per process and forward pass", 32)
     accumulation_steps: int = _setting("forward passes per optimiser step", 1)
-    optimizer: str = _from_recipe("name in timm's optimiser factory")
-    lr: float = _from_recipe("highest learning rate; with several stages that of the last one")
-    stage_lr: list[float] | None = _from_recipe("1e-3,1e-4: highest learning rate of each stage")
-    layer_decay: float = _from_recipe(
-        "factor on the learning rate from each block to the one before it; 1 leaves it equal"
-    )
-    weight_decay: float = _from_recipe("weight decay, not applied to norms and biases")
-    schedule: str = _from_recipe("course of the learning rate", SCHEDULES)
-    warmup: float = _from_recipe("fraction of a stage's steps in which the learning rate rises")
-    plateau_factor: float = _setting("what schedule plateau multiplies the learning rate by", 0.5)
-    plateau_patience: int = _setting("epochs without a lower validation loss that schedule plateau waits", 2)
+    optimizer: str = _from_recipe("name in timm's optimiser factory", "adamw")
+    lr: float = _from_recipe("highest learning rate; with several stages that of the last one", 1e-3)
+    stage_lr: list[float] | None = _from_recipe("1e-3,1e-4: highest learning rate of each stage", None)
+    layer_decay: float = _from_recipe("factor on the learning rate from each block to the one before it; 1: equal", 1.0)
+    weight_decay: float = _from_recipe("weight decay, not applied to norms and biases", 0.0)
+    schedule: str = _from_recipe("course of the learning rate", "constant", SCHEDULES)
+    warmup: float = _from_recipe("share of a stage's steps in which the learning rate rises", 0.0)
+    plateau_factor: float = _setting("factor on the learning rate at a plateau (--schedule plateau)", 0.5)
+    plateau_patience: int = _setting("epochs without a lower validation loss that --schedule plateau waits", 2)
     early_stopping_patience: int = _from_recipe(
-        "end a stage after so many epochs without a better one by --metric-for-best-model (by validation loss if that is none); 0 never does"
+        "end a stage after so many epochs without improvement of --metric-for-best-model; 0: off", 0
     )
     metric_for_best_model: str = _from_recipe(
-        "keep the epoch that is best by this metric on the validation images; none keeps the last", EPOCH_METRICS
+        "keep the epoch that is best by this metric on the validation images; none keeps the last",
+        "none",
+        EPOCH_METRICS,
     )
-    clip_grad: float = _from_recipe("largest gradient norm; 0 does not clip")
-    ema_decay: float = _from_recipe("decay of the averaged weights, which are then the ones kept; 0 averages nothing")
-    loss: str = _from_recipe(
-        "bce, focal (--focal-gamma) or asymmetric (--asymmetric-gammas, --asymmetric-clip)", LOSSES
-    )
-    focal_gamma: float = _setting("how much the focal loss turns from easy labels", 2.0)
-    asymmetric_gammas: list[float] | None = _setting(
-        "POSITIVE,NEGATIVE: the same, by class, of the asymmetric loss (1,4)", None
-    )
-    asymmetric_clip: float = _setting("score that the asymmetric loss forgives negatives", 0.05)
-    label_smoothing: float = _from_recipe("1 is learned as 1 - X/2 and 0 as X/2")
-    pos_weight_power: float = _from_recipe("weight of positives = (negatives/positives) ** POWER; 0 weighs nothing")
+    clip_grad: float = _from_recipe("largest gradient norm; 0: off", 1.0)
+    ema_decay: float = _from_recipe("decay of the EMA of the weights, which is then kept; 0: off", 0.0)
+    loss: str = _from_recipe("bce, focal (--focal-gamma) or asymmetric (--asymmetric-gammas)", "bce", LOSSES)
+    focal_gamma: float = _setting("gamma of the focal loss", 2.0)
+    asymmetric_gammas: list[float] | None = _setting("POSITIVE,NEGATIVE: gammas of the asymmetric loss; default 1,4")
+    asymmetric_clip: float = _setting("score below which the asymmetric loss ignores negatives", 0.05)
+    label_smoothing: float = _from_recipe("1 is learned as 1 - X/2 and 0 as X/2", 0.0)
+    pos_weight_power: float = _from_recipe("weight of positives = (negatives/positives) ** POWER; 0: none", 1.0)
     pos_weight_cap: float = _setting("largest weight of positives", 100.0)
     pos_weight_negatives: str = _from_recipe(
-        "what counts as negative in it: observed labels, or all-rows but the positives", ("observed", "all-rows")
+        "negatives in it: the observed ones, or all rows but the positives", "observed", ("observed", "all-rows")
     )
-    tune_thresholds: bool = _from_recipe("tune one threshold per attribute on the validation images, else 0.5")
-    calibrate: bool = _from_recipe(
-        "fit one scale and shift per attribute on the validation images and fold them into the classifier"
-    )
-    threshold_objective: str = _setting("what thresholds are tuned for: f1, youden or precision=X", "f1")
+    tune_thresholds: bool = _from_recipe("tune one threshold per attribute on the validation images, else 0.5", False)
+    calibrate: bool = _from_recipe("calibrate each attribute on the validation images, within the classifier", False)
+    threshold_objective: str = _setting("f1, youden or precision=X", "f1")
 
-    num_workers: int | None = _setting(
-        "processes that read images; by default as many as the processor has cores, at most 8", None
-    )
-    image_cache: bool = _setting(
-        "keep decoded, resized images on disk, so that later epochs and runs decode nothing", True
-    )
-    mixed_precision: str = _setting("auto is bf16 where GPU or processor are faster in it", "auto", PRECISIONS)
+    num_workers: int | None = _setting("worker processes that read images; default: one per core, at most 8")
+    image_cache: str | None = _setting("DIR|off: cache of decoded, resized images; default: the user's cache directory")
+    mixed_precision: str = _setting("auto is bf16 where the GPU or processor is faster in it", "auto", PRECISIONS)
     channels_last: bool = _setting("memory format of the images; faster for convolutions", True)
-    log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...", None)
+    log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...")
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")
-    checkpoint_minutes: float = _setting(
-        "also save the state within an epoch, this often; 0 saves after epochs only", 10.0
-    )
-    resume: bool = _setting("go on from the last checkpoint in the output folder", False)
-    ignore_changes: bool = _setting(
-        "with --resume, go on although settings or data are no longer those of the run", False
-    )
-    overwrite: bool = _setting("replace the run that lies in the output folder", False)
-    push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed", None)
+    checkpoint_minutes: float = _setting("minutes between checkpoints within an epoch; 0: after epochs only", 10.0)
+    resume: bool = _setting("continue from the last checkpoint in the run directory", False)
+    ignore_changes: bool = _setting("with --resume, accept that settings or data have changed", False)
+    overwrite: bool = _setting("replace the run in the run directory", False)
+    push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed")
     private: bool = _setting("with --push-to-hub, create the repository private; a public one is refused", False)
 
-    def __post_init__(self) -> None:
-        recipe = NEUTRAL | get_recipe(self.recipe).settings
+    prefix_views: InitVar[int | None] = None  # of earlier versions
+    given: InitVar[dict[str, Any] | None] = None  # the origin of the values that `dataclasses.replace` hands on
+
+    def __post_init__(self, prefix_views: int | None, given: dict[str, Any] | None) -> None:
+        if prefix_views:
+            raise AimonkError(
+                "prefix_views is gone, only a head-only stage caches features (feature_views): leave it out"
+            )
+        if given:
+            for name, (resolved, explicit) in given.items():
+                if getattr(self, name) == resolved:
+                    setattr(self, name, explicit)
+        self._translate()
+        explicit = {setting.name: getattr(self, setting.name) for setting in _recipe_fields()}
+        self._resolve()
+        self.given = {name: (getattr(self, name), value) for name, value in explicit.items()}
+        self._check()
+
+    def _translate(self) -> None:
+        """Turn paths into text, and old spellings into today's."""
+        for setting in fields(self):
+            if isinstance(value := getattr(self, setting.name), os.PathLike):
+                setattr(self, setting.name, os.fspath(value))
+        if isinstance(self.image_cache, bool):
+            self.image_cache = None if self.image_cache else "off"
+        if self.mixed_precision == "no":  # accelerate's word
+            self.mixed_precision = "float32"
+
+    def _resolve(self) -> None:
+        """Take from the recipe what was not given, and make the stages."""
+        recipe = get_recipe(self.recipe).settings
+        by_name = {setting.name: setting for setting in _recipe_fields()}
+        if unknown := [name for name in recipe if name not in by_name]:
+            known = near_names(unknown[0], list(by_name))
+            raise AimonkError(f"The recipe {self.recipe} has a setting {unknown[0]!r} that no recipe can have{known}")
+        for setting in fields(self):
+            if (value := getattr(self, setting.name)) is not None:
+                _check_value(setting, value)
+        for name, value in recipe.items():
+            _check_value(by_name[name], value)
+        values = {name: setting.metadata["neutral"] for name, setting in by_name.items()} | recipe
+        self.stages = _stages({name: getattr(self, name) for pair in _STAGED for name in pair}, recipe, values)
         if self.folds:
             if self.report_split:
                 raise AimonkError(
-                    "--folds judges on out-of-fold scores, so that no part is kept to report from: leave out --report-split"
+                    "--folds evaluates on out-of-fold scores, no part is kept to report: leave out --report-split"
                 )
             self.report_split = 0.0
-        self._resolve_stages(recipe)
-        for setting in fields(self):
-            if setting.metadata.get("from_recipe") and getattr(self, setting.name) is None:
-                setattr(self, setting.name, recipe[setting.name])
-            _check_choice(setting, getattr(self, setting.name))
-        if self.asymmetric_gammas is None:
-            self.asymmetric_gammas = [1.0, 4.0]
-        self._check_ranges()
+        for (single, several), column in zip(_STAGED, zip(*self.stages, strict=True), strict=True):
+            setattr(self, several, list(column))
+            setattr(self, single, column[-1])
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.asymmetric_gammas = [1.0, 4.0] if self.asymmetric_gammas is None else self.asymmetric_gammas
+
+    def _check(self) -> None:
+        for stage in self.stages:
+            if stage.epochs < 1:
+                raise AimonkError(
+                    f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave the stage out"
+                )
+            if not 0 < stage.lr <= 1e30:
+                raise AimonkError(f"--lr must be above 0 and at most 1e30, found {stage.lr}")
+        for name, low, high in (("train_scale", 0, 2), ("asymmetric_gammas", -1e-9, math.inf)):
+            pair = getattr(self, name)
+            if pair is not None and (len(pair) != 2 or not all(low < value <= high for value in pair)):
+                needed = "above 0 and at most 2" if name == "train_scale" else "that are not negative"
+                raise AimonkError(f"{flag(name)} takes two numbers {needed}, found {','.join(map(str, pair))}")
+        parse_objective(self.threshold_objective)
         if self.resume and self.overwrite:
             raise AimonkError("--resume and --overwrite exclude each other")
         if self.private and not self.push_to_hub:
             raise AimonkError("--private is about the repository of --push-to-hub: give both, or leave out --private")
         if self.folds == 1:
             raise AimonkError("--folds must be 0 or at least 2, found 1")
-        if len(self.asymmetric_gammas) != 2:
-            raise AimonkError(f"--asymmetric-gammas takes two numbers, found {len(self.asymmetric_gammas)}")
-        needy = [
-            flag
-            for flag, asked in (
-                ("--schedule plateau", self.schedule == "plateau"),
-                ("--early-stopping-patience", self.early_stopping_patience > 0),
-                ("--metric-for-best-model", self.metric_for_best_model != "none"),
-            )
-            if asked
-        ]
-        if needy and not self.val_split:
-            raise AimonkError(f"{needy[0]} looks at validation images: give --val-split a share, or turn it off")
-
-    def _resolve_stages(self, recipe: dict[str, Any]) -> None:
-        """Make the lists per stage and the single values agree: a single value given is the last stage's."""
-        given = {several: recipe[several] if (own := getattr(self, several)) is None else own for _, several in _STAGED}
-        n_stages = 1 if given["stage_epochs"] is None else len(given["stage_epochs"])
-        if not n_stages:
-            raise AimonkError("--stage-epochs names no stage: give the epochs of each, or leave it out")
-        for single, several in _STAGED:
-            values = given[several]
-            own = getattr(self, single)
-            if values is None:
-                values = [recipe.get(single) if own is None else own] * n_stages
-            elif own is not None:
-                values = [*values[:-1], own]
-            if len(values) != n_stages:
-                raise AimonkError(
-                    f"{_flag(several)} has {len(values)} value(s) for {n_stages} stage(s): give one for each"
-                )
-            setattr(self, several, list(values))
-            setattr(self, single, values[-1])
-
-    def _check_ranges(self) -> None:
-        for name, value in vars(self).items():
-            if not all(
-                math.isfinite(number)
-                for number in (value if isinstance(value, list) else [value])
-                if isinstance(number, float)
-            ):
-                raise AimonkError(f"{_flag(name)} must be finite, found {value}")
-        for name, low in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("accumulation_steps", 1),
-            ("image_size", 8),
-            ("num_workers", 0),
-        ):
-            _at_least(name, getattr(self, name), low)
-        for name in (
-            "weight_decay",
-            "clip_grad",
-            "pos_weight_power",
-            "mixup",
-            "cutmix",
-            "focal_gamma",
-            "folds",
-            "seed",
-            "feature_views",
-        ):
-            _not_negative(name, getattr(self, name))
-        for name in (
-            "early_stopping_patience",
-            "checkpoint_minutes",
-            "prefix_views",
-            "plateau_patience",
-            "pos_weight_cap",
-        ):
-            _not_negative(name, getattr(self, name))
-        for name in (
-            "val_split",
-            "report_split",
-            "drop_rate",
-            "drop_path_rate",
-            "ema_decay",
-            "warmup",
-            "label_smoothing",
-            "asymmetric_clip",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise AimonkError(f"{_flag(name)} must lie in [0, 1), found {value}")
-        for name in ("layer_decay", "plateau_factor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise AimonkError(f"{_flag(name)} must lie in (0, 1], found {getattr(self, name)}")
-        for stage in self.stages:
-            if stage.epochs < 1:
-                raise AimonkError(
-                    f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out, also of --stage-lr and --stage-freeze"
-                )
-            if not 0 < stage.lr <= 1e30:
-                raise AimonkError(f"--lr must be above 0 and at most 1e30, found {stage.lr}")
-        if self.train_scale is not None and (
-            len(self.train_scale) != 2 or not all(0 < scale <= 2 for scale in self.train_scale)
-        ):
-            raise AimonkError(
-                f"--train-scale takes two numbers above 0 and at most 2, found {','.join(map(str, self.train_scale))}"
-            )
-        for gamma in self.asymmetric_gammas or []:
-            _not_negative("asymmetric_gammas", gamma)
-        parse_objective(self.threshold_objective)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """The stages, in order; most runs have one."""
-        return [
-            Stage(*values)
-            for values in zip(self.stage_epochs or [], self.stage_lr or [], self.stage_freeze or [], strict=True)
-        ]
+        if self.chooses_epoch and not self.val_split:
+            needy = {
+                "--schedule plateau": self.schedule == "plateau",
+                "--early-stopping-patience": self.early_stopping_patience > 0,
+                "--metric-for-best-model": True,
+            }
+            first = next(name for name, asked in needy.items() if asked)
+            raise AimonkError(f"{first} needs validation images: give --val-split a share, or turn it off")
 
     @property
     def n_epochs(self) -> int:
         """Epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
-    def train_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return height and width of the training pictures of each epoch, for a network of that size; whole multiples of 32."""
-        first, last = self.train_scale or (1.0, 1.0)
-        scales = [
-            first + (last - first) * epoch / max(stage.epochs - 1, 1)
-            for stage in self.stages
-            for epoch in range(stage.epochs)
-        ]
-        return [(_scaled(size[0], scale), _scaled(size[1], scale)) for scale in scales]
-
     @property
     def chooses_epoch(self) -> bool:
         """Whether validation images decide how long is trained, how fast, or which epoch is kept."""
         return self.metric_for_best_model != "none" or self.early_stopping_patience > 0 or self.schedule == "plateau"
+
+    def train_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return height and width of the training images of each epoch, for a network of that size; multiples of 32."""
+        first, last = self.train_scale or (1.0, 1.0)
+        shares = [
+            first + (last - first) * n / max(stage.epochs - 1, 1) for stage in self.stages for n in range(stage.epochs)
+        ]
+        return [(_scaled(size[0], share), _scaled(size[1], share)) for share in shares]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -324,28 +252,74 @@ class TrainConfig:
         return {key: getattr(self, key) for key in ("crop_mode", "crop_pct") if getattr(self, key) is not None}
 
 
-_STAGED = (("epochs", "stage_epochs"), ("lr", "stage_lr"), ("freeze", "stage_freeze"))
-
-
-def _scaled(side: int, scale: float) -> int:
-    return side if scale == 1 else max(32, 32 * round(side * scale / 32))
-
-
-def _at_least(name: str, value: float | None, low: float) -> None:
-    if value is not None and not value >= low:
-        raise AimonkError(f"{_flag(name)} must be at least {low}, found {value}")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not value >= 0:
-        raise AimonkError(f"{_flag(name)} must not be negative, found {value}")
-
-
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return the command line's flag for a field."""
     return "--" + name.replace("_", "-")
 
 
-def _check_choice(setting: "Field[Any]", value: Any) -> None:
-    choices = setting.metadata.get("choices")
-    if choices and value not in choices:
-        raise AimonkError(f"{_flag(setting.name)} must be one of {', '.join(choices)}, found {value!r}")
+def _recipe_fields() -> list["Field[Any]"]:
+    return [setting for setting in fields(TrainConfig) if setting.metadata.get("from_recipe")]
+
+
+def _stages(given: dict[str, Any], recipe: dict[str, Any], values: dict[str, Any]) -> list[Stage]:
+    """Return the stages of given values over the recipe's: a single value replaces the last stage's."""
+    lists = {several: recipe.get(several) if given[several] is None else given[several] for _, several in _STAGED}
+    n_stages = 1 if lists["stage_epochs"] is None else len(lists["stage_epochs"])
+    if not n_stages:
+        raise AimonkError("--stage-epochs names no stage: give the epochs of each, or leave it out")
+    columns = []
+    for single, several in _STAGED:
+        own = given[single]
+        column = lists[several] or [values[single] if own is None else own] * n_stages
+        if own is not None:
+            column = [*column[:-1], own]
+        if len(column) != n_stages:
+            raise AimonkError(f"{flag(several)} has {len(column)} value(s) for {n_stages} stage(s): give one for each")
+        columns.append(column)
+    return [Stage(*stage) for stage in zip(*columns, strict=True)]
+
+
+def _scaled(side: int, share: float) -> int:
+    return side if share == 1 else max(32, 32 * round(side * share / 32))
+
+
+# The lowest value of each field that has one; a share lies in [0, 1), a factor in (0, 1].
+_LOWEST = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulation_steps"), 1),
+    **dict.fromkeys(
+        ("num_workers", "folds", "seed", "feature_views", "early_stopping_patience", "plateau_patience"), 0
+    ),
+    **dict.fromkeys(("weight_decay", "clip_grad", "pos_weight_power", "pos_weight_cap", "mixup", "cutmix"), 0),
+    **dict.fromkeys(("focal_gamma", "checkpoint_minutes"), 0),
+    "image_size": 8,
+}
+_SHARES = ("val_split", "report_split", "drop_rate", "drop_path_rate", "ema_decay", "warmup", "label_smoothing")
+_FACTORS = ("layer_decay", "plateau_factor")
+
+
+def _check_value(setting: "Field[Any]", value: Any) -> None:
+    """Raise `AimonkError` where a value is of another kind than its field, or out of the field's range."""
+    name = flag(setting.name)
+    kinds = get_args(setting.type) or (setting.type,)
+    if value is None and type(None) in kinds:
+        return
+    kind = next(kind for kind in kinds if kind is not type(None))
+    element, values = (get_args(kind)[0], value) if get_origin(kind) is list else (kind, [value])
+    allowed = {float: Real, int: Integral}.get(element, element)
+    if not isinstance(values, list | tuple) or any(
+        not isinstance(one, allowed) or (isinstance(one, bool) and element is not bool) for one in values
+    ):
+        wanted = f"a list of {element.__name__}" if get_origin(kind) is list else element.__name__
+        raise AimonkError(f"{name} must be {wanted}, found {value!r}")
+    if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+        raise AimonkError(f"{name} must be finite, found {value}")
+    if (choices := setting.metadata.get("choices")) and value not in choices:
+        raise AimonkError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+    if (low := _LOWEST.get(setting.name)) is not None and value < low:
+        raise AimonkError(
+            f"{name} must be at least {low}, found {value}" if low else f"{name} must not be negative, found {value}"
+        )
+    if setting.name in (*_SHARES, "asymmetric_clip") and not 0 <= value < 1:
+        raise AimonkError(f"{name} must lie in [0, 1), found {value}")
+    if setting.name in _FACTORS and not 0 < value <= 1:
+        raise AimonkError(f"{name} must lie in (0, 1], found {value}")

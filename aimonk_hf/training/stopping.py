@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM during a run: noted, so that the state can be saved before the process ends."""
+"""Ctrl-C and SIGTERM during a run: noted, so that a checkpoint can be saved before the process ends."""
 
 import signal
 import threading
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,18 +11,21 @@ from accelerate import Accelerator
 
 
 def stopped_line(folder: Path) -> str:
-    """Say what a stopped run has saved, in its own folder or in that of a fold, and how to go on."""
+    """Return the line that names the last checkpoint of a stopped run, in its own directory or a fold's, and the way
+    on.
+    """
     saved = sorted(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
     if not saved:
         return "stopped: the same command with --resume goes on"
-    return f"stopped and saved after step {int(saved[-1].name.removeprefix('step-'))}: the same command with --resume goes on from there"
+    step = int(saved[-1].name.removeprefix("step-"))
+    return f"stopped and saved after step {step}: the same command with --resume goes on from there"
 
 
 class StopRequest:
     """Within the `with` block the first SIGINT or SIGTERM only sets `asked`; a second one acts at once.
 
-    Outside the main thread nothing is caught: Python hands signals to that thread alone. A signal that is ignored when the block begins
-    stays so, as outside of it: a shell script has the commands that it starts with & ignore Ctrl-C.
+    Outside the main thread nothing is caught: Python hands signals to that thread alone. A signal that is ignored when
+    the block begins stays so: a shell script has the commands that it starts with & ignore Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -31,15 +34,11 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            caught = [
-                number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN
-            ]
+            caught = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
 
     def agree(self, accelerator: Accelerator) -> None:
@@ -49,10 +48,10 @@ class StopRequest:
             self.asked = self.asked or (signal.Signals(number) if number else None)
 
     def leave_if_asked(self, accelerator: Accelerator) -> None:
-        """End as the signal that came would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
+        """End as the signal would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
         if self.asked is None:
             return
-        accelerator.wait_for_everyone()  # a launcher ends the others at once when one has ended, also while the first one saves
+        accelerator.wait_for_everyone()  # a launcher ends the others when one has ended, also while the first one saves
         if self.asked is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

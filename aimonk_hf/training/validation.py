@@ -1,4 +1,4 @@
-"""How a network in training stands on the validation images, over all processes."""
+"""Validation figures of a network in training, over all processes."""
 
 import math
 from typing import Any
@@ -10,62 +10,64 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aimonk_hf.data.dataset import AttributeDataset
-from aimonk_hf.data.image_cache import PixelCache
+from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.errors import ImageError, NotFiniteError
 from aimonk_hf.evaluation.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
 from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.losses import Loss
 from aimonk_hf.modeling.processing import EvalTransform
 
-# Outputs [N, width], and which of the N images could be read; the rows of the others mean nothing.
+# Outputs [N, width], and a mask [N] of the readable images; the rows of the others mean nothing.
 Gathered = tuple[NDArray[np.float32], NDArray[np.bool_]]
+Cache = ImageCache | None
 
 
-def gather_outputs(
-    accelerator: Accelerator,
-    network: nn.Module,
-    width: int,
-    transform: EvalTransform,
-    dataset: AttributeDataset,
-    memory_format: torch.memory_format,
-    batch_size: int,
-    cache: PixelCache | None = None,
-) -> Gathered:
-    """Return the network's outputs [N, width] on every process, and which images could be read [N]; each process computes its share.
+class Validator:
+    """Compute outputs of networks for the validation images; each process computes its share, and all get the whole.
 
-    The network is left in eval mode. A `cache` with the transform's fingerprint keeps the decoded pictures.
+    `cache` holds the decoded images, made by `transform`.
     """
-    own = list(range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    table = torch.zeros(len(dataset), width, device=accelerator.device)
-    readable = torch.zeros(len(dataset), device=accelerator.device)
-    network.eval()
 
-    def score(pixels: Tensor) -> Tensor:
-        with torch.inference_mode(), accelerator.autocast():
-            values = transform.normalize(pixels.to(accelerator.device)).contiguous(memory_format=memory_format)
-            return network(values).float()
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        transform: EvalTransform,
+        dataset: AttributeDataset,
+        batch_size: int,
+        cache: Cache,
+    ) -> None:
+        self.accelerator, self.transform, self.dataset = accelerator, transform, dataset
+        self.batch_size, self.cache = batch_size, cache
 
-    paths = dataset.paths
-    stream = stream_logits(
-        (paths[row] for row in own),
-        transform.pixels,
-        score,
-        batch_size,
-        cache=cache,
-        on_cpu=accelerator.device.type == "cpu",
-    )
-    for row, (_, outputs) in zip(own, stream, strict=True):
-        if not isinstance(outputs, ImageError):
-            table[row], readable[row] = outputs, 1
-    accelerator.wait_for_everyone()  # however long the images of one process take
-    table, readable = accelerator.reduce(table, "sum"), accelerator.reduce(readable, "sum")
-    return table.cpu().numpy(), readable.cpu().numpy() > 0
+    def outputs(self, network: nn.Module, width: int) -> Gathered:
+        """Return the network's outputs [N, width], and the readable images [N]; the network is left in eval mode."""
+        accelerator, dataset, device = self.accelerator, self.dataset, self.accelerator.device
+        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        table = torch.zeros(len(dataset), width, device=device)
+        readable = torch.zeros(len(dataset), device=device)
+        network.eval()
+
+        def score(pixels: Tensor) -> Tensor:
+            with torch.inference_mode(), accelerator.autocast():
+                values = self.transform.normalize(pixels.to(device))
+                return network(values.contiguous(memory_format=torch.channels_last)).float()
+
+        sources, prepare = (dataset.paths[row] for row in own), self.transform.pixels
+        on_cpu = device.type == "cpu"
+        stream = stream_logits(sources, prepare, score, self.batch_size, cache=self.cache, on_cpu=on_cpu)
+        for row, (_, outputs) in zip(own, stream, strict=True):
+            if not isinstance(outputs, ImageError):
+                table[row], readable[row] = outputs, 1
+        accelerator.wait_for_everyone()  # however long the images of one process take
+        table, readable = accelerator.reduce(table, "sum"), accelerator.reduce(readable, "sum")
+        return table.cpu().numpy(), readable.cpu().numpy() > 0
 
 
 def validation_figures(
     logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
 ) -> dict[str, Any]:
-    """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K], None where a figure is undefined.
+    """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K]; None:
+    undefined.
 
     Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
     """
@@ -75,7 +77,7 @@ def validation_figures(
     )
     if not np.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
         raise NotFiniteError(
-            "the logits of the validation images, or their loss, are not finite (infinite or NaN): try a lower --lr"
+            "the logits of the validation images, or their loss, are infinite or NaN: try a lower --lr"
         )
     scores = torch.from_numpy(logits).double().sigmoid().numpy()
     figures = {

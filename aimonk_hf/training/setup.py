@@ -1,0 +1,87 @@
+"""Make the model of a run, and try every stage before images are read."""
+
+import copy
+from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute
+from aimonk_hf.modeling.devices import explain_failure
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.training.augmentation import sizes_by_epoch
+from aimonk_hf.training.depthwise import DepthwiseGradients
+from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
+from aimonk_hf.training.optimisation import build_optimizer, unusable_optimizer
+from aimonk_hf.training.settings import TrainConfig
+
+
+def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
+    """Return a model with a fresh head of one output per attribute, as the settings say."""
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    return AimonkModel.from_timm(
+        config.architecture,
+        attributes,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        preprocessing=config.preprocessing(),
+        **{name: rate for name, rate in rates.items() if rate is not None},
+    )
+
+
+def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel) -> None:
+    """Take a step of each stage with a copy of the network on two random images.
+
+    The model stays as it is; random numbers are drawn, so seed afterwards. Raises `AimonkError` with the reason of timm
+    or torch.
+    """
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = copy.deepcopy(model.timm_model).to(accelerator.device).to(memory_format=memory_format)
+    epochs = iter(sizes_by_epoch(config, model))
+    for stage in config.stages:
+        freeze_parameters(network, stage.freeze)
+        optimizer = build_optimizer(network, config)
+        set_train_mode(network)
+        for size in dict.fromkeys(islice(epochs, stage.epochs)):
+            pixels = torch.randn(2, 3, *size, device=accelerator.device).contiguous(memory_format=memory_format)
+            try:
+                with autocast(accelerator):
+                    logits: Tensor = network(pixels)
+                logits.float().mean().backward()
+            except REFUSALS as error:
+                raise _why_no_step(config, model, size, error) from error
+        try:
+            optimizer.step()
+        except REFUSALS as error:
+            raise unusable_optimizer(config, error) from error
+        optimizer.zero_grad()
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """Compute a training forward pass in the run's precision, with fast gradients of depthwise convolutions where they
+    help.
+    """
+    stack = ExitStack()
+    stack.enter_context(accelerator.autocast())
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        stack.enter_context(DepthwiseGradients())
+    return stack
+
+
+def _why_no_step(config: TrainConfig, model: AimonkModel, size: tuple[int, int], error: Exception) -> AimonkError:
+    if explained := explain_failure(error, config.batch_size, size[0]):
+        return explained
+    if size == model.transform.size:
+        return cannot_compute(model.config.architecture, size, error)
+    found = f"{model.config.architecture} cannot compute training images of {size[0]} x {size[1]} pixels"
+    return AimonkError(f"{found} ({reason_of(error)}): --train-scale 1,1 keeps them at the image size")
+
+
+def machine_settings(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what accelerate came to on this machine, as far as the steps depend on it."""
+    precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return {"mixed_precision": precision, "device": accelerator.device.type, "processes": accelerator.num_processes}
