@@ -1,188 +1,311 @@
-"""What the named settings promise, above all those of the five published systems."""
+"""Every recipe against its published text: one row each, trained on drawings of 32 pixels."""
 
-from dataclasses import fields
+import csv
+import json
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from timm.models import get_pretrained_cfg, is_model
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+from timm.models import is_model
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torchvision.transforms import v2
 
 from aimonk_hf import AimonkModel, TrainConfig, get_recipe
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling.backbones import trim_pretrained_cfg
-from aimonk_hf.modeling.losses import positive_weights
-from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.training.epoch_choice import plateau_factor
-from aimonk_hf.training.optimisation import lr_factor
+from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.recipes import list_recipes
 from aimonk_hf.training.settings import Stage
+
+MOBILENET, TEST = "mobilenetv2_100", "test_resnet"
+COMMON: dict[str, Any] = {
+    **{"pretrained": True, "image_size": None, "crop_mode": "squash", "crop_pct": 1.0, "train_scale": None},
+    **{"batch_size": 32, "weight_decay": 0.0, "layer_decay": 1.0, "drop_rate": None, "drop_path_rate": None},
+    **{"schedule": "constant", "warmup": 0.0, "clip_grad": 1.0, "ema_decay": 0.0, "accumulation_steps": 1},
+    **{"loss": "bce", "pos_weight_power": 1.0, "pos_weight_negatives": "observed", "pos_weight_cap": 100.0},
+    **{"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "sampling": "shuffle", "augmentation": "none"},
+    **{"val_split": 0.2, "report_split": 0.0, "split": "iterative", "seed": 42, "folds": 0},
+    **{"metric_for_best_model": "none", "early_stopping_patience": 0, "plateau_factor": 0.5, "plateau_patience": 2},
+    **{"tune_thresholds": False, "threshold_objective": "f1", "calibrate": False, "feature_views": 4},
+}
+OWN = COMMON | {
+    **{"architecture": MOBILENET, "optimizer": "adamw", "weight_decay": 0.02, "crop_pct": 0.875, "drop_rate": 0.3},
+    **{"schedule": "one-cycle", "warmup": 0.3, "pos_weight_power": 0.5, "augmentation": "strong"},
+    **{"tune_thresholds": True, "report_split": 0.5, "calibrate": True},
+}
+PUBLISHED = COMMON | {"image_size": 224, "clip_grad": 0.0, "optimizer": "adam"}
+TWO_STAGE = PUBLISHED | {
+    **{"architecture": "efficientnet_b0", "drop_rate": 0.3, "optimizer": "adamw", "weight_decay": 1e-4},
+    **{"stages": [Stage(5, 1e-3, "backbone"), Stage(15, 1e-4, "first-5/16")], "schedule": "plateau"},
+    **{"early_stopping_patience": 5, "metric_for_best_model": "val_loss"},
+    **{"split": "random", "augmentation": "two-stage"},
+}
+PARTIAL = PUBLISHED | {  # of ResNet-34's 16 blocks layer1 has 3, layer2 4 and layer3 6
+    **{"architecture": "resnet34.tv_in1k", "drop_rate": 0.4, "weight_decay": 1e-4, "stages": [(8, 1e-4, "first-7/16")]},
+    **{"metric_for_best_model": "macro_f1", "val_split": 0.15, "split": "rarest", "augmentation": "partial"},
+}
+RESNET18 = PUBLISHED | {"architecture": "resnet18.tv_in1k", "stages": [(10, 1e-4, "none")]}
+ROWS: dict[str, dict[str, Any]] = {
+    "default": OWN | {"stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
+    "fast": OWN
+    | {"stages": [(6, 5e-3, "backbone"), (6, 1e-3, "first-9/16")], "train_scale": [0.57, 0.86], "feature_views": 1},
+    "plain-loop": COMMON
+    | {"architecture": MOBILENET, "optimizer": "adam", "stages": [(10, 1e-4, "none")], "augmentation": "flip"}
+    | {"clip_grad": 0.0},
+    "demo": OWN
+    | {"architecture": TEST, "pretrained": False, "image_size": 96, "stages": [(16, 2e-3, "none")]}
+    | {"augmentation": "light", "drop_rate": None},
+    "efficientnet-b0-two-stage": TWO_STAGE,
+    "efficientnet-b0-two-stage-faster": TWO_STAGE
+    | {"stages": [(3, 1e-3, "backbone"), (8, 1e-4, "first-5/16")], "batch_size": 64},
+    "efficientnet-b0-two-stage-slower": TWO_STAGE
+    | {"stages": [(8, 1e-3, "backbone"), (20, 1e-4, "first-5/16")], "batch_size": 16},
+    "resnet34-partial": PARTIAL,
+    "resnet34-baseline": PARTIAL | {"stages": [(8, 1e-4, "none")]},
+    "resnet34-layer3-frozen": PARTIAL | {"stages": [(8, 1e-4, "first-13/16")]},
+    "resnet18-full": PARTIAL | {"architecture": "resnet18.tv_in1k", "stages": [(36, 1e-4, "none")]},
+    "resnet34-low-lr": PARTIAL | {"stages": [(8, 1e-5, "first-7/16")]},
+    "resnet18-adam": RESNET18 | {"stages": [(10, 1e-3, "none")]},
+    "resnet18-finetune": RESNET18 | {"batch_size": 16, "augmentation": "flip"},
+    "resnet18-20-epochs": RESNET18
+    | {"stages": [(20, 1e-4, "none")], "batch_size": 16, "pos_weight_negatives": "all-rows"},
+}
+# test_resnet has four blocks, so that 5, 7, 9 and 13 of 16 are 1, 2, 2 and 3 of them
+FROZEN = {
+    **{"none": "", "backbone": "conv1 bn1 layer1 layer2 layer3 layer4", "first-5/16": "conv1 bn1 layer1"},
+    **dict.fromkeys(("first-7/16", "first-9/16"), "conv1 bn1 layer1 layer2"),
+    "first-13/16": "conv1 bn1 layer1 layer2 layer3",
+}
+LINEAR = v2.InterpolationMode.BILINEAR
+CROP, MIRROR, COLOUR = v2.RandomCrop((32, 32)), v2.RandomHorizontalFlip(0.5), v2.ColorJitter(0.2, 0.2, 0.2)
+ERASE = v2.RandomErasing(p=0.2, scale=(0.02, 0.2))
+SHIFT = v2.RandomAffine(degrees=15, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=LINEAR)
+AUGMENTATION: dict[str, list[Any]] = {
+    "none": [],
+    "flip": [MIRROR],
+    "light": [
+        v2.RandomAffine(degrees=8, translate=(0.04, 0.04), scale=(0.92, 1.08), interpolation=LINEAR, fill=128),
+        *(CROP, MIRROR, v2.ColorJitter(0.15, 0.15, 0.15)),
+    ],
+    "strong": [
+        v2.RandomResizedCrop((32, 32), scale=(0.5, 1.0), ratio=(0.8, 1.25), interpolation=LINEAR),
+        *(MIRROR, COLOUR, ERASE),
+    ],
+    "two-stage": [
+        *(CROP, MIRROR, v2.RandomVerticalFlip(0.2), COLOUR),
+        *(v2.RandomAffine(degrees=20, translate=(0.1, 0.1), interpolation=LINEAR), ERASE),
+    ],
+    "partial": [
+        *(CROP, MIRROR, v2.RandomVerticalFlip(0.1), v2.RandomApply([SHIFT], 0.5), COLOUR),
+        *(v2.RandomApply([v2.GaussianBlur(3)], 0.2), *[v2.RandomErasing(0.3, (0.005, 0.02), (0.8, 1.25))] * 4),
+    ],
+}
 
 
 def config(recipe: str, **changes: Any) -> TrainConfig:
     return TrainConfig("data", "out", recipe=recipe, **changes)
 
 
-@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
-def test_every_setting_is_a_field_and_every_architecture_is_timms(recipe: str) -> None:
-    names = {field.name for field in fields(TrainConfig)}
-    assert set(get_recipe(recipe).settings) <= names
-    made = config(recipe)
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder to start from, in which no two parameters are alike."""
+    torch.manual_seed(0)
+    model = AimonkModel.from_timm(TEST, ["a", "b"], pretrained=False, image_size=32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    folder = tmp_path_factory.mktemp("start") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Watched:
+    """Record the optimisers, image transforms and figures of a run through hooks of torch and matplotlib."""
+
+    initial: dict[str, torch.Tensor]  # weights of all but the head
+    layers: dict[Optimizer, set[str]] = field(default_factory=dict)  # that an optimiser trains
+    heads: dict[Optimizer, list[torch.Tensor]] = field(default_factory=dict)  # before its first step and after each
+    transforms: list[Any] = field(default_factory=list)
+    inner: list[Any] = field(default_factory=list)  # parts of those
+    figures: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer not in self.layers:
+            given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            known = [
+                name for name, tensor in self.initial.items() if any(same(tensor, parameter) for parameter in given)
+            ]
+            assert len(given) == len(known) + 2  # weight and bias of the head
+            self.layers[optimizer] = {name.split(".")[0] for name in known} | {"fc"}
+            self.heads[optimizer] = [head_of(optimizer)]
+
+    def after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.heads[optimizer].append(head_of(optimizer))
+
+    def before_forward(self, module: torch.nn.Module, _: Any) -> None:
+        named = type(module).__name__.startswith(("Random", "Color", "Gauss", "Trivial"))
+        if isinstance(module, v2.Transform) and named and module not in self.inner and "Noise" not in repr(module):
+            self.inner.extend(getattr(module, "transforms", []))
+            self.transforms.append(module)
+
+    def savefig(self, figure: Figure, path: Any, **_: Any) -> None:
+        axes = figure.axes[0]
+        self.figures.append((axes.get_title(), axes.get_xlabel(), axes.get_ylabel()))
+        Path(path).write_bytes(b"")
+
+    def run(self, command: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+        monkeypatch.setattr(Figure, "savefig", lambda *given, **named: self.savefig(*given, **named))
+        hooks = [register_optimizer_step_pre_hook(self.before_step), register_optimizer_step_post_hook(self.after_step)]
+        hooks.append(register_module_forward_pre_hook(self.before_forward))
+        try:
+            return main(command)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def head_of(optimizer: Optimizer) -> torch.Tensor:
+    """Return the weight of the linear head, the only matrix of test_resnet."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return next(parameter.detach().clone() for parameter in parameters if parameter.ndim == 2)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected_rates(row: dict[str, Any], stage: Stage, rows: list[dict[str, str]], n_steps: int) -> list[float]:
+    """Return the rate of the last step of each epoch, by torch's own schedulers."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=stage.lr)
+    cycle = plateau = None
+    if row["schedule"] == "one-cycle":
+        cycle = OneCycleLR(optimizer, stage.lr, total_steps=len(rows) * n_steps, pct_start=row["warmup"])
+    elif row["schedule"] == "plateau":
+        plateau = ReduceLROnPlateau(optimizer, factor=row["plateau_factor"], patience=row["plateau_patience"])
+    rates = []
+    for written in rows:
+        for _ in range(n_steps):
+            rate = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            if cycle:
+                cycle.step()
+        rates.append(rate)
+        if plateau:
+            plateau.step(float(written["val_loss"]))
+    return rates
+
+
+def best_of(rows: list[dict[str, str]], metric: str) -> int:
+    """Return the place of the row that is kept."""
+    if metric == "none":
+        return len(rows) - 1
+    values = [float(row[metric]) for row in rows]
+    return values.index(min(values) if metric == "val_loss" else max(values))
+
+
+def test_the_table_names_every_recipe() -> None:
+    assert [recipe.name for recipe in list_recipes()] == list(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_settings_are_the_published_ones(name: str) -> None:
+    row, made = ROWS[name], config(name)
+    assert {key: getattr(made, key) for key in row} == row
     assert is_model(made.architecture.split(".")[0])
     assert TrainConfig(**made.to_dict()).to_dict() == made.to_dict()
 
 
-@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes() if recipe.unsaid])
-def test_published_recipes_squash_to_224_weigh_positives_and_decide_at_a_half(recipe: str) -> None:
-    made = config(recipe)
-    assert (made.loss, made.pos_weight_power, made.tune_thresholds, made.calibrate) == ("bce", 1.0, False, False)
-    assert get_recipe(recipe).unsaid
-    cfg = trim_pretrained_cfg(get_pretrained_cfg(made.architecture).to_dict(), 4) | made.preprocessing()
-    transform = EvalTransform(cfg | {"input_size": (3, made.image_size, made.image_size)})
-    assert transform.size == (224, 224)
-    assert (transform.data_config["crop_mode"], transform.data_config["crop_pct"]) == ("squash", 1.0)
-    expected = "efficientnet_b0" if recipe.startswith("efficientnet") else f"{made.architecture.split('.')[0]}.tv_in1k"
-    assert made.architecture == expected
+@pytest.mark.parametrize("name", ROWS)
+def test_a_run_does_what_its_recipe_says(
+    name: str, start: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, out = ROWS[name], tmp_path / "out"
+    longest = 20 if name == "efficientnet-b0-two-stage" else 4
+    stages = [Stage(min(epochs, longest), lr, freeze) for epochs, lr, freeze in row["stages"]]
+    flags = ["--architecture", f"local-dir:{start}", "--pretrained", "--image-size", "32", "--num-workers", "0"]
+    flags += ["--mixed-precision", "no", "--stage-epochs", ",".join(str(stage.epochs) for stage in stages)]
+    initial = load_file(start / "model.safetensors")
+    watched = Watched({key: tensor for key, tensor in initial.items() if not key.startswith("fc.")})
+    command = ["train", "--recipe", name, "--data-dir", str(sample), "--output-dir", str(out), *flags]
+    assert watched.run(command, monkeypatch) == 0
 
-
-def test_the_two_stage_system() -> None:
-    made = config("efficientnet-b0-two-stage")
-    assert made.stages == [Stage(5, 1e-3, "backbone"), Stage(15, 1e-4, "first-5/16")]
-    assert (made.drop_rate, made.optimizer, made.weight_decay, made.batch_size) == (0.3, "adamw", 1e-4, 32)
-    assert (made.schedule, made.plateau_factor, made.plateau_patience, made.early_stopping_patience) == (
-        "plateau",
-        0.5,
-        2,
-        5,
-    )
-    assert (made.split, made.val_split, made.seed, made.augmentation) == ("random", 0.2, 42, "two-stage")
-    faster, slower = (config(f"efficientnet-b0-two-stage-{speed}") for speed in ("faster", "slower"))
-    assert ([stage.epochs for stage in faster.stages], faster.batch_size) == ([3, 8], 64)
-    assert ([stage.epochs for stage in slower.stages], slower.batch_size) == ([8, 20], 16)
-
-
-def test_the_resnet34_system_and_its_experiments() -> None:
-    made = config("resnet34-partial")
-    assert made.stages == [Stage(8, 1e-4, "first-7/16")]  # layer1 has 3 blocks and layer2 has 4
-    assert (made.drop_rate, made.optimizer, made.weight_decay, made.metric_for_best_model) == (
-        0.4,
-        "adam",
-        1e-4,
-        "macro_f1",
-    )
-    assert (made.val_split, made.split, made.augmentation) == (0.15, "rarest", "partial")
-    assert config("resnet34-baseline").freeze == "none"
-    assert config("resnet34-layer3-frozen").freeze == "first-13/16"  # layer3 has 6
-    assert config("resnet18-full").stages == [Stage(36, 1e-4, "none")]
-    assert config("resnet34-low-lr").lr < made.lr
-
-
-def test_the_resnet18_systems() -> None:
-    adam, finetune, twenty = (config(f"resnet18-{name}") for name in ("adam", "finetune", "20-epochs"))
-    assert (adam.optimizer, adam.lr, adam.augmentation) == ("adam", 1e-3, "none")
-    assert (finetune.stages, finetune.batch_size, finetune.augmentation) == ([Stage(10, 1e-4, "none")], 16, "flip")
-    assert (twenty.stages, twenty.batch_size) == ([Stage(20, 1e-4, "none")], 16)
-    labels = np.float32([[1], [0], [np.nan], [0]])
-    assert positive_weights(labels, negatives=twenty.pos_weight_negatives).tolist() == [3]
-
-
-def test_flags_override_and_epochs_is_the_last_stages() -> None:
-    made = config("efficientnet-b0-two-stage", epochs=3, lr=1e-5, freeze="none", architecture="resnet18")
-    assert made.stages == [Stage(5, 1e-3, "backbone"), Stage(3, 1e-5, "none")]
-    assert made.architecture == "resnet18"
-    both = config("default", stage_epochs=[1, 2], stage_freeze=["backbone", "none"])
-    assert both.stages == [Stage(1, 8e-4, "backbone"), Stage(2, 8e-4, "none")]
-    with pytest.raises(AimonkError, match=r"--stage-lr has 2 value\(s\) for 3 stage\(s\): give one for each"):
-        config("efficientnet-b0-two-stage", stage_epochs=[1, 2, 3])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave the stage out"),
-        ({"folds": 3, "report_split": 0.5}, "--folds evaluates on out-of-fold scores, .*leave out --report-split"),
-        ({"stage_lr": [0.0, 1e-4]}, "--lr must be above 0"),
-        ({"folds": 1}, "--folds must be 0 or at least 2"),
-        ({"layer_decay": 0.0}, r"--layer-decay must lie in \(0, 1\]"),
-        ({"plateau_factor": 2.0}, r"--plateau-factor must lie in \(0, 1\]"),
-        ({"loss": "hinge"}, "--loss must be one of bce, focal, asymmetric"),
-        ({"asymmetric_gammas": [1.0]}, "--asymmetric-gammas takes two numbers"),
-        ({"mixup": -1.0}, "--mixup must not be negative"),
-        ({"train_scale": [0.5]}, "--train-scale takes two numbers above 0 and at most 2, found 0.5"),
-        ({"train_scale": [0.0, 1.0]}, "--train-scale takes two numbers above 0"),
-        ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\)"),
-        ({"mixup": float("nan")}, "--mixup must be finite"),
-        ({"mixup": float("inf")}, "--mixup must be finite"),
-        ({"crop_pct": float("nan")}, "--crop-pct must be finite"),
-        ({"pos_weight_cap": float("nan")}, "--pos-weight-cap must be finite"),
-    ],
-)
-def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(AimonkError, match=message):
-        config("efficientnet-b0-two-stage", **changes)
-
-
-@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
-def test_every_recipe_runs_by_its_name(recipe: str, sample: Path, tmp_path: Path) -> None:
-    n_stages = len(config(recipe).stages)
-    flags = [
-        "--architecture",
-        "test_resnet",
-        "--no-pretrained",
-        "--image-size",
-        "32",
-        "--num-workers",
-        "0",
-        "--stage-epochs",
-        "1,1"[: 2 * n_stages - 1],
+    parts = {line["image"]: line["part"] for line in read_rows(out / "split.csv")}
+    n_train = list(parts.values()).count("train")
+    assert set(parts.values()) == {"train", "validation"}  # too few images to report from
+    assert n_train == round(60 * (1 - row["val_split"]))
+    n_steps = math.ceil(n_train / row["batch_size"])
+    history, kept_weights = read_rows(out / "history.csv"), load_file(out / "model.safetensors")
+    optimizers = [
+        optimizer for optimizer, heads in watched.heads.items() if len(heads) > 2
     ]
-    out = tmp_path / "out"
-    assert main(["train", "--recipe", recipe, "--data-dir", str(sample), "--output-dir", str(out), *flags]) == 0
-    model = AimonkModel.from_pretrained(out)
-    tuned = set(model.config.thresholds.values()) != {0.5}
-    assert tuned == (recipe in ("default", "demo", "fast"))
-    assert len((out / "history.csv").read_text().splitlines()) == 1 + n_stages
+    assert len(optimizers) == len(stages)
+    kept_head = None
+    for number, (stage, optimizer) in enumerate(zip(stages, optimizers, strict=True), start=1):
+        rows, heads = [line for line in history if line["stage"] == str(number)], watched.heads[optimizer]
+        best = best_of(rows, row["metric_for_best_model"])
+        assert len(heads) == 1 + len(rows) * n_steps
+        assert len(rows) == stage.epochs or len(rows) - 1 - best == row["early_stopping_patience"] > 0
+        rates = expected_rates(row, stage, rows, n_steps)
+        assert [float(line["lr"]) for line in rows] == pytest.approx(rates, rel=1e-5)
+        assert type(optimizer).__name__.lower() == row["optimizer"]
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {row["weight_decay"], 0.0}
+        assert watched.layers[optimizer] == {key.split(".")[0] for key in initial} - set(FROZEN[stage.freeze].split())
+        assert kept_head is None or torch.equal(heads[0], kept_head)  # of the stage before
+        kept_head = heads[(best + 1) * n_steps]
+    kept = history[best_of(history, row["metric_for_best_model"])]
+    frozen_in = [set(FROZEN[stage.freeze].split()) for stage in stages[: int(kept["stage"])]]
+    unchanged = {key.split(".")[0] for key, tensor in initial.items() if same(tensor, kept_weights[key])}
+    assert unchanged == set.intersection(*frozen_in)  # their batch norms too
+
+    first_image = watched.transforms[: watched.transforms.index(watched.transforms[0], 1)] if watched.transforms else []
+    steps = [(repr(step), getattr(step, "p", None)) for step in AUGMENTATION[row["augmentation"]]]
+    assert [(repr(module), getattr(module, "p", None)) for module in first_image] == steps
+    assert {repr(module) for module in watched.transforms} == {words for words, _ in steps}
+
+    metrics, saved = (json.loads((out / file).read_text()) for file in ("metrics.json", "config.json"))
+    assert metrics["macro"]["average_precision"] == pytest.approx(float(kept["macro_average_precision"]), abs=1e-5)
+    assert (set(saved["thresholds"].values()) != {0.5}) == row["tune_thresholds"]
+    assert saved["model_args"].get("drop_rate") == row["drop_rate"]
+    assert (saved["pretrained_cfg"]["crop_mode"], saved["pretrained_cfg"]["crop_pct"]) == ("squash", row["crop_pct"])
+    assert watched.figures[0] == ("Aimonk_multilabel_problem", "iteration_number", "training_loss")
+    observed = [line for line in read_rows(sample / "labels.csv") if parts[line["image"]] == "train"]
+    for attribute, weight in json.loads((out / "train_config.json").read_text())["resolved"]["pos_weight"].items():
+        values = [line[attribute] for line in observed]
+        positives = values.count("1")
+        negatives = len(values) - positives if row["pos_weight_negatives"] == "all-rows" else values.count("0")
+        assert weight == pytest.approx((negatives / positives) ** row["pos_weight_power"], rel=1e-5)
+
+
+def test_the_resnet34_systems_noise_is_not_one_of_torchvisions_steps(tiny_model: AimonkModel) -> None:
+    assert "Noise" in repr(train_augmentation("partial", tiny_model.transform))
 
 
 def test_a_recipe_whose_layer_names_another_network_lacks_is_refused(
     sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = [
-        "--architecture",
-        "test_vit",
-        "--no-pretrained",
-        "--num-workers",
-        "0",
-        "--freeze",
-        "conv1+bn1+layer1",
-        "--output-dir",
-        str(tmp_path / "o"),
-    ]
-    assert main(["train", "--recipe", "resnet34-partial", "--data-dir", str(sample), *flags]) == 2
+    flags = ["--architecture", "test_vit", "--no-pretrained", "--num-workers", "0", "--freeze", "conv1+bn1+layer1"]
+    flags += ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out")]
+    assert main(["train", "--recipe", "resnet34-partial", *flags]) == 2
     assert "--freeze: the network has no layer 'conv1'; it begins with " in capsys.readouterr().err
 
 
-def test_constant_and_plateau_recipes_give_the_published_rates() -> None:
-    made = config("efficientnet-b0-two-stage")
-    assert [lr_factor(made.schedule, step, 100, made.warmup) for step in (0, 50, 99)] == [1, 1, 1]
-    losses = [{"val_loss": value} for value in (0.5, 0.6, 0.6, 0.6, 0.4, 0.5, 0.5, 0.5)]
-    rates = [made.lr * plateau_factor(losses[:n], made.plateau_factor, made.plateau_patience) for n in range(9)]
-    assert rates == pytest.approx([1e-4] * 4 + [5e-5] * 4 + [2.5e-5])
-    for name in ("resnet18-adam", "resnet18-finetune", "resnet18-20-epochs", "resnet34-partial"):
-        other = config(name)
-        assert {lr_factor(other.schedule, step, 40, other.warmup) for step in range(40)} == {1.0}
-
-
-def test_the_command_lists_recipes_with_what_they_reproduce(capsys: pytest.CaptureFixture) -> None:
+def test_the_command_lists_recipes_with_what_they_reproduce_and_left_unsaid(capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
-    for recipe in list_recipes():
-        assert f"{recipe.name}: {recipe.system}" in out
-    assert "left unsaid, chosen here: " in out
-
-
-def test_flags_with_several_values_are_read_and_a_wrong_one_is_named(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--data-dir", "d", "--output-dir", "o", "--stage-epochs", "5,x"])
-    assert "argument --stage-epochs: invalid comma-separated int value: '5,x'" in capsys.readouterr().err
+    assert all(f"{recipe.name}: {recipe.system}" in out for recipe in list_recipes())
+    assert out.count("left unsaid, chosen here: ") == 11  # the published ones
+    with pytest.raises(AimonkError, match="resnet34-partial"):
+        get_recipe("resnet34-partia")

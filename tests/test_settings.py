@@ -1,0 +1,56 @@
+"""Settings that are combined, and settings that no run could use."""
+
+from typing import Any
+
+import pytest
+
+from aimonk_hf import TrainConfig
+from aimonk_hf.cli.main import main
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.training.settings import Stage
+
+
+def two_stage(**changes: Any) -> TrainConfig:
+    return TrainConfig("data", "out", recipe="efficientnet-b0-two-stage", **changes)
+
+
+def test_flags_override_and_epochs_is_the_last_stages() -> None:
+    made = two_stage(epochs=3, lr=1e-5, freeze="none", architecture="resnet18")
+    assert made.stages == [Stage(5, 1e-3, "backbone"), Stage(3, 1e-5, "none")]
+    assert made.architecture == "resnet18"
+    both = TrainConfig("data", "out", stage_epochs=[1, 2], stage_freeze=["backbone", "none"])
+    assert both.stages == [Stage(1, 8e-4, "backbone"), Stage(2, 8e-4, "none")]
+    with pytest.raises(AimonkError, match=r"--stage-lr has 2 value\(s\) for 3 stage\(s\): give one for each"):
+        two_stage(stage_epochs=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave it out"),
+        ({"folds": 3, "report_split": 0.5}, "--folds judges on out-of-fold scores, .*leave out --report-split"),
+        ({"stage_lr": [0.0, 1e-4]}, "--lr must be above 0"),
+        ({"folds": 1}, "--folds must be 0 or at least 2"),
+        ({"layer_decay": 0.0}, r"--layer-decay must lie in \(0, 1\]"),
+        ({"plateau_factor": 2.0}, r"--plateau-factor must lie in \(0, 1\]"),
+        ({"loss": "hinge"}, "--loss must be one of bce, focal, asymmetric"),
+        ({"asymmetric_gammas": [1.0]}, "--asymmetric-gammas takes two numbers"),
+        ({"mixup": -1.0}, "--mixup must not be negative"),
+        ({"train_scale": [0.5]}, "--train-scale takes two numbers above 0 and at most 2, found 0.5"),
+        ({"train_scale": [0.0, 1.0]}, "--train-scale takes two numbers above 0"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\)"),
+        ({"mixup": float("nan")}, "--mixup must be finite"),
+        ({"mixup": float("inf")}, "--mixup must be finite"),
+        ({"crop_pct": float("nan")}, "--crop-pct must be finite"),
+        ({"pos_weight_cap": float("nan")}, "--pos-weight-cap must be finite"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AimonkError, match=message):
+        two_stage(**changes)
+
+
+def test_flags_with_several_values_are_read_and_a_wrong_one_is_named(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--data-dir", "d", "--output-dir", "o", "--stage-epochs", "5,x"])
+    assert "argument --stage-epochs: invalid comma-separated int value: '5,x'" in capsys.readouterr().err
