@@ -1,5 +1,6 @@
 """Settings that are combined, and settings that no run could use."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AimonkError, match=message):
         two_stage(**changes)
+
+
+def test_a_recipe_whose_layer_names_another_network_lacks_is_refused(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ["--architecture", "test_vit", "--no-pretrained", "--num-workers", "0", "--freeze", "conv1+bn1+layer1"]
+    flags += ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out")]
+    assert main(["train", "--recipe", "resnet34-partial", *flags]) == 2
+    assert "--freeze: the network has no layer 'conv1'; it begins with " in capsys.readouterr().err
 
 
 def test_flags_with_several_values_are_read_and_a_wrong_one_is_named(capsys: pytest.CaptureFixture) -> None:
