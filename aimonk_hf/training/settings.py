@@ -146,7 +146,7 @@ class TrainConfig:
     def __post_init__(self, prefix_views: int | None, given: dict[str, Any] | None) -> None:
         if prefix_views:
             raise AimonkError(
-                "prefix_views is gone, only a head-only stage caches features (feature_views): leave it out"
+                "--prefix-views is gone: only a head-only stage caches features (--feature-views); leave it out"
             )
         if given:
             for name, (resolved, explicit) in given.items():
