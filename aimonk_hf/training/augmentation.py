@@ -26,8 +26,7 @@ Size = tuple[int, int]
 
 @dataclass
 class Augmentation:
-    """`prepare` turns an RGB image into a smaller one, always the same; `change` turns that into uint8 [3, H, W],
-    random.
+    """Prepare an RGB image the same way each time (`prepare`), then change it at random to uint8 [3, H, W] (`change`).
 
     `fingerprint` names the preparation: equal ones give equal pixels.
     """
@@ -54,9 +53,7 @@ def train_augmentation(name: str, transform: EvalTransform, size: Size | None = 
 
 
 def sizes_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Size]:
-    """Return height and width of each epoch's training images; networks that take images of one size only get that
-    size.
-    """
+    """Return height and width of each epoch's training images; networks of a fixed input size get that size."""
     full = model.transform.size
     fixed = bool(model.timm_model.pretrained_cfg.get("fixed_input_size"))
     return [full if fixed else size for size in config.train_sizes(full)]
@@ -168,8 +165,7 @@ _NOISE: dict[str, list[Any]] = {"strong": [_ERASE], "two-stage": [_ERASE], "part
 
 
 def mix_batch(pixels: Tensor, labels: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Mix normalised pixels [N, 3, H, W] and labels [N, K] within a batch; a mixed label is NaN where either one is
-    missing.
+    """Mix normalised pixels [N, 3, H, W] and labels [N, K] within a batch; a label is NaN where either one is missing.
 
     With both alphas above 0 each serves half the batches (mixup: Zhang et al., ICLR 2018; cutmix: Yun et al., ICCV
     2019).

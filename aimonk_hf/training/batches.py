@@ -76,8 +76,7 @@ class EpochBatches(Sampler[list[Place]]):
 
 
 def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the relative frequency [N], mean 1, of drawing each image so that rare values of all attributes come up
-    more.
+    """Return the relative frequency [N], mean 1, of drawing each image, so that rare values come up more.
 
     An image's weight is the mean over its observed labels [N, K] of 1 / (2 x share of that value among the attribute's
     observed labels); an image without any label gets the smallest weight.
@@ -95,8 +94,7 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
-    """Augmented pixels uint8 [3, H, W], labels [K] and the row of a `Place`; random by (seed, epoch, row) in any
-    worker.
+    """Augmented pixels uint8 [3, H, W], labels [K] and the row of a `Place`; random by (seed, epoch, row).
 
     An image that has become unreadable gives grey pixels, missing labels, and -1 - row. `augmentations` has one per
     epoch.

@@ -12,9 +12,7 @@ Pair = tuple[int, int]
 
 
 class DepthwiseGradients(TorchFunctionMode):
-    """While entered, depthwise convolutions that would run in bf16 on the CPU keep their values and get faster
-    gradients.
-    """
+    """Compute depthwise convolutions in bf16 on the CPU with the same values and faster gradients, while entered."""
 
     def __torch_function__(
         self,
@@ -91,20 +89,8 @@ def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pa
 
 
 def _weight_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    kind = (
-        torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16
-    )  # small filters have a fast kernel of their own
-    found: Tensor = torch.ops.aten.convolution_backward(
-        gradient.to(kind),
-        pixels.to(kind),
-        weight.to(kind),
-        None,
-        stride,
-        padding,
-        (1, 1),
-        False,
-        (0, 0),
-        len(weight),
-        (False, True, False),
-    )[1]
+    kind = torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16  # small filters have a fast kernel
+    found: Tensor = torch.nn.grad.conv2d_weight(
+        pixels.to(kind), list(weight.shape), gradient.to(kind), stride, padding, groups=len(weight)
+    )
     return found.to(weight.dtype)

@@ -10,8 +10,7 @@ History = list[dict[str, Any]]
 
 
 def best_epoch(history: History, metric: str) -> int | None:
-    """Return the place in `history` of the best epoch, the earliest of equals: the lowest loss, or the highest of any
-    other metric.
+    """Return the place in `history` of the best epoch: the lowest loss or the highest metric, the earliest of equals.
 
     Epochs where the metric is undefined are passed over; None where it always is.
     """
@@ -28,9 +27,7 @@ def epochs_without_improvement(history: History, metric: str) -> int:
 
 
 def plateau_factor(history: History, factor: float, patience: int) -> float:
-    """Return the factor on the learning rate that torch's ReduceLROnPlateau reaches after the validation losses of
-    `history`.
-    """
+    """Return the factor on the learning rate that torch's ReduceLROnPlateau reaches after these validation losses."""
     if factor == 1:  # which torch refuses
         return 1.0
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)

@@ -1,6 +1,7 @@
 """Cached features of a frozen backbone, for a stage that trains the head alone."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ class Head(nn.Module):
         return logits
 
 
+@dataclass
 class HeadFeatures:
     """Compute the pooled features [N, D] of augmented views of the training images once, by all processes together.
 
@@ -36,25 +38,17 @@ class HeadFeatures:
     epoch's images. `head` trains on them.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: AimonkModel,
-        images: TrainImages,
-        epochs: range,
-        n_views: int,
-        workers: int,
-    ) -> None:
-        self.accelerator, self.model, self.images, self.epochs, self.workers = (
-            accelerator,
-            model,
-            images,
-            epochs,
-            workers,
-        )
-        self.n_views = min(n_views, len(epochs))
-        network = model.timm_model
-        self.head = Head(network, model.config.model_args.get("drop_rate", getattr(network, "drop_rate", 0.0)))
+    accelerator: Accelerator
+    model: AimonkModel
+    images: TrainImages
+    epochs: range
+    n_views: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        network, model_args = self.model.timm_model, self.model.config.model_args
+        self.head = Head(network, model_args.get("drop_rate", getattr(network, "drop_rate", 0.0)))
+        self.n_views = min(self.n_views, len(self.epochs))
         self._number: int | None = None  # the view that is held
         self._features = torch.empty(0)
         self._lost = torch.empty(0, dtype=torch.bool)
@@ -78,9 +72,7 @@ class HeadFeatures:
             yield self._features[rows], own, torch.where(lost, -1 - rows, rows)
 
     def validation_logits(self, network: nn.Module, gather: Callable[[nn.Module, int], Gathered]) -> Gathered:
-        """Return logits [N, K] of the validation images by the head of `network`, and the readable ones; `gather` runs
-        once.
-        """
+        """Return logits [N, K] and readable [N] of the validation images by the network's head; `gather` runs once."""
         if self._validation is None:
             self._validation = gather(Pooled(network), _width(network))
         features, readable = self._validation
@@ -124,9 +116,8 @@ def can_cache(model: AimonkModel, n_images: int) -> bool:
     network = model.timm_model.eval()
     if len(heads(network)) > 1 or not isinstance(network.get_classifier(), nn.Linear):
         return False
-    device = model.device
-    pixels = torch.linspace(-2, 2, 6 * model.transform.size[0] * model.transform.size[1], device=device)
-    pixels = pixels.view(2, 3, *model.transform.size)
+    height, width = model.transform.size
+    pixels = torch.linspace(-2, 2, 6 * height * width, device=model.device).view(2, 3, height, width)
     try:
         with torch.inference_mode():
             wanted = network(pixels)

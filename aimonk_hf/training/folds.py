@@ -1,6 +1,4 @@
-"""K folds: every image is scored by a model that has not seen it; these scores evaluate, tune and calibrate the final
-model.
-"""
+"""Train K folds; out-of-fold scores of all images evaluate, tune and calibrate the final model."""
 
 import shutil
 from collections.abc import Callable
@@ -26,9 +24,7 @@ from aimonk_hf.training.setup import machine_settings
 
 @dataclass
 class OutOfFold:
-    """Images with out-of-fold scores [N, K], the fold of each image [N] and its group of copies [N]; NaN rows:
-    unreadable.
-    """
+    """Images with out-of-fold scores [N, K] (NaN: unreadable), their folds [N] and groups of copies [N]."""
 
     dataset: AttributeDataset
     scores: NDArray[np.float64]
@@ -43,8 +39,7 @@ def cross_validate(
     dataset: AttributeDataset,
     new_model: Callable[[], AimonkModel],
 ) -> OutOfFold:
-    """Train a model without each fold, in `folds/fold-K` of the run directory, and return the scores of the held-out
-    images.
+    """Train a model without each fold, in `folds/fold-K` of the run directory; return the scores of held-out images.
 
     Folds are stratified as the settings divide images, and copies of one image share a fold. Where the settings choose
     an epoch, each model takes its validation images from those it trains on: a held-out fold chooses nothing. Finished

@@ -27,9 +27,7 @@ def freeze_parameters(network: nn.Module, freeze: str) -> None:
 
 
 def set_train_mode(network: nn.Module) -> None:
-    """Put the network in training mode, but every part whose parameters are all frozen in eval mode: its batch norm
-    keeps its statistics.
-    """
+    """Put the network in training mode, but frozen parts in eval mode: their batch norm keeps its statistics."""
     parameters = list(network.parameters())
     frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
     network.train(not frozen)

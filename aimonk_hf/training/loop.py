@@ -48,7 +48,7 @@ from aimonk_hf.training.validation import Validator, validation_figures
 
 @dataclass
 class ActiveStage:
-    """A stage's own parts: the network as accelerate wraps it (the head alone on cached `features`) and its optimiser."""
+    """A stage's own parts: the network as accelerate wraps it (the head alone with `features`) and its optimiser."""
 
     number: int
     settings: Stage
@@ -89,11 +89,8 @@ class Trainer:
         )
         self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
         self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device.type == "cuda")
-        batch_size, cache = (
-            max(32, config.batch_size),
-            open_image_cache(config.image_cache, model.transform.fingerprint),
-        )
-        self.validator = Validator(accelerator, model.transform, validation, batch_size, cache)
+        cache = open_image_cache(config.image_cache, model.transform.fingerprint)
+        self.validator = Validator(accelerator, model.transform, validation, max(32, config.batch_size), cache)
         self.lost_images: set[str] = set()
         self.state = RunState()
 
@@ -111,9 +108,7 @@ class Trainer:
             for callback in callbacks:
                 callback.on_step(self.state.step, loss, lr)
             stop.agree(accelerator)
-            within_epoch = (
-                self.state.epoch_sums.steps < self.batches.n_steps
-            )  # else the checkpoint of the epoch follows
+            within_epoch = self.state.epoch_sums.steps < self.batches.n_steps  # else the epoch's checkpoint follows
             if within_epoch and (stop.asked or timer.due()):
                 self.save(run, stage)
                 timer.restart()
@@ -195,8 +190,7 @@ class Trainer:
         return sum(stage.epochs for stage in self.config.stages[:number])
 
     def train_epoch(self, stage: ActiveStage, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
-        """Take the rest of one pass over the training images; return its row of the history, without validation
-        figures.
+        """Take the rest of a pass over the training images; return its row of the history, without validation figures.
 
         `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
         """
@@ -303,8 +297,7 @@ class Trainer:
             raise NotFiniteError(f"{where} cannot be validated: {error}") from error
 
     def end_epoch(self, row: dict[str, Any]) -> str | None:
-        """Add the epoch to the history, keep its weights if they are the best, and turn to the next stage where one is
-        over.
+        """Add the epoch to the history, keep its weights if they are the best, and turn to the next stage at its end.
 
         A later stage starts from the best epoch where one is kept. Returns why the stage ended early, or None.
         """

@@ -85,9 +85,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
-    """Return timm's exponential moving average of the weights, warmed up so that early weights fade; None where the
-    decay is 0.
-    """
+    """Return timm's EMA of the weights, warmed up so that early weights fade; None where the decay is 0."""
     return ModelEmaV3(network, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
 
 

@@ -49,9 +49,7 @@ class RunDirectory:
         return bool(self.config.resume and self.earlier and self.earlier["finished"])
 
     def check(self) -> None:
-        """Raise `AimonkError` where another run is here and neither --resume nor --overwrite was given, or settings
-        differ.
-        """
+        """Raise `AimonkError` for another run here without --resume or --overwrite, and for other settings."""
         if self.config.resume and self.earlier:
             own, earlier = self.config.to_dict(), _settings(self.earlier, self.path / _CONFIG)
             changed = [
@@ -95,9 +93,7 @@ class RunDirectory:
         make_folder(self.checkpoints)
 
     def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:
-        """Write train_config.json: the settings, their resolved values on this machine, and the weights of a finished
-        run.
-        """
+        """Write train_config.json: settings, their resolved values here, and the weights of a finished run."""
         record = {"settings": self.config.to_dict(), "resolved": resolved, "finished": finished}
         if finished:
             record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
@@ -175,9 +171,7 @@ def _settings(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the images that are gone, new, labelled otherwise, of another size, or in another order (which divides
-    them).
-    """
+    """Name the images that are gone, new, labelled otherwise, of another size, or in another order."""
     both = [image for image in before if image in now]
     groups = {
         "gone": [image for image in before if image not in now],

@@ -62,9 +62,7 @@ def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel)
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """Compute a training forward pass in the run's precision, with fast gradients of depthwise convolutions where they
-    help.
-    """
+    """Return a context for forward passes: the run's precision, and fast depthwise gradients where they help."""
     stack = ExitStack()
     stack.enter_context(accelerator.autocast())
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":

@@ -42,8 +42,7 @@ class EpochSums:
 
 @dataclass
 class RunState:
-    """Counts and figures that the rest of a run depends on; random numbers, learning rates and image order follow from
-    them.
+    """Counts and figures of a run; random numbers, learning rates and the order of images follow from them.
 
     `epoch` and `stage_epoch` count finished epochs; `losses` holds the training loss of every step with a label,
     `history` a row for every epoch, `best` the weights of the best epoch where one is kept.

@@ -11,9 +11,7 @@ from accelerate import Accelerator
 
 
 def stopped_line(folder: Path) -> str:
-    """Return the line that names the last checkpoint of a stopped run, in its own directory or a fold's, and the way
-    on.
-    """
+    """Return the line that names the last checkpoint of a stopped run, or of its fold, and the way on."""
     saved = sorted(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
     if not saved:
         return "stopped: the same command with --resume goes on"

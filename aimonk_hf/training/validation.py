@@ -66,8 +66,7 @@ class Validator:
 def validation_figures(
     logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
 ) -> dict[str, Any]:
-    """Return loss, macro F1 at 0.5, macro average precision and macro AUROC of logits and labels [N, K]; None:
-    undefined.
+    """Return loss, macro F1 at 0.5, mAP and macro AUROC of logits and labels [N, K]; undefined ones are None.
 
     Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
     """
