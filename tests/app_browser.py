@@ -1,4 +1,4 @@
-"""What the browser tests share: Debian's chromium, the app in it at desktop and phone width, and what a visitor does."""
+"""Share among the browser tests: chromium, the app in it on a desktop and a phone, and the acts of a visitor."""
 
 import os
 import shutil
@@ -19,9 +19,13 @@ SCREENS = [
     pytest.param(
         {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}, id="phone-dark"
     ),
-    pytest.param({"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}, id="desktop-dark"),
     pytest.param(
-        {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True}, id="phone-light"
+        {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}, id="desktop-dark", marks=pytest.mark.soak
+    ),
+    pytest.param(
+        {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True},
+        id="phone-light",
+        marks=pytest.mark.soak,
     ),
 ]
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -99,13 +103,13 @@ def open_page(browser: Any, app: RunningApp, screen: Any) -> Iterator[Any]:
 
 
 def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#picture input[type=file]", str(path))
+    page.set_input_files("#image input[type=file]", str(path))
     page.wait_for_function(SCORED)
 
 
 def clear(page: Any) -> None:
-    page.click("#picture button[aria-label='Remove Image'], #picture button[aria-label='Clear']")
-    page.wait_for_selector("#panel .message[role=status]:has-text('Choose a picture')")
+    page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
+    page.wait_for_selector("#panel .message[role=status]:has-text('Choose an image')")
 
 
 def row(page: Any, attribute: str) -> Any:

@@ -13,10 +13,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from aimonk_hf.app.examples import example_pictures
+from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.page import build_page
+from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.serve import app_folder, launch, load_served
-from aimonk_hf.app.served import Served
 
 
 @dataclass
@@ -34,7 +34,7 @@ def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int
     """Serve a model folder on a free port; `max_file_size` is in megabytes."""
     with app_folder() as folder:
         served = load_served(str(model_folder), max_file_size, model_folder if allow_save else None)
-        page = build_page(served, example_pictures(model_folder, list(served.stored), folder))
+        page = build_page(served, write_examples(model_folder, list(served.stored), folder))
         try:
             launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False, is_writable=allow_save)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
@@ -102,10 +102,10 @@ def odd_pictures(folder: Path) -> dict[str, Path]:
 
 # What the page and the API say of each; of the others nothing.
 NOTES = {
-    "clear.png": "A transparent picture: its transparency is dropped.",
-    "cmyk.jpg": "A CMYK picture: converted to RGB without a colour profile.",
-    "deep.png": "A 16-bit picture: scaled to 8 bits.",
-    "moving.gif": "An animated picture: its first frame is used.",
+    "clear.png": "A transparent image: its transparency is dropped.",
+    "cmyk.jpg": "A CMYK image: converted to RGB without a colour profile.",
+    "deep.png": "A 16-bit image: scaled to 8 bits.",
+    "moving.gif": "An animated image: its first frame is used.",
 }
 
 

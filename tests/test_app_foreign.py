@@ -36,7 +36,7 @@ SCRIPT = "<img src=x onerror=window.ran=1>"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose every text is set up to run or to fetch, where it is read as HTML, Markdown or a template."""
+    """A model folder whose every text would run or fetch where it is read as HTML, Markdown or a template."""
     folder = tmp_path_factory.mktemp("foreign") / SCRIPT
     torch.manual_seed(0)
     AimonkModel.from_timm("test_resnet", NAMES, pretrained=False, image_size=32).save_pretrained(folder)
@@ -115,7 +115,7 @@ def test_names_in_a_batch_are_shown_as_text(page: Any, tmp_path: Path) -> None:
     page.set_input_files("#files input[type=file]", [str(path) for path in paths])
     page.wait_for_selector("#files :text('onload')")
     page.click("#run")
-    page.wait_for_selector("#report :text('2 of 3 pictures scored')")
+    page.wait_for_selector("#report :text('2 of 3 images scored')")
     assert names[2] in page.inner_text("#report")
     page.wait_for_selector("#gallery img")
     page.wait_for_selector("#table :text('constructor')")

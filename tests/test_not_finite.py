@@ -223,7 +223,7 @@ def test_the_app_says_that_an_output_is_not_finite(overflowing: Path, tmp_path: 
     pictures = [handle_file(path) for path in write_pictures(tmp_path / "pictures", 2)]
     with running_app(overflowing) as app:
         client = Client(app.url, verbose=False, download_files=tmp_path / "downloads")
-        with pytest.raises(AppError, match="the network's output for this image is not finite"):
+        with pytest.raises(AppError, match="network's output for this image is not finite"):
             client.predict(image=pictures[0], api_name="/predict")
         table, path = client.predict(files=pictures, api_name="/predict_batch")
         assert [row[1:-1] for row in table["data"]] == [[""] * 6] * 2

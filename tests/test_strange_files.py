@@ -350,11 +350,11 @@ def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:
     for name, found in corpus.alone.items():
         path = corpus.images / name
         if isinstance(found, str):
-            with pytest.raises(ImageError), uploads.read_picture(str(path), budget):
+            with pytest.raises(ImageError), uploads.decoded(str(path), budget):
                 pass
         else:
-            with uploads.read_picture(str(path), budget) as picture:
-                np.testing.assert_array_equal(np.asarray(picture.image), np.asarray(read_image(path)))
+            with uploads.decoded(str(path), budget) as (image, _):
+                np.testing.assert_array_equal(np.asarray(image), np.asarray(read_image(path)))
 
 
 def test_bytes_are_judged_as_the_file_is(corpus: Corpus) -> None:

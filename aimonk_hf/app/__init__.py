@@ -1,11 +1,11 @@
-"""The web page and the HTTP interface of a model: upload a picture, see its attributes, move a threshold, export."""
+"""The web page and the HTTP interface of a model: upload an image, see its attributes, move a threshold, export."""
 
 from aimonk_hf.errors import AimonkError
 
 try:
     import gradio  # noqa: F401
 except ImportError as error:
-    raise AimonkError("the app needs gradio: pip install 'aimonk_hf[app]'") from error
+    raise AimonkError("The app needs gradio: pip install 'aimonk_hf[app]'") from error
 
 from aimonk_hf.app.serve import serve
 

@@ -1,135 +1,179 @@
-"""The second tab: many files or a zip; and the endpoint /predict_batch."""
+"""Build the second tab: many files or a zip, their table, CSV file and gallery; and the endpoint /predict_batch."""
 
 import html
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from aimonk_hf.app.batch import Row, gallery_items, score_batch, table_header, table_rows, write_csv
-from aimonk_hf.app.served import Served
-from aimonk_hf.app.sessions import ApiSessions
+from aimonk_hf.app.gradio_internals import ApiSessions
+from aimonk_hf.app.scoring import Served
+from aimonk_hf.app.uploads import Upload, expand_uploads, in_words, sentence
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.predict_files import csv_cells
+from aimonk_hf.modeling.prediction import Prediction
+from aimonk_hf.storage import csv_line, score_columns, write_text
 
-EVERY = "all pictures"
-MAX_SHOWN = 200  # pictures in the gallery; table and CSV hold all
+EVERY = "all images"
+MAX_SHOWN = 200  # images in the gallery; table and CSV hold all
+_PROGRESS = gr.Progress()
+WORKERS = 8  # images on their way at a time, so that the network gets whole batches
+
+
+@dataclass
+class Row:
+    """An image of a batch: its scores or the reason why there are none, what was done to it, and a small JPEG of it."""
+
+    image: str
+    scores: dict[str, float] | None = None
+    error: str = ""
+    notes: str = ""
+    thumbnail: Path | None = None
+
+    def cells(self, thresholds: dict[str, float]) -> list[str]:
+        """Return the cells of `aimonk-hf predict --format csv`, without the error."""
+        prediction = None if self.scores is None else Prediction(self.scores, thresholds)
+        return csv_cells(self.image, prediction, list(thresholds))
+
+
+def score_batch(
+    served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> list[Row]:
+    """Score every image of the files sent, in their order; bad ones carry their reason.
+
+    Raises `AimonkError` as `expand_uploads` does.
+    """
+
+    def score(numbered: tuple[int, Upload]) -> Row:
+        number, upload = numbered
+        thumbnail = None if thumbnails is None else thumbnails / f"{number:04d}.jpg"
+        try:
+            pixels, notes = served.read(upload, thumbnail)
+            return Row(upload.name, served.scorer.score(pixels), notes=notes, thumbnail=thumbnail)
+        except AimonkError as error:
+            return Row(upload.name, error=sentence(error))
+
+    rows = []
+    with ExitStack() as archives, ThreadPoolExecutor(WORKERS) as pool:
+        uploads = expand_uploads(files, served.limits, archives)
+        for row in pool.map(score, enumerate(uploads)):
+            rows.append(row)
+            if progress:
+                progress(len(rows), len(uploads))
+    return rows
+
+
+def table_value(rows: list[Row], thresholds: dict[str, float]) -> dict[str, Any]:
+    """Return the table: the columns of the CSV file, and what was done to each image."""
+    header = ["image", "attributes", *score_columns(thresholds), "notes", "error"]
+    data = [[*row.cells(thresholds), row.notes, row.error] for row in rows]
+    return {"headers": header, "data": data or [[""] * len(header)]}
+
+
+def write_csv(rows: list[Row], thresholds: dict[str, float], folder: Path) -> str:
+    """Write predictions.csv, as `aimonk-hf predict --format csv` does, into a new folder; return its path."""
+    lines = [["image", "attributes", *score_columns(thresholds), "error"]]
+    lines += [[*row.cells(thresholds), row.error] for row in rows]
+    path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
+    write_text(path, "".join(map(csv_line, lines)))
+    return str(path)
+
+
+def gallery_items(rows: list[Row], thresholds: dict[str, float], attribute: str = EVERY) -> list[tuple[str, str]]:
+    """Return thumbnails with captions, those with `attribute` present where one is named."""
+    items = []
+    for row in rows:
+        if row.scores is not None and row.thumbnail is not None and row.thumbnail.exists():  # old files are removed
+            present = Prediction(row.scores, thresholds).attributes
+            if attribute == EVERY or attribute in present:
+                items.append((str(row.thumbnail), f"{Path(row.image).name}: {', '.join(present) or 'none'}"))
+    return items[:MAX_SHOWN]
 
 
 def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions) -> None:
     """Lay out the tab and bind its events; decisions follow this visitor's `thresholds`."""
-    attributes = list(served.stored)
     with gr.Tab("Batch", id="batch") as tab:
         rows: gr.State = gr.State([])
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=280):
-                files = gr.File(
-                    label="Pictures, or a zip of pictures", file_count="multiple", height=180, elem_id="files"
-                )
+                label = "Images, or a zip of images"
+                files = gr.File(label=label, file_count="multiple", height=180, elem_id="files")
                 run = gr.Button("Score the files", variant="primary", elem_id="run")
-                chosen = gr.Dropdown([EVERY, *attributes], value=EVERY, label="Show pictures with", elem_id="filter")
+                choices = [EVERY, *served.stored]
+                chosen = gr.Dropdown(choices, value=EVERY, label="Show images with", elem_id="filter")
                 table_file = gr.DownloadButton("Download CSV", interactive=False, elem_id="csv")
             with gr.Column(scale=2, min_width=300):
                 report = gr.HTML("<p>Thresholds are those of the Predict tab.</p>", elem_id="report")
-                gallery = gr.Gallery(
-                    label="Pictures",
-                    columns=4,
-                    fit_columns=False,
-                    height=420,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="gallery",
-                )
-        table = gr.Dataframe(
-            headers=table_header(attributes), label="Table", interactive=False, max_height=420, elem_id="table"
-        )
-        _add_endpoint(served, sessions)
-    shown = [gallery, table, table_file]
+                fixed: dict[str, Any] = {"interactive": False, "height": 420, "buttons": []}
+                gallery = gr.Gallery(label="Images", columns=4, fit_columns=False, elem_id="gallery", **fixed)
+        headers = table_value([], served.stored)["headers"]
+        table = gr.Dataframe(headers=headers, label="Table", interactive=False, max_height=420, elem_id="table")
+        _add_endpoint(served, sessions, headers)
 
     def score(
-        sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = gr.Progress()
+        sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = _PROGRESS
     ) -> tuple[Any, ...]:
+        def tell(done: int, total: int) -> None:
+            progress((done, total), "scoring", unit="images")
+
         try:
-            thumbnails = Path(tempfile.mkdtemp(dir=served.limits.folder))
-            scored = score_batch(
-                served, sent, thumbnails, lambda done, total: progress((done, total), "scoring", unit="pictures")
-            )
+            scored = score_batch(served, sent, Path(tempfile.mkdtemp(dir=served.limits.folder)), tell)
         except AimonkError as error:
-            return (
-                [],
-                f'<p class="problem" role="alert">{html.escape(str(error))}.</p>',
-                [],
-                _cells(served, [], None),
-                gr.update(interactive=False),
-            )
-        # gradio removes what it has shown; these may be filtered out
-        sessions.page.upload_file_set.update(row.thumbnail for row in scored if row.thumbnail)
+            told = f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
+            return [], told, *view([], moved, attribute)
         return scored, _report(scored), *view(scored, moved, attribute)
 
     def view(scored: list[Row], moved: dict[str, float] | None, attribute: str) -> tuple[Any, ...]:
         """Decide from the kept scores with the thresholds as they are now."""
         decided = moved or served.stored
-        items = gallery_items(scored, decided, None if attribute == EVERY else attribute)
         path = write_csv(scored, decided, served.limits.folder) if scored else None
-        return items[:MAX_SHOWN], _cells(served, scored, decided), gr.update(value=path, interactive=path is not None)
+        download = gr.update(value=path, interactive=path is not None)
+        return gallery_items(scored, decided, attribute), table_value(scored, decided), download
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-    run.click(
-        score,
-        [files, thresholds, chosen],
-        [rows, report, *shown],
-        show_progress_on=report,
-        concurrency_limit=2,
-        **private,
-    )
+    shown = [gallery, table, table_file]
+    outputs = [rows, report, *shown]
+    run.click(score, [files, thresholds, chosen], outputs, show_progress_on=report, concurrency_limit=2, **private)
     chosen.input(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
     tab.select(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
 
 
-def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
+def _add_endpoint(served: Served, sessions: ApiSessions, headers: list[str]) -> None:
     """Offer /predict_batch: files in, the table and the CSV file out, by the stored thresholds."""
-    files = gr.File(label="files", file_count="multiple", visible=False)
-    outputs = [
-        gr.Dataframe(label="table", headers=table_header(list(served.stored)), visible=False),
-        gr.File(label="csv", visible=False),
-    ]
 
     def predict_batch(request: gr.Request, *, files: Any) -> tuple[Any, str]:
         sessions.note(request)
-        try:
+        with in_words():
             rows = score_batch(served, files)
-        except AimonkError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return _cells(served, rows, served.stored), write_csv(rows, served.stored, served.limits.folder)
+        return table_value(rows, served.stored), write_csv(rows, served.stored, served.limits.folder)
 
     gr.Button(visible=False).click(
         predict_batch,
-        inputs_kwargs={"files": files},
-        outputs=outputs,
+        inputs_kwargs={"files": gr.File(label="files", file_count="multiple", visible=False)},
+        outputs=[gr.Dataframe(label="table", headers=headers, visible=False), gr.File(label="csv", visible=False)],
         api_name="predict_batch",
-        api_description="Score pictures, or zips of pictures. Returns a table, whose last columns say what was done to a picture "
-        "and why it has no scores, and a CSV file.",
+        api_description="Score images, or zips of images. Returns a table, whose last columns say what was done to an "
+        "image and why it has no scores, and a CSV file.",
         preprocess=False,
         concurrency_limit=2,
     )
 
 
-def _cells(served: Served, rows: list[Row], thresholds: dict[str, float] | None) -> dict[str, Any]:
-    header = table_header(list(served.stored))
-    return {"headers": header, "data": table_rows(rows, thresholds or served.stored) or [[""] * len(header)]}
-
-
 def _report(rows: list[Row]) -> str:
     bad = [row for row in rows if row.scores is None]
-    text = (
-        f"<p><b>{len(rows) - len(bad)} of {len(rows)} pictures scored.</b> Thresholds are those of the Predict tab.</p>"
-    )
-    if len(rows) - len(bad) > MAX_SHOWN:
-        text += f"<p>The gallery shows at most {MAX_SHOWN} pictures; the table and the CSV file hold all.</p>"
+    n_good = len(rows) - len(bad)
+    text = f"<p><b>{n_good} of {len(rows)} images scored.</b> Thresholds are those of the Predict tab.</p>"
+    if n_good > MAX_SHOWN:
+        text += f"<p>The gallery shows at most {MAX_SHOWN} images; the table and the CSV file hold all.</p>"
     text += _listed("Left out:", [(row.image, row.error) for row in bad])
     return text + _listed("Read with a change:", [(row.image, row.notes) for row in rows if row.notes])
 
 
 def _listed(title: str, sentences: list[tuple[str, str]]) -> str:
-    items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(sentence)}</li>" for name, sentence in sentences)
+    items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(told)}</li>" for name, told in sentences)
     return f'<div class="failures"><p>{title}</p><ul>{items}</ul></div>' if items else ""

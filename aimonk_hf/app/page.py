@@ -1,4 +1,4 @@
-"""The page as a whole: title, tabs and look."""
+"""Build the page as a whole: title, tabs and look; or the page shown where there is no model."""
 
 import html
 import os
@@ -8,34 +8,30 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.batch_tab import build_batch_tab
-from aimonk_hf.app.fields import uploads_only
-from aimonk_hf.app.model_page import missing_model_page, model_page
+from aimonk_hf.app.gradio_internals import ApiSessions, check_inputs_first
+from aimonk_hf.app.model_tab import missing_model_page, model_page
 from aimonk_hf.app.predict_tab import build_predict_tab
-from aimonk_hf.app.served import Served
-from aimonk_hf.app.sessions import ApiSessions
+from aimonk_hf.app.scoring import Served
 
 TITLE = "aimonk_hf"
 _STATIC = Path(__file__).parent / "static"
 
 
 def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
-    """Return the page and API of a model; `examples` are pictures offered beside the upload field."""
+    """Return the page and API of a model; `examples` are images offered beside the upload field."""
     model = served.scorer.model
+    line = f"{len(served.stored)} attributes, each with a score and a threshold of its own"
     with _blocks(f"{served.name} - {TITLE}") as page:
         sessions = ApiSessions(page)
-        gr.HTML(
-            _title(served.name, f"{len(served.stored)} attributes, each with a score and a threshold of its own"),
-            elem_id="title",
-        )
+        gr.HTML(f"<h1>{html.escape(served.name)}</h1><p>{line}</p>", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Predict", id="predict"):
                 thresholds = build_predict_tab(served, examples, page, sessions)
             build_batch_tab(served, thresholds, sessions)
             with gr.Tab("Model", id="model"):
-                gr.HTML(
-                    model_page(served.name, model.config, model.metrics, model.metrics_problem), elem_id="model-page"
-                )
-    uploads_only(page, served.limits.folder)
+                shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
+                gr.HTML(shown, elem_id="model-page")
+    check_inputs_first(page, served.limits.folder)
     return page
 
 
@@ -47,7 +43,7 @@ def build_missing_page(wanted: str, reason: str) -> gr.Blocks:
 
 
 def look() -> dict[str, Any]:
-    """Return what `launch` needs for the look: one accent colour, light and dark, system fonts (nothing is fetched from elsewhere), names."""
+    """Return the options of `launch` for the look: one accent colour, and system fonts, so that nothing is fetched."""
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.teal,
         secondary_hue=gr.themes.colors.teal,
@@ -73,7 +69,3 @@ def look() -> dict[str, Any]:
 def _blocks(title: str) -> gr.Blocks:
     wanted = os.environ.get("GRADIO_ANALYTICS_ENABLED") == "True"  # gradio's own default is to send
     return gr.Blocks(title=title, analytics_enabled=wanted)
-
-
-def _title(name: str, line: str) -> str:
-    return f"<h1>{html.escape(name)}</h1><p>{html.escape(line)}</p>"

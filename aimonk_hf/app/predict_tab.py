@@ -1,206 +1,230 @@
-"""The first tab: a picture in, a bar with a movable threshold per attribute, and why; and the endpoint /predict."""
+"""Build the first tab: an image, a bar with a movable threshold per attribute, heat maps; and the endpoint /predict."""
 
 import html
 import inspect
-from collections.abc import Iterable
+import keyword
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from aimonk_hf.app.decisions import read_thresholds
-from aimonk_hf.app.served import Served, score_upload
-from aimonk_hf.app.sessions import ApiSessions
+from aimonk_hf.app.gradio_internals import ApiSessions, event_value
+from aimonk_hf.app.scoring import Served
+from aimonk_hf.app.uploads import in_words, open_upload, sentence
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.prediction import Prediction
 
+CLOSE_CALL = 0.05  # a score this near to its threshold would be decided otherwise by a slightly different threshold
+NAMED = 8  # present attributes in the sentence above the bars, which has two lines
+IMAGE_HEIGHT = 380
 _STATIC = Path(__file__).parent / "static"
-PICTURE_HEIGHT = 380
+# Names that gradio's clients keep for themselves, beside the endpoint's own parameters.
+_TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
 def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, sessions: ApiSessions) -> gr.State:
-    """Lay out the tab and bind its events; returns the state that holds this visitor's thresholds (None: the stored ones)."""
-    kept: gr.State = gr.State(None)  # this visitor's last scores, by attribute
+    """Lay out the tab and bind its events; return the state with this visitor's thresholds (None: the stored ones)."""
     thresholds: gr.State = gr.State(None)
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=300, elem_id="predict-left"):
-            picture = gr.Image(
-                label="Picture",
+            image = gr.Image(
+                label="Image",
                 type="filepath",
-                height=PICTURE_HEIGHT,
+                height=IMAGE_HEIGHT,
                 sources=["upload", "clipboard", "webcam"],
                 buttons=["fullscreen"],
-                alt_text="the picture whose attributes are shown",
-                elem_id="picture",
+                alt_text="The image whose attributes are shown",
+                elem_id="image",
             )
             if examples:
-                gr.Examples(
-                    [[str(path)] for path in examples],
-                    picture,
-                    label="Examples",
-                    examples_per_page=8,
-                    elem_id="examples",
-                )
+                listed = [[str(path)] for path in examples]
+                gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
             heat = gr.Image(
                 label="Heat map",
-                height=PICTURE_HEIGHT,
+                height=IMAGE_HEIGHT,
                 visible=False,
                 interactive=False,
                 buttons=["download", "fullscreen"],
-                alt_text="heat map of one attribute over the picture",
+                alt_text="Heat map of one attribute over the image",
                 elem_id="heat",
             )
             caption = gr.HTML(visible=False, elem_id="heat-caption")
         with gr.Column(scale=6, min_width=300, elem_id="predict-right"):
-            panel = _panel(served)
-    _bind(served, picture, panel, heat, caption, kept, thresholds)
-    if served.save_folder is not None:
-        # the page's own copy of the stored thresholds dates from the start of the app
-        page.load(
-            lambda: served.panel(None, None, "scored"),
-            None,
-            panel,
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+            panel = gr.HTML(
+                panel_value(served, None, None),
+                label="Attributes",
+                html_template=(_STATIC / "panel.html").read_text(encoding="utf-8"),
+                css_template=(_STATIC / "panel.css").read_text(encoding="utf-8"),
+                js_on_load=(_STATIC / "panel.js").read_text(encoding="utf-8"),
+                apply_default_css=False,
+                elem_id="panel",
+            )
+    _bind(served, image, panel, heat, caption, thresholds)
+    if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
     _add_endpoint(served, sessions)
     return thresholds
 
 
-def _panel(served: Served) -> gr.HTML:
-    return gr.HTML(
-        served.panel(None, None, "scored"),
-        label="Attributes",
-        html_template=(_STATIC / "panel.html").read_text(encoding="utf-8"),
-        css_template=(_STATIC / "panel.css").read_text(encoding="utf-8"),
-        js_on_load=(_STATIC / "panel.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        elem_id="panel",
-    )
+def panel_value(
+    served: Served,
+    scores: dict[str, float] | None,
+    thresholds: dict[str, float] | None,
+    message: str = "",
+    error: bool = False,
+    moves: int | None = None,
+) -> dict[str, Any]:
+    """Return the value of the panel; `moves` numbers the move of thresholds that it answers, None for new scores."""
+    rows = panel_rows(served.stored, thresholds or served.stored, scores)
+    return {
+        "rows": rows,
+        "kind": "scored" if moves is None else "decided",
+        "message": f"{summary(rows)} {message}".strip() or "Choose an image: the scores appear here.",
+        "error": error,
+        "moves": moves or 0,
+        "token": "" if served.save_folder is None else served.token,
+    }
+
+
+def panel_rows(
+    stored: dict[str, float], thresholds: dict[str, float], scores: dict[str, float] | None
+) -> list[dict[str, Any]]:
+    """Return a row per attribute, in the model's order; score and state are empty before an image is there."""
+    present = set(Prediction(scores, thresholds).attributes) if scores else set()
+    rows = []
+    for name, threshold in thresholds.items():
+        score = scores[name] if scores else None
+        state = "" if score is None else "present" if name in present else "absent"
+        close = score is not None and abs(score - threshold) <= CLOSE_CALL
+        row = {"name": name, "score": score, "threshold": threshold, "stored": stored[name], "state": state}
+        rows.append(row | {"close": close})
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return a sentence that names the present attributes."""
+    if rows[0]["score"] is None:
+        return ""
+    present = [row["name"] for row in rows if row["state"] == "present"]
+    close = sum(row["close"] for row in rows)
+    named = ", ".join(present[:NAMED]) + (f" and {len(present) - NAMED} more" if len(present) > NAMED else "")
+    return f"Present: {named or 'none'}." + (f" {close} close {'call' if close == 1 else 'calls'}." if close else "")
 
 
 def _bind(
-    served: Served,
-    picture: gr.Image,
-    panel: gr.HTML,
-    heat: gr.Image,
-    caption: gr.HTML,
-    kept: gr.State,
-    thresholds: gr.State,
+    served: Served, image: gr.Image, panel: gr.HTML, heat: gr.Image, caption: gr.HTML, thresholds: gr.State
 ) -> None:
+    kept: gr.State = gr.State(None)  # this visitor's last scores, by attribute
+
     def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, ...]:
-        """Score a new picture; a removed or unusable one empties the bars."""
+        """Score a new image; a removed or unusable one empties the bars."""
+        scores, message, failed = None, "", False
+        try:
+            if value is not None:
+                pixels, message = served.read(open_upload(value, served.limits))
+                scores = served.scorer.score(pixels)
+        except AimonkError as error:
+            message, failed = sentence(error), True
         hidden = gr.update(visible=False, value=None)
-        if value is None:
-            return served.panel(None, moved, "scored"), None, hidden, gr.update(visible=False)
-        scores, sentence = score_upload(served, value)
-        if scores is None:
-            return served.panel(None, moved, "scored", sentence, error=True), None, hidden, gr.update(visible=False)
-        value = served.panel(scores, moved, "scored")
-        value["message"] = f"{value['message']} {sentence}".strip()
-        return value, scores, hidden, gr.update(visible=False)
+        return panel_value(served, scores, moved, message, failed), scores, hidden, gr.update(visible=False)
 
     def decide(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         """Decide anew from the kept scores; the network does not run."""
-        moved = _checked(served, event)
-        return served.panel(scores, moved, "decided", moves=_moves(event)), moved
+        moved = _moved(served, event)
+        return panel_value(served, scores, moved, moves=_moves(event)), moved
 
     def save(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
-        moved = _checked(served, event)
+        moved = _moved(served, event)
         try:
-            sentence, failed = served.save_thresholds(moved, _sent(event, "token")), False
+            told, failed = served.save_thresholds(moved, event_value(event, "token")), False
         except AimonkError as error:
-            sentence, failed = f"{error}.", True
-        return served.panel(scores, moved, "scored", sentence, failed, _moves(event)), moved
+            told, failed = sentence(error), True
+        return panel_value(served, scores, moved) | {"message": told, "error": failed, "moves": _moves(event)}, moved
 
-    def explain(value: Any, scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
-        """Compute the heat map of one attribute for the picture that is shown."""
-        from aimonk_hf.app.heatmap import heat_map, overlay
-
-        attribute = str(_sent(event, "attribute"))
+    def explain(value: Any, event: gr.EventData) -> tuple[Any, Any]:
+        """Compute the heat map of one attribute for the image that is shown."""
+        attribute = str(event_value(event, "attribute"))
         try:
-            pixels, _ = served.read(value)
-            heat_values = heat_map(served.scorer, pixels, attribute)
+            if find_spec("pytorch_grad_cam") is None:
+                raise AimonkError("Heat maps are not available here")
+            from aimonk_hf.app.heatmap import heat_map, overlay
+
+            pixels, _ = served.read(open_upload(value, served.limits))
+            shown = overlay(pixels, heat_map(served.scorer, pixels, attribute))
         except AimonkError as error:
-            return gr.update(visible=False), gr.update(visible=True, value=_paragraph(f"No heat map: {error}."))
-        shown = overlay(pixels, heat_values)
-        words = f"Where the network looked for {attribute}: bright parts raised its score. The picture is shown as the network sees it."
-        return gr.update(visible=True, value=shown, label=f"Heat map: {attribute}"), gr.update(
-            visible=True, value=_paragraph(words)
-        )
+            words, hidden = f"<p>{html.escape(sentence(error))}</p>", gr.update(visible=False)
+            return hidden, gr.update(visible=True, value=words)
+        words = f"Bright parts raised the score of {html.escape(attribute)}. This is the image as the network sees it."
+        label = f"Heat map: {attribute}"
+        return gr.update(visible=True, value=shown, label=label), gr.update(visible=True, value=f"<p>{words}</p>")
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
-    picture.change(show, [picture, thresholds], [panel, kept, heat, caption], show_progress="hidden", **private)
-    panel.input(
-        decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", show_progress="hidden", **private
-    )
-    panel.select(explain, [picture, kept], [heat, caption], show_progress="minimal", scroll_to_output=True, **private)
+    hidden = private | {"show_progress": "hidden"}
+    image.change(show, [image, thresholds], [panel, kept, heat, caption], **hidden)
+    panel.input(decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", **hidden)
+    panel.select(explain, image, [heat, caption], show_progress="minimal", scroll_to_output=True, **private)
     if served.save_folder is not None:
-        panel.submit(save, kept, [panel, thresholds], queue=False, show_progress="hidden", **private)
+        panel.submit(save, kept, [panel, thresholds], queue=False, **hidden)
 
 
-def _paragraph(words: str) -> str:
-    return f"<p>{html.escape(words)}</p>"
-
-
-def _checked(served: Served, event: gr.EventData) -> dict[str, float]:
-    try:
-        return read_thresholds(served.stored, _sent(event, "thresholds"))
-    except AimonkError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-
-
-def _sent(event: gr.EventData, name: str) -> Any:
-    """Return what the page sent along with an event; anyone can send anything, or nothing."""
-    return event._data.get(name) if isinstance(event._data, dict) else None
+def _moved(served: Served, event: gr.EventData) -> dict[str, float]:
+    with in_words():
+        return served.thresholds(event_value(event, "thresholds"))
 
 
 def _moves(event: gr.EventData) -> int:
-    moves = _sent(event, "moves")
+    moves = event_value(event, "moves")
     return moves if isinstance(moves, int) else 0
+
+
+def slugs(attributes: list[str]) -> list[str]:
+    """Return a parameter name for each attribute: lower case, `_` for other characters, `attr_` before a collision."""
+    names: list[str] = []
+    for number, attribute in enumerate(attributes, start=1):
+        slug = re.sub(r"\W+", "_", attribute.lower(), flags=re.ASCII).strip("_") or str(number)
+        if not slug.isidentifier() or keyword.iskeyword(slug) or slug in (*_TAKEN, *names):
+            slug = f"attr_{slug}"
+        base, count = slug, 2
+        while slug in names:
+            slug, count = f"{base}_{count}", count + 1
+        names.append(slug)
+    return names
 
 
 def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
     """Offer /predict with one parameter per attribute, named by its slug; its fields lie on no page."""
     image = gr.Image(label="image", type="filepath", visible=False)
-    attribute_of = {slug: name for name, slug in served.slugs.items()}
-    # Clients fill in the defaults that they read once. Where the stored thresholds can change, the default says only "the stored one".
-    defaults = {slug: None if served.save_folder else served.stored[name] for slug, name in attribute_of.items()}
-    numbers = {slug: gr.Number(defaults[slug], label=name, visible=False) for slug, name in attribute_of.items()}
-    outputs = [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)]
+    attribute_of = dict(zip(slugs(list(served.stored)), served.stored, strict=True))
+    # clients fill in the defaults that they read once; where stored thresholds can change, None stands for them
+    numbers = {
+        slug: gr.Number(None if served.save_folder else served.stored[name], label=name, visible=False)
+        for slug, name in attribute_of.items()
+    }
 
     def predict(request: gr.Request, *, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
         sessions.note(request)
-        try:
-            scores, present, notes = served.predict(
-                image, {attribute_of[slug]: value for slug, value in thresholds.items()}
-            )
-        except AimonkError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        for note in notes:
-            gr.Info(note)  # a log message beside the answer
-        return scores, present
+        with in_words():
+            resolved = served.thresholds({attribute_of[slug]: value for slug, value in thresholds.items()})
+            pixels, notes = served.read(open_upload(image, served.limits))
+            scores = served.scorer.score(pixels)
+        if notes:
+            gr.Info(notes)  # a log message beside the answer
+        return {name: round(score, 6) for name, score in scores.items()}, Prediction(scores, resolved).attributes
 
-    predict.__signature__ = _signature(predict, numbers)  # type: ignore[attr-defined]
+    # gradio takes a parameter without a value as optional only if the signature names it, and it can be None there
+    named = [inspect.Parameter(slug, inspect.Parameter.KEYWORD_ONLY, default=None) for slug in numbers]
+    fixed = list(inspect.signature(predict).parameters.values())[:-1]
+    predict.__signature__ = inspect.Signature([*fixed, *named])  # type: ignore[attr-defined]
     gr.Button(visible=False).click(
         predict,
         inputs_kwargs={"image": image, **numbers},
-        outputs=outputs,
+        outputs=[gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)],
         api_name="predict",
-        api_description="Score one picture. Each number is that attribute's threshold, the stored one where it is left out. "
-        "Returns the scores and the present attributes.",
+        api_description="Score one image. Each number is that attribute's threshold, the stored one where it is left "
+        "out. Returns the scores and the present attributes.",
         preprocess=False,
         concurrency_limit=None,
-    )
-
-
-def _signature(endpoint: Any, names: Iterable[str]) -> inspect.Signature:
-    """Return the endpoint's signature with `**` spelt out: gradio takes a parameter without a value as optional only if it can be None here."""
-    fixed = [
-        each
-        for each in inspect.signature(endpoint).parameters.values()
-        if each.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    return inspect.Signature(
-        [*fixed, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names)]
     )

@@ -1,25 +1,33 @@
-"""Scores for many callers at once: each brings one picture, the network takes those that wait as one batch."""
+"""Score images for many callers at once: each brings one, and the network takes those that wait as one batch."""
 
+import secrets
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aimonk_hf.app.uploads import Budget, Picture, read_picture
+from aimonk_hf.app.uploads import Budget, Limits, Upload, decoded, unpacked
 from aimonk_hf.data.images import MAX_PIXELS
-from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.errors import AimonkError, ImageError, reason_of
+from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.inference import finite
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.weights import CONFIG_FILE
+from aimonk_hf.storage import read_json, write_json
+
+THUMBNAIL = (224, 224)
 
 
 class Scorer:
-    """Runs the network in one thread, on up to `max_batch` waiting pictures at a time; a failure reaches only the callers of that batch.
+    """Run the network in one thread, on up to `max_batch` waiting images at a time.
 
-    Decoding is done by the callers, at most `MAX_PIXELS` at a time, so that large pictures cannot fill the memory. `network_lock` is held
-    while the network computes; whoever uses the network otherwise must hold it too. `n_images` and `n_batches` count what was computed.
+    `network_lock` is held while the network computes; other users of the network must hold it too. `n_images` and
+    `n_batches` count the images and batches computed.
     """
 
     def __init__(self, model: AimonkModel, max_batch: int = 16) -> None:
@@ -27,13 +35,8 @@ class Scorer:
         self.max_batch = max_batch
         self.network_lock = Lock()
         self.n_images = self.n_batches = 0
-        self._decoding = Budget(MAX_PIXELS)
         self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-
-    def read(self, source: str | bytes) -> AbstractContextManager[Picture]:
-        """Decode an uploaded picture for the length of a block, when its turn has come; raises `ImageError`."""
-        return read_picture(source, self._decoding)
 
     def score(self, pixels: Tensor) -> dict[str, float]:
         """Return the scores of an image as the transform's uint8 pixels [3, H, W]; waits for its turn.
@@ -56,16 +59,76 @@ class Scorer:
             batch.append(self._waiting.popleft())
         if not batch:
             return  # an earlier turn has taken them along
-        answers = [answer for _, answer in batch]
         try:
             with self.network_lock:
-                pixels = torch.stack([pixels for pixels, _ in batch])
-                logits = self.model.logits_of_pixels(pixels)
+                logits = self.model.logits_of_pixels(torch.stack([pixels for pixels, _ in batch]))
         except (RuntimeError, MemoryError) as error:
-            for answer in answers:
-                answer.set_exception(AimonkError(f"the network failed on this batch ({reason_of(error)}): try again"))
+            for _, answer in batch:
+                answer.set_exception(AimonkError(f"The network failed on this batch ({reason_of(error)}): try again"))
             return
         self.n_images += len(batch)
         self.n_batches += 1
-        for answer, row in zip(answers, logits, strict=True):
+        for (_, answer), row in zip(batch, logits, strict=True):
             answer.set_result(row)
+
+
+@dataclass
+class Served:
+    """A model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
+
+    A visitor who writes must send `token`, which only the page of this start holds. At most `MAX_PIXELS` are decoded at
+    a time, so that large images cannot fill the memory.
+    """
+
+    scorer: Scorer
+    name: str
+    limits: Limits
+    save_folder: Path | None = None
+    token: str = field(default_factory=secrets.token_urlsafe)
+    decoding: Budget = field(default_factory=lambda: Budget(MAX_PIXELS))
+
+    @property
+    def stored(self) -> dict[str, float]:
+        """The model's thresholds by attribute."""
+        return self.scorer.model.config.thresholds
+
+    def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Tensor, str]:
+        """Return the pixels [3, H, W] that the network sees of an upload, and sentences on what was done to it.
+
+        A small JPEG of it is written to `thumbnail`. Raises `ImageError`.
+        """
+        with unpacked(upload, self.limits) as source, decoded(source, self.decoding) as (image, notes):
+            pixels = self.scorer.model.transform.pixels(image)
+            if thumbnail is not None:
+                image.thumbnail(THUMBNAIL)
+                try:
+                    image.save(thumbnail, quality=85)
+                except OSError as error:
+                    raise ImageError(f"Its thumbnail cannot be written ({error})") from error
+            return pixels, notes
+
+    def thresholds(self, values: Any) -> dict[str, float]:
+        """Return thresholds by name for a list in the stored ones' order or a mapping; None keeps the stored value.
+
+        Raises `AimonkError`.
+        """
+        if isinstance(values, list):
+            if len(values) != len(self.stored):
+                raise AimonkError(f"{len(self.stored)} thresholds are wanted, found {len(values)}")
+            values = dict(zip(self.stored, values, strict=True))
+        if not isinstance(values, dict):
+            raise AimonkError("The thresholds must be a list of numbers or a mapping of names to numbers")
+        given = {name: value for name, value in values.items() if value is not None}
+        return check_thresholds(list(self.stored), self.stored | given)
+
+    def save_thresholds(self, thresholds: dict[str, float], token: Any) -> str:
+        """Write the thresholds into the model's config.json and return a sentence about it; raises `AimonkError`."""
+        if self.save_folder is None:
+            raise AimonkError("Saving is off: start the app with --allow-save and a local model folder")
+        if not secrets.compare_digest(str(token).encode(), self.token.encode()):
+            raise AimonkError("This page is of an earlier start of the app, and nothing was saved: load it again")
+        path = self.save_folder / CONFIG_FILE
+        write_json(path, read_json(path) | {"thresholds": thresholds})
+        self.scorer.model.config.thresholds = dict(thresholds)
+        earlier = "The model's metrics were measured with the earlier ones: aimonk-hf evaluate measures anew."
+        return f"Saved {len(thresholds)} thresholds. {earlier}"

@@ -1,4 +1,4 @@
-// What gradio leaves undone: names for the example pictures, after their files, and for the button that adds files; Ctrl+V with a picture.
+// What gradio leaves undone: names for the example images, after their files, and for the button that adds files; Ctrl+V with an image.
 () => {
   const name = () => {
     for (const button of document.querySelectorAll("#examples button:not([aria-label])")) {
@@ -14,14 +14,14 @@
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
 
   document.addEventListener("paste", (event) => {
-    const pictures = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
-    const field = document.querySelector("#picture");
-    if (!pictures.length || !field?.offsetParent) return;
+    const images = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+    const field = document.querySelector("#image");
+    if (!images.length || !field?.offsetParent) return;
     event.preventDefault();
     const input = field.querySelector("input[type=file]");
-    if (!input) return field.querySelector(".source-selection button:last-child")?.click(); // a picture is there: gradio's own paste replaces it
+    if (!input) return field.querySelector(".source-selection button:last-child")?.click(); // an image is there: gradio's own paste replaces it
     const held = new DataTransfer();
-    held.items.add(pictures[0]);
+    held.items.add(images[0]);
     input.files = held.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });

@@ -141,7 +141,7 @@ function receive() {
     const late = outdated || value.moves < moves;
     outdated = false;
     if (late) return send();
-  } else outdated = sentAt > 0; // the answer under way is about the picture before
+  } else outdated = sentAt > 0; // the answer under way is about the image before
   const moved = new Map(rows.map((row) => [row.name, row.threshold]));
   const late = value.kind !== "decided" && moves > value.moves;
   rows = value.rows.map((row) => ({ ...row, threshold: late ? moved.get(row.name) : row.threshold }));

@@ -1,0 +1,133 @@
+"""Touch the parts of gradio that it does not document, so that a new version of it concerns one module."""
+
+import re
+from collections import deque
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from pydantic import ValidationError
+
+from aimonk_hf.app.uploads import MAX_FILES, check_place, in_words
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.storage import make_folder
+
+# The addresses that the page and gradio_client need. Others of gradio fetch, start programs, write files or change
+# code: /proxy=, /process_recording, /deep_link, /vibe-edit.
+PAGES = re.compile(
+    r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/\d{1,4})?|(static|assets|svelte)/.*"
+    r"|gradio_api/(info|openapi\.json|theme\.css|startup-events|upload_progress|app_id|login_check|user|token"
+    r"|heartbeat/[^/]*|queue/(data|status)|call/(v2/)?[^/]+/[^/]+|file=(?!.{0,20}://).*))?/?"
+)
+CALLS = re.compile(r"/gradio_api/((?P<kind>queue/join|upload|cancel|reset|call/v2|call|run)(/(?P<name>[^/]+))?)/?")
+_KEPT_SESSIONS = 64  # more than can be under way at the same time: gradio runs at most 40 calls at once
+_KEPT_LISTS = 4000  # gradio keeps the answers of the last 2,000 callers
+
+
+def upload_folder() -> Path:
+    """Return the folder of uploads and results, which exists afterwards."""
+    return make_folder(Path(get_upload_folder()))
+
+
+def event_value(event: gr.EventData, name: str) -> Any:
+    """Return a value that the page sent with an event, or None: anyone can send anything."""
+    return event._data.get(name) if isinstance(event._data, dict) else None
+
+
+def has_functions(page: gr.Blocks) -> bool:
+    """Return whether the page calls the server at all; the page without a model does not."""
+    return bool(page.fns)
+
+
+def shared_host(page: gr.Blocks) -> str | None:
+    """Return the name of the public address of an app that is shared."""
+    return urlsplit(page.share_url).hostname if page.share_url else None
+
+
+def has_answer(page: gr.Blocks, path: str, query: bytes) -> bool:
+    """Return whether an address has something to read; gradio answers an unknown call by a traceback."""
+    queue = page._queue
+    if path.startswith("/gradio_api/queue/data"):
+        return parse_qs(query.decode("latin-1")).get("session_hash", [""])[0] in queue.pending_messages_per_session
+    if path.startswith("/gradio_api/call/"):
+        event = path.rstrip("/").rpartition("/")[2]
+        known = event in queue.event_ids_to_events or event in queue.pending_messages_per_session
+        return known or any(event in events for events in queue.pending_event_ids_session.values())
+    return True
+
+
+def check_inputs_first(page: gr.Blocks, folder: Path) -> None:
+    """Refuse wrong inputs of any call in words before gradio reads them; files must be in `folder`.
+
+    gradio fetches an address in a file's place, in any field, and answers a value of another form by a traceback.
+    """
+    take_inputs = page.preprocess_data
+
+    async def checked(function: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
+        with in_words():
+            if len(inputs) < len(function.inputs):
+                raise AimonkError(f"{len(function.inputs)} values are wanted, found {len(inputs)}")
+            inputs = [_checked(*pair, folder) for pair in zip(function.inputs, inputs, strict=False)]
+        return await take_inputs(function, inputs, *rest, **options)
+
+    page.preprocess_data = checked  # type: ignore[method-assign, assignment]
+
+
+def _checked(field: Any, value: Any, folder: Path) -> Any:
+    """Return the value of a field without anything that its form has no place for."""
+    model = field.data_model if isinstance(field, gr.Image | gr.File) else None
+    if value is not None and model is not None:
+        try:
+            sent = model.model_validate(value, context={"validate_meta": True}).model_dump()
+        except ValidationError as error:
+            form = '{"path": the answer of /upload, "meta": {"_type": "gradio.FileData"}}'
+            raise AimonkError(f"A file is wanted as {form}") from error
+        files = sent if isinstance(sent, list) else [sent]
+        if len(files) > MAX_FILES:
+            raise AimonkError(f"A batch takes at most {MAX_FILES} files; send them in parts")
+        for file in files:
+            file["meta"] = {"_type": "gradio.FileData"}
+            if file["path"] is not None:
+                check_place(file["path"], folder)
+        return sent
+    if isinstance(value, dict | list):
+        raise AimonkError("A number or a text is wanted")
+    if isinstance(field, gr.Dataset) and value not in range(len(field.samples)):
+        raise AimonkError("There is no such example")
+    return value
+
+
+def forget_files(page: gr.Blocks) -> None:
+    """Drop gradio's notes of files, which it makes for a cleaning of its own."""
+    for paths in page.temp_file_sets:
+        paths.clear()
+
+
+class ApiSessions:
+    """Forget callers of the API, for whom gradio otherwise keeps a session each, with a copy of the configuration.
+
+    An API call has no state, so a caller who comes back misses nothing.
+    """
+
+    def __init__(self, page: gr.Blocks) -> None:
+        self.page = page
+        self._recent: deque[str | None] = deque()
+        self._lock = Lock()
+
+    def note(self, request: gr.Request) -> None:
+        """Remember the session of a call that has begun, and drop the oldest."""
+        with self._lock:
+            self._recent.append(request.session_hash)
+            while len(self._recent) > _KEPT_SESSIONS:
+                dropped, holder = self._recent.popleft(), self.page.state_holder
+                if dropped is not None and dropped not in self._recent:
+                    with holder.lock:
+                        holder.session_data.pop(dropped, None)
+                        holder.time_last_used.pop(dropped, None)
+            lists, answers = self.page._queue.pending_event_ids_session, self.page._queue.pending_messages_per_session
+            if len(lists) > _KEPT_LISTS:  # of open calls, most of them empty
+                for name in [name for name in list(lists) if name not in answers]:
+                    lists.pop(name, None)
