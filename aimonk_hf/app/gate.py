@@ -101,10 +101,15 @@ class Gate:
         return False
 
     async def _call(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let in an upload, or a call whose JSON is not too large."""
+        """Let in an upload for which the disk has room, or a call whose JSON is not too large."""
         try:
             async with timeout(UPLOAD_SECONDS):
-                receive = await (self._checked_upload if kind == "upload" else self._checked_json)(scope, receive)
+                if kind != "upload":
+                    receive = await self._checked_json(scope, receive)
+                elif shutil.disk_usage(self.folder).free < self.max_upload:
+                    raise HTTPException(507, "The disk of this app is nearly full: try again later")
+                else:
+                    await _check_length(scope, receive, self.max_upload, "send the files in parts")
                 await self.app(scope, receive, send)
         except (ClientDisconnect, TimeoutError):
             return  # nobody is there to be answered; the parts of an interrupted upload are swept like old files
@@ -113,12 +118,6 @@ class Gate:
         except Exception as error:  # gradio's, of any kind, for a request that is not of the form which it expects
             words = "This request does not fit the app: /gradio_api/info lists its endpoints and their parameters"
             raise HTTPException(422, words) from error
-
-    async def _checked_upload(self, scope: Scope, receive: Receive) -> Receive:
-        if shutil.disk_usage(self.folder).free < self.max_upload:
-            raise HTTPException(507, "The disk of this app is nearly full: try again later")
-        await _check_length(scope, receive, self.max_upload, "send the files in parts")
-        return receive
 
     async def _checked_json(self, scope: Scope, receive: Receive) -> Receive:
         """Read the JSON of a call, and return a function that gives it to the app."""

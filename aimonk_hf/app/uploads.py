@@ -158,7 +158,7 @@ def expand_uploads(values: Any, limits: Limits, archives: ExitStack) -> list[Upl
         if isinstance(source, bytes):
             file: IO[bytes] = io.BytesIO(source)
         else:
-            file = archives.enter_context(open(source, "rb"))
+            file = archives.enter_context(open(source, "rb"))  # noqa: SIM115
         if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06") and not upload.name.lower().endswith(".zip"):
             uploads.append(upload)
             file.close()
@@ -237,8 +237,9 @@ def _clean(name: str) -> str:
 
 def _notes(image: Image.Image) -> list[str]:
     """Return a sentence for each thing that `read_image` did to an image beyond turning it upright."""
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "P") and image.has_transparency_data
     # a camera's frame has an alpha channel too, all of it opaque
-    is_transparent = image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    is_transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
     done = {
         "An animated image: its first frame is used.": getattr(image, "is_animated", False),
         "A CMYK image: converted to RGB without a colour profile.": image.mode == "CMYK",
