@@ -27,7 +27,7 @@ WORKERS = 8  # images on their way at a time, so that the network gets whole bat
 
 @dataclass
 class Row:
-    """An image of a batch: its scores or the reason why there are none, what was done to it, and a small JPEG of it."""
+    """Hold an image's scores or the reason why there are none, the notes on it, and the path of a small JPEG."""
 
     image: str
     scores: dict[str, float] | None = None

@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"(?:https?://)?(?:\[([0-9a-f:.]+)\]|([\w.-]+?)\.?)(?::\d{
 
 @dataclass
 class Gate:
-    """An ASGI layer around the app of `page`, which listens at `host`.
+    """Check the requests to the ASGI app of `page`, which listens at `host`.
 
     JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes into `folder`. Requests must
     name this machine, the address at share, or one of `allowed_hosts` ("*": any), because gradio builds the addresses

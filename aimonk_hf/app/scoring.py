@@ -74,7 +74,7 @@ class Scorer:
 
 @dataclass
 class Served:
-    """A model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
+    """Hold the model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
 
     A visitor who writes must send `token`, which only the page of this start holds. At most `MAX_PIXELS` are decoded at
     a time, so that large images cannot fill the memory.
@@ -89,7 +89,7 @@ class Served:
 
     @property
     def stored(self) -> dict[str, float]:
-        """The model's thresholds by attribute."""
+        """Return the model's thresholds by attribute."""
         return self.scorer.model.config.thresholds
 
     def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Tensor, str]:
@@ -125,7 +125,7 @@ class Served:
         """Write the thresholds into the model's config.json and return a sentence about it; raises `AimonkError`."""
         if self.save_folder is None:
             raise AimonkError("Saving is off: start the app with --allow-save and a local model folder")
-        if not secrets.compare_digest(str(token).encode(), self.token.encode()):
+        if not secrets.compare_digest(str(token).encode(errors="replace"), self.token.encode()):
             raise AimonkError("This page is of an earlier start of the app, and nothing was saved: load it again")
         path = self.save_folder / CONFIG_FILE
         write_json(path, read_json(path) | {"thresholds": thresholds})

@@ -78,7 +78,7 @@ def open_page(
     try:
         served = load_served(wanted, max_file_size, Path(wanted) if can_save else None)
     except AimonkError as error:
-        print(f"no model: {error}", file=sys.stderr)
+        print(f"No model: {error}", file=sys.stderr)
         return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
     return build_page(served, write_examples(Path(wanted) if is_folder else None, list(served.stored), folder))
 

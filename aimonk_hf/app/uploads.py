@@ -77,7 +77,7 @@ class Limits:
 
 @dataclass
 class Upload:
-    """An image before decoding: the name to show, a function that returns its path or its bytes, and their number."""
+    """Name an image before decoding, with a function that returns its path or its bytes, and their number."""
 
     name: str
     read: Callable[[], str | bytes]
