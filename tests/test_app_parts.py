@@ -86,6 +86,7 @@ def test_slugs_are_parameter_names() -> None:
 def test_a_message_to_visitors_is_a_sentence() -> None:
     assert sentence(AimonkError("the file is empty")) == "The file is empty."
     assert sentence(AimonkError("Try again.")) == "Try again."
+    assert sentence(AimonkError("save it as JPEG, or install pillow-heif")) == "Save it as JPEG."
 
 
 def test_thresholds_from_visitors_are_checked(served: Served) -> None:

@@ -36,8 +36,8 @@ def in_words() -> Iterator[None]:
 
 
 def sentence(error: AimonkError) -> str:
-    """Return an error's text as visitors read it: a sentence with a capital letter."""
-    text = str(error).rstrip(".")
+    """Return an error's text as visitors read it: a sentence with a capital letter, without a hint to install."""
+    text = str(error).partition(", or install ")[0].rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
 
@@ -237,9 +237,10 @@ def _clean(name: str) -> str:
 
 def _notes(image: Image.Image) -> list[str]:
     """Return a sentence for each thing that `read_image` did to an image beyond turning it upright."""
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "P") and image.has_transparency_data
-    # a camera's frame has an alpha channel too, all of it opaque
-    is_transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    is_transparent = False
+    if image.mode in ("RGBA", "LA", "PA", "P") and image.has_transparency_data:
+        with_alpha = image if "A" in image.getbands() else image.convert("RGBA")
+        is_transparent = with_alpha.getchannel("A").getextrema() != (255, 255)  # a camera's frame is opaque
     done = {
         "An animated image: its first frame is used.": getattr(image, "is_animated", False),
         "A CMYK image: converted to RGB without a colour profile.": image.mode == "CMYK",
