@@ -313,7 +313,6 @@ def test_a_hostile_config_runs_and_fetches_nothing(
 _FAR_TOO_LARGE: list[dict[str, Any]] = [
     {"architecture": "vit_giant_patch14_dinov2"},
     {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}},
-    {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**5}},
     {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 3 * 2**14}},
     {"architecture": "resnet18", "model_args": {"layers": [10**9, 1, 1, 1]}},
 ]
@@ -328,7 +327,7 @@ def test_an_architecture_far_larger_than_its_weights_takes_no_memory(changes: di
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
-@pytest.mark.parametrize("name", ["test_byobnet", "swinv2_tiny_window8_256"])
+@pytest.mark.parametrize("name", ["test_byobnet", pytest.param("swinv2_tiny_window8_256", marks=pytest.mark.soak)])
 def test_a_loaded_network_is_the_saved_one_to_the_last_buffer(name: str, tmp_path: Path) -> None:
     saved_model = AimonkModel.from_timm(name, ["a"], pretrained=False)
     saved_model.save_pretrained(tmp_path)
