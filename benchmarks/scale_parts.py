@@ -200,7 +200,7 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
 def judging(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import sklearn.metrics  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.evaluation.metrics import build_report
+    from aimonk_hf.evaluation.report import build_report
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)
@@ -221,7 +221,7 @@ def bootstrapping(folder: Path, n_images: int, n_attributes: int) -> Callable[[]
 def permuting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     import scipy.stats  # noqa: F401 - whose reading is not to be timed
 
-    from aimonk_hf.evaluation.signal_test import permutation_p_values
+    from aimonk_hf.evaluation.resampling import permutation_p_values
 
     labels = draw_labels(n_images, n_attributes)
     scores = draw_scores(labels)

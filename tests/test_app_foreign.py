@@ -12,7 +12,7 @@ import torch
 from app_browser import SCREENS, browser, upload
 from app_support import RunningApp, running_app, write_pictures
 
-from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.model import AimonkModel
 
 __all__ = ["browser"]

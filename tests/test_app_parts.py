@@ -30,7 +30,7 @@ from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
 from aimonk_hf.app.uploads import Budget, Limits, decoded, expand_uploads, open_upload, sentence, unpacked
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.model import AimonkModel
 
 STORED = {"collar": 0.4, "belt": 0.6}

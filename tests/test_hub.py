@@ -41,7 +41,7 @@ def make_model(seed: int) -> AimonkModel:
 def _metrics() -> dict:
     import numpy as np
 
-    from aimonk_hf.evaluation.metrics import build_report
+    from aimonk_hf.evaluation.report import build_report
 
     labels = np.array([[1, 0, 1], [0, 1, np.nan], [1, 0, 0]], dtype=np.float32)
     scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.8, 0.5], [0.7, 0.3, 0.2]])

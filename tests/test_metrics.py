@@ -8,7 +8,6 @@ from aimonk_hf.evaluation.metrics import (
     accuracy,
     auroc,
     average_precision,
-    build_report,
     count_decisions,
     exact_match,
     f1,
@@ -17,6 +16,7 @@ from aimonk_hf.evaluation.metrics import (
     recall,
     trivial_predictors,
 )
+from aimonk_hf.evaluation.report import build_report
 
 NAN = np.nan
 # columns: ordinary; never predicted; all positive; all negative; all missing

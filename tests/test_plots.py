@@ -15,8 +15,10 @@ from aimonk_hf.training import plots
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is saved."""
     figures: list[Figure] = []
-    real = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), real(figure, path)))
+    real = plots.save_figure
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, *rest, **more: (figures.append(figure), real(figure, *rest, **more))
+    )
     return figures
 
 

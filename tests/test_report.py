@@ -15,9 +15,8 @@ from aimonk_hf.audit.suspects import write_labels
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.evaluation.metrics import build_report
 from aimonk_hf.evaluation.plots import write_report_plots
-from aimonk_hf.evaluation.report import Judged
+from aimonk_hf.evaluation.report import Judged, build_report
 from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.storage import read_json
@@ -422,7 +421,7 @@ def judged(n_attributes: int, tmp_path: Path) -> Judged:
     names = [f"attribute {k} with $ | a long name" for k in range(n_attributes)]
     Image.new("RGB", (60, 90), "red").save(tmp_path / "x.png")
     paths = [tmp_path / "x.png"] * 39 + [tmp_path / "gone.png"]
-    report = build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5), chose_nothing=True)
+    report = build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5), held_out=True)
     return Judged(paths, labels, scores, scores >= 0.5, report)
 
 
@@ -448,7 +447,7 @@ def test_the_card_has_verdict_intervals_trivial_predictors_and_an_index(tiny_mod
         labels == 1,
         names,
         tiny_model.config.thresholds,
-        chose_nothing=True,
+        held_out=True,
     )
     text = render_card(tiny_model.config, report)
     assert "**Verdict: better than trivial on all 4 attributes.**" in text
@@ -476,7 +475,7 @@ def test_the_console_names_attributes_below_everything_present() -> None:
     decisions = np.column_stack([labels[:, 0] == 1, np.zeros(40, dtype=bool)])
     text = metrics_table(
         build_report(
-            labels, labels * 0.5 + 0.25, decisions, ["good", "shy"], {"good": 0.5, "shy": 0.9}, chose_nothing=True
+            labels, labels * 0.5 + 0.25, decisions, ["good", "shy"], {"good": 0.5, "shy": 0.9}, held_out=True
         )
     )
     assert "F1 below that of calling everything present: shy" in text

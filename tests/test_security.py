@@ -38,7 +38,7 @@ from aimonk_hf.audit.report import audit_markdown
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.convert import convert_checkpoint
 from aimonk_hf.modeling.hub import download

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from aimonk_hf.audit.probe import FOLDS, _fast_auroc, probe
-from aimonk_hf.evaluation.metrics import build_report
-from aimonk_hf.evaluation.signal_test import ALPHA, corrected_p_values, judge_signal, permutation_p_values
+from aimonk_hf.evaluation.report import build_report
+from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal, permutation_p_values
 
 NAN = np.nan
 
@@ -78,7 +78,7 @@ def test_a_report_has_evidence_only_where_the_images_chose_nothing() -> None:
     labels = (rng.random((120, 2)) < 0.4).astype(float)
     scores = np.column_stack([0.3 * labels[:, 0] + 0.7 * rng.random(120), rng.random(120)])
     given = (labels, scores, scores >= 0.5, ["seen", "noise"], {"seen": 0.5, "noise": 0.5})
-    report = build_report(*given, chose_nothing=True)
+    report = build_report(*given, held_out=True)
     assert report["signal"] == "some"
     assert report["verdict"] == "better than trivial on 1 of 2 attributes; no evidence of signal on noise"
     seen = report["per_attribute"]["seen"]
@@ -115,7 +115,7 @@ def test_a_thousand_attributes() -> None:
     labels[:, 0] = NAN
     scores = rng.random(labels.shape)
     scores[:, 1] = labels[:, 1]
-    report = build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5), chose_nothing=True)
+    report = build_report(labels, scores, scores >= 0.5, names, dict.fromkeys(names, 0.5), held_out=True)
     assert report["per_attribute"]["n1"]["signal"] is True  # the correction does not drown a clear one
 
 

@@ -95,7 +95,7 @@ def test_the_spread_of_a_threshold_shrinks_with_the_data_and_fallbacks_say_why()
     labels = (rng.random((1600, 2)) < [0.4, 0.001]).astype(float)
     labels[2:, 1] = 0
     scores = 1 / (1 + np.exp(-(rng.normal(size=labels.shape) + labels - 0.5)))
-    few, many = (threshold_spread(labels[:n], scores[:n], n_resamples=60) for n in (60, 1600))
+    few, many = (threshold_spread(labels[:n], scores[:n], "f1", 60) for n in (60, 1600))
     assert few[0, 1] - few[0, 0] > 1.5 * (many[0, 1] - many[0, 0])
     assert few[0, 0] <= tune_thresholds(labels[:60], scores[:60])[0] <= few[0, 1]
     assert np.isnan(many[1]).all()

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from tqdm.auto import tqdm
 
 from aimonk_hf.audit.checks import Audit, add_suspects
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.evaluation.calibration import to_scores
 from aimonk_hf.evaluation.metrics import auroc, nan_to_none
-from aimonk_hf.evaluation.signal_test import ALPHA, corrected_p_values, judge_signal
+from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal
 from aimonk_hf.modeling.backbones import build_network, find_backbone
 from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.processing import EvalTransform
@@ -98,7 +98,7 @@ def probe(
         permuted = _permuted_statistics(smoother, fold_of, labels[:, both], n_permutations, rng)
         p_values[both] = corrected_p_values(statistic, permuted)
     signal, verdict = judge_signal(attributes, p_values, "a linear probe is better than chance")
-    squeezed = to_scores(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are
+    squeezed = expit(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are
     return ProbeResult(area, p_values, squeezed, rows, signal, verdict)
 
 

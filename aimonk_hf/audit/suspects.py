@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import fit_scaling, to_logits, to_scores
+from aimonk_hf.evaluation.calibration import fit_scaling, to_logits
 from aimonk_hf.storage import csv_line, score_columns, write_text
 
 Floats = NDArray[np.floating[Any]]
@@ -53,7 +54,7 @@ def find_suspects(labels: Floats, scores: Floats) -> list[Suggestion]:
         scale, shift = fit_scaling(truth, logits)
         if scale <= 0:
             continue  # the scores do not tell the classes apart
-        own = to_scores(scale * logits + shift)
+        own = expit(scale * logits + shift)
         high, low = own[truth == 1].mean().clip(0.5, 0.75), own[truth == 0].mean().clip(0.25, 0.5)
         for place in np.flatnonzero(((truth == 0) & (own >= high)) | ((truth == 1) & (own <= low))):
             label, row = int(truth[place]), int(observed[place])

@@ -93,13 +93,12 @@ def _read_data(options: argparse.Namespace) -> "AttributeDataset":
 def _evaluate(options: argparse.Namespace) -> int:
     from aimonk_hf.evaluation.report import judge_dataset
     from aimonk_hf.evaluation.report_table import metrics_table
-    from aimonk_hf.evaluation.split_file import choose_part, seen_before
+    from aimonk_hf.evaluation.split_file import choose_part
     from aimonk_hf.modeling.model import AimonkModel
     from aimonk_hf.storage import make_folder, write_json
 
-    dataset = choose_part(_read_data(options), options.model, options.part)
     model = AimonkModel.from_pretrained(options.model)
-    judged = judge_dataset(model, dataset, progress=True, seen=seen_before(options.model, dataset))
+    judged = judge_dataset(model, choose_part(model, _read_data(options), options.part), progress=True)
     print(metrics_table(judged.report))
     if options.output:
         from aimonk_hf.evaluation.plots import write_report_plots
@@ -118,9 +117,8 @@ def _tune(options: argparse.Namespace) -> int:
 
     if not options.output and not Path(options.model).is_dir():
         raise AimonkError(f"{options.model} is no folder: say with --output where the tuned model goes")
-    dataset = choose_part(_read_data(options), options.model, options.part)
     model = AimonkModel.from_pretrained(options.model)
-    dataset = dataset.match(model.config.attributes)
+    dataset = choose_part(model, _read_data(options), options.part).match(model.config.attributes)
     problems = dataset.find_problems(progress=True)
     before, earlier = dict(model.config.thresholds), model.metrics or {}
     usable = dataset.select(row for row in range(len(dataset)) if row not in problems)
@@ -132,7 +130,7 @@ def _tune(options: argparse.Namespace) -> int:
     model.metrics = report | {key: earlier[key] for key in ("training", "calibration") if key in earlier}
     folder = options.output or Path(options.model)
     model.save_pretrained(folder)
-    record_tuning(options.model, folder, usable)
+    record_tuning(model, folder, usable)
     print(thresholds_table(report, before))
     print(metrics_table(report))
     print(f"saved:    {folder}")
@@ -176,10 +174,11 @@ def _add_scores(audited: "Audit", options: argparse.Namespace) -> None:
             f"the scores in {options.scores}",
         )
     elif options.model:
-        from aimonk_hf.evaluation.split_file import scores_of_unseen
+        from aimonk_hf.evaluation.report import score_unseen
+        from aimonk_hf.modeling.model import AimonkModel
 
-        scores, source = scores_of_unseen(options.model, dataset)
-        add_suspects(audited, scores, source)
+        scores, note = score_unseen(AimonkModel.from_pretrained(options.model), dataset)
+        add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
 
 
 def _write_audit(audited: "Audit", folder: Path) -> None:

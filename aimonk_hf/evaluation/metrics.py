@@ -1,54 +1,45 @@
-"""Metrics of scores and decisions against labels with NaN for "missing"; a ratio without a denominator is NaN, never 0 or 1."""
+"""Metrics of scores and decisions against labels with NaN for "missing"; a ratio without a denominator is NaN."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.evaluation.resampling import bootstrap_intervals
-from aimonk_hf.evaluation.signal_test import ALPHA, judge_signal, permutation_p_values
-
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
-@dataclass
-class Counts:
+class Counts(NamedTuple):
     """Confusion counts per attribute, each [K]; a missing label counts only in `missing`."""
 
-    true_positive: NDArray[np.int64]
-    false_positive: NDArray[np.int64]
-    false_negative: NDArray[np.int64]
-    true_negative: NDArray[np.int64]
-    missing: NDArray[np.int64]
+    true_positive: Ints
+    false_positive: Ints
+    false_negative: Ints
+    true_negative: Ints
+    missing: Ints
 
     @property
-    def positives(self) -> NDArray[np.int64]:
+    def positives(self) -> Ints:
         """Observed positives [K]."""
         return self.true_positive + self.false_negative
 
     @property
-    def negatives(self) -> NDArray[np.int64]:
+    def negatives(self) -> Ints:
         """Observed negatives [K]."""
         return self.true_negative + self.false_positive
 
     def total(self) -> "Counts":
         """Sum over the attributes, for micro averages; each [1]."""
-        return Counts(*(np.atleast_1d(values.sum()) for values in vars(self).values()))
+        return Counts(*(np.atleast_1d(values.sum()) for values in self))
 
 
 def count_decisions(labels: Floats, decisions: Bools) -> Counts:
     """Compare decisions [N, K] with labels [N, K]."""
     positive, negative = labels == 1, labels == 0
-    return Counts(
-        (positive & decisions).sum(axis=0),
-        (negative & decisions).sum(axis=0),
-        (positive & ~decisions).sum(axis=0),
-        (negative & ~decisions).sum(axis=0),
-        np.isnan(labels).sum(axis=0),
-    )
+    cells = (positive & decisions, negative & decisions, positive & ~decisions, negative & ~decisions, np.isnan(labels))
+    return Counts(*(cell.sum(axis=0) for cell in cells))
 
 
 def precision(counts: Counts) -> Floats:
@@ -94,9 +85,7 @@ def hamming_accuracy(labels: Floats, decisions: Bools) -> float:
 def exact_match(labels: Floats, decisions: Bools) -> float:
     """Return the share of images with every label right, among images with every label observed."""
     complete = ~np.isnan(labels).any(axis=1)
-    if not complete.any():
-        return float("nan")
-    return float(((labels == 1) == decisions)[complete].all(axis=1).mean())
+    return float(((labels == 1) == decisions)[complete].all(axis=1).mean()) if complete.any() else float("nan")
 
 
 def mean_defined(values: Floats) -> float:
@@ -105,151 +94,53 @@ def mean_defined(values: Floats) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def build_report(
-    labels: Floats,
-    scores: Floats,
-    decisions: Bools,
-    attributes: list[str],
-    thresholds: dict[str, float],
-    chose_nothing: bool = False,
-    groups: NDArray[np.int64] | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return the content of metrics.json for labels, scores and decisions [N, K].
-
-    `decisions` are given rather than derived, because thresholds tuned on the same images must not judge them (see `thresholds.cross_fit`);
-    `thresholds` are those stored with the model. Only where the images chose nothing of the model (`chose_nothing`) are there intervals,
-    p-values and a verdict; images with one number in `groups` [N] are copies of each other. The trivial predictors know the class frequencies
-    of the very labels they are judged on.
-    """
-    counts = count_decisions(labels, decisions)
-    columns = {
-        "precision": precision(counts),
-        "recall": recall(counts),
-        "f1": f1(counts),
-        "accuracy": accuracy(counts),
-        "average_precision": average_precision(labels, scores),
-        "auroc": auroc(labels, scores),
-    }
-    averaged = ("f1", "precision", "recall", "average_precision", "auroc")
-    total = counts.total()
-    report: dict[str, Any] = {
-        "n_images": len(labels),
-        "attributes": list(attributes),
-        "macro": {name: mean_defined(columns[name]) for name in averaged}
-        | {"hamming_accuracy": hamming_accuracy(labels, decisions), "exact_match": exact_match(labels, decisions)},
-        "macro_covers": {name: int((~np.isnan(columns[name])).sum()) for name in averaged},
-        "micro": {
-            "f1": float(f1(total)[0]),
-            "precision": float(precision(total)[0]),
-            "recall": float(recall(total)[0]),
-        },
-        "per_attribute": {
-            name: {
-                "n_positive": int(counts.positives[k]),
-                "n_negative": int(counts.negatives[k]),
-                "n_missing": int(counts.missing[k]),
-                "threshold": thresholds[name],
-                **{metric: float(values[k]) for metric, values in columns.items()},
-            }
-            for k, name in enumerate(attributes)
-        },
-        "trivial": trivial_predictors(labels),
-    }
-    _add_trivial_per_attribute(report, labels)
-    if chose_nothing:
-        _add_evidence(report, labels, scores, decisions, groups, seed)
-    else:
-        _leave_evidence_out(report)
-    cleaned: dict[str, Any] = nan_to_none(report)
-    return cleaned
+def prevalences(labels: Floats) -> Floats:
+    """Return the share of positives among the observed labels of each attribute [K]."""
+    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    return _ratio(positives, positives + negatives)
 
 
-def _add_trivial_per_attribute(report: dict[str, Any], labels: Floats) -> None:
-    """Put beside each attribute's metrics what doing nothing scores, and how far the model is above it (`lift`)."""
-    prevalence, majority_positive, defined = _frequencies(labels)
+def agreement(labels: Floats, decisions: Bools) -> dict[str, float]:
+    """Return the metrics over all attributes together."""
+    hamming, exact = hamming_accuracy(labels, decisions), exact_match(labels, decisions)
+    return {"hamming_accuracy": hamming, "exact_match": exact}
+
+
+def trivial_figures(labels: Floats) -> dict[str, Floats]:
+    """Score trivial predictors per attribute [K]: everything positive, the majority, the prevalence as score."""
+    share = prevalences(labels)
     everything = f1(count_decisions(labels, np.ones(labels.shape, dtype=bool)))
-    for k, row in enumerate(report["per_attribute"].values()):
-        share = float(prevalence[k])
-        row["trivial"] = {
-            "all_positive_f1": float(everything[k]),
-            "majority_f1": (float(everything[k]) if majority_positive[k] else 0.0) if row["n_positive"] else np.nan,
-            "majority_accuracy": max(share, 1 - share),
-            "prevalence_average_precision": share if defined[k] else np.nan,
-        }
-        row["lift"] = {
-            "f1": row["f1"] - row["trivial"]["all_positive_f1"],
-            "average_precision": row["average_precision"] - row["trivial"]["prevalence_average_precision"],
-            "auroc": row["auroc"] - 0.5,
-        }
-    for name in ("f1", "average_precision", "auroc"):
-        lifts = np.array([row["lift"][name] for row in report["per_attribute"].values()])
-        report.setdefault("macro_lift", {})[name] = mean_defined(lifts)
-
-
-def _add_evidence(
-    report: dict[str, Any],
-    labels: Floats,
-    scores: Floats,
-    decisions: Bools,
-    groups: NDArray[np.int64] | None,
-    seed: int,
-) -> None:
-    """Add intervals, p-values, `signal` and `verdict`; of images that are copies of each other the permutations take one."""
-    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
-    first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
-    p_values = permutation_p_values(labels[first], scores[first], seed=seed)
-    for k, row in enumerate(report["per_attribute"].values()):
-        for metric, ends in intervals.items():
-            row[f"{metric}_ci95"] = None if np.isnan(ends[k]).any() else ends[k].tolist()
-        row["p_value"] = float(p_values[k])
-        row["signal"] = None if np.isnan(p_values[k]) else bool(p_values[k] <= ALPHA)
-    report["macro_ci95"] = {
-        metric: None if np.isnan(ends).any() else ends.tolist() for metric, ends in mean_intervals.items()
+    return {
+        "all_positive_f1": everything,
+        "majority_f1": np.where((share > 0) & (share <= 0.5), 0.0, everything),
+        "majority_accuracy": np.maximum(share, 1 - share),
+        "prevalence_average_precision": np.where((share > 0) & (share < 1), share, np.nan),
     }
-    report["signal"], report["verdict"] = judge_signal(report["attributes"], p_values)
-
-
-def _leave_evidence_out(report: dict[str, Any]) -> None:
-    nothing = dict.fromkeys(("auroc_ci95", "average_precision_ci95", "f1_ci95", "p_value", "signal"))
-    for row in report["per_attribute"].values():
-        row |= nothing
-    report |= {"macro_ci95": dict.fromkeys(("auroc", "average_precision", "f1")), "signal": None, "verdict": None}
 
 
 def trivial_predictors(labels: Floats) -> dict[str, dict[str, float]]:
-    """Return what doing nothing scores on labels [N, K]: everything positive, each attribute's majority, the prevalence as score."""
-    prevalence, majority_positive, both = _frequencies(labels)
-    everything = np.ones(labels.shape, dtype=bool)
-    majority = np.broadcast_to(majority_positive, labels.shape)
+    """Average the figures of the trivial predictors on labels [N, K] over the attributes."""
+    macro = {name: mean_defined(values) for name, values in trivial_figures(labels).items()}
+    everything, majority = np.ones(labels.shape, dtype=bool), np.broadcast_to(prevalences(labels) > 0.5, labels.shape)
     return {
-        name: {
-            "macro_f1": mean_defined(f1(count_decisions(labels, decisions))),
-            "hamming_accuracy": hamming_accuracy(labels, decisions),
-            "exact_match": exact_match(labels, decisions),
-        }
-        for name, decisions in (("all_positive", everything), ("majority", majority))
-    } | {"prevalence": {"macro_average_precision": mean_defined(np.where(both, prevalence, np.nan))}}
-
-
-def _frequencies(labels: Floats) -> tuple[Floats, Bools, Bools]:
-    """Return per attribute the prevalence, whether positives are the majority, and whether both kinds occur."""
-    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    return _ratio(positives, positives + negatives), positives > negatives, (positives > 0) & (negatives > 0)
+        "all_positive": {"macro_f1": macro["all_positive_f1"]} | agreement(labels, everything),
+        "majority": {"macro_f1": macro["majority_f1"]} | agreement(labels, majority),
+        "prevalence": {"macro_average_precision": macro["prevalence_average_precision"]},
+    }
 
 
 def nan_to_none(value: Any) -> Any:
-    """Replace NaN by None throughout nested dicts and lists, as JSON wants it."""
+    """Replace NaN by None throughout nested dicts and lists, and numpy's numbers by Python's, as JSON wants it."""
     if isinstance(value, dict):
         return {key: nan_to_none(item) for key, item in value.items()}
     if isinstance(value, list):
         return [nan_to_none(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
-    result = np.full(np.shape(denominator), np.nan)
-    return np.divide(numerator, denominator, out=result, where=np.asarray(denominator) > 0)
+    return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0)
 
 
 def _per_attribute(metric: Callable[[Floats, Floats], float], labels: Floats, scores: Floats) -> Floats:

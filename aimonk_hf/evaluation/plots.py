@@ -1,4 +1,4 @@
-"""Pictures of a report: curves with the chosen thresholds, reliability, confusion counts, score histograms, co-occurrence, worst mistakes."""
+"""Plots of a report: curves with the chosen thresholds, reliability, confusion counts, histograms, worst mistakes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,173 +11,130 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import ImageError
-from aimonk_hf.evaluation.calibration import reliability
-from aimonk_hf.evaluation.metrics import count_decisions
+from aimonk_hf.evaluation.calibration import expected_calibration_error, reliability
+from aimonk_hf.evaluation.metrics import Floats, count_decisions
 from aimonk_hf.evaluation.report import Judged
 from aimonk_hf.storage import atomic_path
 
-Floats = NDArray[np.floating[Any]]
-Draw = Callable[[Axes, Floats, Floats, float], None]
+Style = dict[str, Any]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision
-_POSITIVE, _NEGATIVE, _MISSING, _GREY = "#0072B2", "#D55E00", "#999999", "#bbbbbb"
+BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#9ecae1"
 _MOST_MISTAKES = 24
-_COLUMNS = 8
-# Beyond this the figures would grow past what a screen or a page holds: the attributes with the most positives are shown.
+# Beyond this the figures would outgrow a screen or a page: the attributes with the most positives are shown.
 _MOST_PANELS = 64
 
 
 def write_report_plots(judged: Judged, thresholds: dict[str, float], folder: Path) -> list[Path]:
     """Write the plots of scores and labels [N, K] into `folder` and return their paths."""
-    written = []
-    for name, title, axis_labels, draw in (
-        (
-            "precision_recall",
-            "precision and recall; dot: the chosen threshold, dashes: prevalence",
-            ("recall", "precision"),
-            _draw_precision_recall,
-        ),
-        (
-            "roc",
-            "ROC curves; dot: the chosen threshold, dashes: chance",
-            ("false positive rate", "true positive rate"),
-            _draw_roc,
-        ),
-        (
-            "reliability",
-            "reliability: share of positives by score; size of the dots: images",
-            ("score", "share of positives"),
-            _draw_reliability,
-        ),
-        (
-            "score_histograms",
-            "scores of the images labelled 0 and 1, as shares of each; line: threshold",
-            ("score", "share of the images so labelled"),
-            _draw_histogram,
-        ),
-    ):
-        written.append(_panels(judged, thresholds, folder / f"{name}.png", title, axis_labels, draw))
-    written.append(_confusion(judged, folder / "confusion.png"))
-    written.append(_co_occurrence(judged, folder / "co_occurrence.png"))
-    written.append(_worst_mistakes(judged, thresholds, folder / "worst_mistakes.png"))
-    return written
+    figures = {name: _panels(judged, thresholds, *panel) for name, panel in _PANELS.items()}
+    figures |= {"confusion": _confusion(judged), "co_occurrence": _co_occurrence(judged)}
+    figures["worst_mistakes"] = _worst_mistakes(judged)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save_figure(figure, path)
+    return paths
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure atomically, whatever backend the program has chosen."""
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def shorten(text: str, length: int, keep_end: bool = False) -> str:
+    """Return a name for a figure: at most so long, without mathematics and bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) > length:
+        text = "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"
+    return text.replace("$", r"\$")
 
 
 def _panels(
-    judged: Judged, thresholds: dict[str, float], path: Path, title: str, axis_labels: tuple[str, str], draw: Draw
-) -> Path:
+    judged: Judged,
+    thresholds: dict[str, float],
+    title: str,
+    x_label: str,
+    y_label: str,
+    draw: Callable[[Axes, Floats, Floats, float], None],
+) -> Figure:
     """Draw one small panel per attribute."""
     names = judged.report["attributes"]
     order = np.arange(len(names))
     if len(names) > _MOST_PANELS:
         order = np.sort(np.argsort(-(judged.labels == 1).sum(axis=0), kind="stable")[:_MOST_PANELS])
         title += f" (the {_MOST_PANELS} attributes with the most positives)"
-    columns = len(order) if len(order) <= 4 else min(_COLUMNS, int(np.ceil(np.sqrt(len(order) * 1.5))))
+    columns = len(order) if len(order) <= 4 else min(8, int(np.ceil(np.sqrt(len(order) * 1.5))))
     rows = -(-len(order) // columns)
     side = 2.8 if columns <= 4 else 2.0
-    width, height = columns * side + 0.7, rows * (side + 0.1) + 1.0
-    figure = Figure(
-        figsize=(width, height)
-    )  # placed by hand: the automatic layout takes most of a minute for 40 panels
+    width, height = max(columns * side, 5.0) + 0.7, rows * (side + 0.1) + 1.0
+    figure = Figure(figsize=(width, height))
     grid = figure.subplots(rows, columns, squeeze=False)
+    # placed by hand: the automatic layout takes most of a minute for 40 panels
     figure.subplots_adjust(0.65 / width, 0.55 / height, 1 - 0.1 / width, 1 - 0.7 / height, wspace=0.28, hspace=0.38)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(order):
-            axes.set_axis_off()
-            continue
-        k = int(order[place])
+    for axes in grid.flat[len(order) :]:
+        axes.set_axis_off()
+    for k, axes in zip(order, grid.flat, strict=False):
         observed = ~np.isnan(judged.labels[:, k])
         truth, scores = judged.labels[observed, k], judged.scores[observed, k]
-        axes.set_title(_short(names[k], 20), fontsize=9)
+        axes.set_title(shorten(names[k], 20), fontsize=9)
         axes.tick_params(labelsize=7, length=2)
         axes.spines[["top", "right"]].set_visible(False)
-        if (truth == 1).any() and (truth == 0).any():
+        if 0 < truth.sum() < len(truth):
             draw(axes, truth, scores, thresholds[names[k]])
         else:
-            axes.text(
-                0.5,
-                0.5,
-                "one kind of\nlabel only",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=_MISSING,
-                transform=axes.transAxes,
-            )
-            axes.set_xticks([])
-            axes.set_yticks([])
+            note: Style = {"ha": "center", "va": "center", "fontsize": 8, "color": GREY, "transform": axes.transAxes}
+            axes.text(0.5, 0.5, "one kind of\nlabel only", **note)
+            axes.set(xticks=[], yticks=[])
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
-    figure.supxlabel(axis_labels[0], fontsize=9, y=0.08 / height)
-    figure.supylabel(axis_labels[1], fontsize=9, x=0.08 / width)
-    return _save(figure, path)
+    figure.supxlabel(x_label, fontsize=9, y=0.08 / height)
+    figure.supylabel(y_label, fontsize=9, x=0.08 / width)
+    return figure
 
 
 def _draw_precision_recall(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(truth, scores)
-    axes.plot(recall, precision, color=_POSITIVE, linewidth=1.3, drawstyle="steps-post")
-    axes.axhline(truth.mean(), color=_GREY, linestyle="--", linewidth=1)
-    decided = scores >= threshold
-    if decided.any():
-        axes.plot(
-            (decided & (truth == 1)).sum() / truth.sum(),
-            truth[decided].mean(),
-            "o",
-            color=_NEGATIVE,
-            markersize=5,
-            clip_on=False,
-        )
-    _unit_square(axes, f"AP {average_precision_score(truth, scores):.2f}", "lower left")
+    axes.plot(recall, precision, color=BLUE, linewidth=1.3, drawstyle="steps-post")
+    axes.axhline(truth.mean(), color=GREY, linestyle="--", linewidth=1, alpha=0.7)
+    if (decided := scores >= threshold).any():
+        place = truth[decided].sum() / truth.sum(), truth[decided].mean()
+        axes.plot(*place, "o", color=ORANGE, markersize=5, clip_on=False)
+    _unit_square(axes, f"AP {average_precision_score(truth, scores):.2f}", 0.05, 0.05)
 
 
 def _draw_roc(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
     from sklearn.metrics import roc_auc_score, roc_curve
 
     false_rate, true_rate, _ = roc_curve(truth, scores)
-    axes.plot(false_rate, true_rate, color=_POSITIVE, linewidth=1.3)
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+    axes.plot(false_rate, true_rate, color=BLUE, linewidth=1.3)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, alpha=0.7)
     decided = scores >= threshold
-    axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), "o", color=_NEGATIVE, markersize=5, clip_on=False)
-    _unit_square(axes, f"AUROC {roc_auc_score(truth, scores):.2f}", "lower right")
+    axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), "o", color=ORANGE, markersize=5, clip_on=False)
+    _unit_square(axes, f"AUROC {roc_auc_score(truth, scores):.2f}", 0.97, 0.05)
 
 
 def _draw_reliability(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
     mean_score, share, size = reliability(truth, scores)
-    filled = size > 0
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
-    axes.plot(mean_score[filled], share[filled], color=_POSITIVE, linewidth=1)
-    axes.scatter(
-        mean_score[filled],
-        share[filled],
-        s=6 + 60 * np.sqrt(size[filled] / size.sum()),
-        color=_POSITIVE,
-        clip_on=False,
-        zorder=3,
-    )
-    error = np.abs(mean_score - share)[filled] @ size[filled] / size.sum()
-    _unit_square(axes, f"ECE {error:.3f}", "upper left")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, alpha=0.7)
+    filled = size > 0  # so that empty bins do not break the line
+    axes.plot(mean_score[filled], share[filled], color=BLUE, linewidth=1)
+    axes.scatter(mean_score, share, s=6 + 60 * np.sqrt(size / size.sum()), color=BLUE, clip_on=False, zorder=3)
+    error = expected_calibration_error(truth[:, None], scores[:, None])[0]
+    _unit_square(axes, f"ECE {error:.3f}", 0.05, 0.93)
 
 
 def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
-    bins = list(np.linspace(0, 1, 21))
-    for value, colour in ((0, _NEGATIVE), (1, _POSITIVE)):
+    for value, colour in ((0, ORANGE), (1, BLUE)):
         own = scores[truth == value]
-        shares = np.full(len(own), 1 / len(own))
-        axes.hist(
-            own,
-            bins=bins,
-            weights=shares,
-            color=colour,
-            alpha=0.45,
-            histtype="stepfilled",
-            label=f"{value}: {len(own)}",
-        )
-        axes.hist(own, bins=bins, weights=shares, color=colour, histtype="step", linewidth=1.2)
+        bars: Style = {"bins": 20, "range": (0, 1), "weights": np.full(len(own), 1 / len(own)), "color": colour}
+        axes.hist(own, alpha=0.45, histtype="stepfilled", label=f"{value}: {len(own)}", **bars)
+        axes.hist(own, histtype="step", linewidth=1.2, **bars)
     axes.axvline(threshold, color="black", linewidth=1.2)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
@@ -185,151 +142,127 @@ def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float)
     axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="best", handlelength=1)
 
 
-def _unit_square(axes: Axes, note: str, corner: str) -> None:
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
-    vertical, horizontal = corner.split()
-    x, y = {"left": 0.05, "right": 0.97}[horizontal], {"lower": 0.05, "upper": 0.93}[vertical]
-    axes.text(
-        *(x, y, note),
-        fontsize=8,
-        ha=horizontal,
-        va={"lower": "bottom", "upper": "top"}[vertical],
-        transform=axes.transAxes,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
-    )
+# title, x label, y label, function
+_PANELS: dict[str, Any] = {
+    "precision_recall": (
+        *("precision and recall; dot: the chosen threshold, dashes: prevalence", "recall", "precision"),
+        _draw_precision_recall,
+    ),
+    "roc": (
+        *("ROC curves; dot: the chosen threshold, dashes: chance", "false positive rate", "true positive rate"),
+        _draw_roc,
+    ),
+    "reliability": (
+        *("reliability: share of positives by score; size of the dots: images", "score", "share of positives"),
+        _draw_reliability,
+    ),
+    "score_histograms": (
+        *("scores of the images labelled 0 and 1, as shares of each; line: threshold", "score", "share of the images"),
+        _draw_histogram,
+    ),
+}
 
 
-def _confusion(judged: Judged, path: Path) -> Path:
+def _unit_square(axes: Axes, note: str, x: float, y: float) -> None:
+    ticks: Style = {"ticks": [0, 0.5, 1], "labels": ["0", ".5", "1"]}
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_xticks(**ticks)
+    axes.set_yticks(**ticks)
+    side: Style = {"ha": "left" if x < 0.5 else "right", "va": "bottom" if y < 0.5 else "top"}
+    box: Style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    axes.text(x, y, note, fontsize=8, transform=axes.transAxes, bbox=box, **side)
+
+
+def _confusion(judged: Judged) -> Figure:
     """Draw the confusion counts of each attribute as a bar of shares, with the numbers in it."""
     names = judged.report["attributes"]
     counts = count_decisions(judged.labels, judged.decisions)
     parts = [
-        ("found", counts.true_positive, _POSITIVE, "white"),
-        ("missed", counts.false_negative, "#9ecae1", "black"),
-        ("false alarm", counts.false_positive, _NEGATIVE, "white"),
+        ("found", counts.true_positive, BLUE, "white"),
+        ("missed", counts.false_negative, PALE, "black"),
+        ("false alarm", counts.false_positive, ORANGE, "white"),
         ("rightly absent", counts.true_negative, "#e8e8e8", "black"),
     ]
-    total = np.maximum(sum(values for _, values, _, _ in parts), 1)
+    total = np.maximum(counts.positives + counts.negatives, 1)
     figure = Figure(figsize=(9, 0.26 * len(names) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     left = np.zeros(len(names))
     for label, values, colour, ink in parts:
         share = values / total
-        axes.barh(np.arange(len(names)), share, left=left, color=colour, label=label, height=0.8)
-        for place in np.flatnonzero(share > 0.035):
-            axes.text(
-                left[place] + share[place] / 2,
-                float(place),
-                str(values[place]),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=ink,
-            )
+        bars = axes.barh(np.arange(len(names)), share, left=left, color=colour, label=label, height=0.8)
+        shown = [str(value) if wide else "" for value, wide in zip(values, share > 0.035, strict=True)]
+        axes.bar_label(bars, shown, label_type="center", fontsize=7, color=ink)
         left += share
-    axes.set_yticks(range(len(names)), [_short(name, 28) for name in names], fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
+    axes.set_yticks(range(len(names)), [shorten(name, 28) for name in names], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
     axes.set_xlabel("share of the images with a label; numbers are images", fontsize=9)
     axes.spines[:].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return figure
 
 
-def _co_occurrence(judged: Judged, path: Path) -> Path:
-    """Draw how often one attribute is present where another is: in the labels, and in the decisions on the same cells."""
+def _co_occurrence(judged: Judged) -> Figure:
+    """Draw how often one attribute is present where another is, in the labels and in the decisions beside them."""
     names = judged.report["attributes"]
-    positive, observed = (judged.labels == 1).astype(float), (~np.isnan(judged.labels)).astype(float)
-    decided = judged.decisions.astype(float) * observed
-    tables = [_conditional(values, observed) for values in (positive, decided)]
+    short = [shorten(name, 18) for name in names]
+    observed = (~np.isnan(judged.labels)).astype(float)
     side = max(3.4, 0.19 * len(names) + 1.6)
     figure = Figure(figsize=(2 * side + 1.2, side + (0.9 if len(names) <= 24 else 0.4)), layout="constrained")
     grid = figure.subplots(1, 2)
     size = 8 if len(names) <= 24 else 6
     scale = ScalarMappable(Normalize(0, 1), cmap="Blues")
-    for axes, table, title in zip(grid, tables, ("labels", "decisions"), strict=True):
+    tables = {"labels": (judged.labels == 1).astype(float), "decisions": judged.decisions * observed}
+    for axes, (title, present) in zip(grid, tables.items(), strict=True):
+        both, given = present.T @ present, present.T @ observed
+        table = np.divide(both, given, out=np.full(both.shape, np.nan), where=given > 0)
         axes.imshow(np.ma.masked_invalid(table), norm=scale.norm, cmap=scale.cmap, interpolation="nearest")
         axes.set_facecolor("#dddddd")
         axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(names)), [_short(name, 18) for name in names], rotation=90, fontsize=size)
-        axes.set_yticks(range(len(names)), [_short(name, 18) for name in names], fontsize=size)
+        axes.set_xticks(range(len(names)), short, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), short, fontsize=size)
         axes.tick_params(length=0)
-        if len(names) <= 8:
-            for row, column in np.argwhere(~np.isnan(table)):
-                ink = "white" if table[row, column] > 0.6 else "black"
-                axes.text(column, row, f"{table[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
+        for row, column in np.argwhere(~np.isnan(table)) if len(names) <= 8 else ():
+            ink = "white" if table[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{table[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(scale, ax=grid, shrink=0.7, label="share")
     figure.suptitle("of the images with the row's attribute, the share that has the column's (grey: none)", fontsize=10)
-    return _save(figure, path)
+    return figure
 
 
-def _conditional(present: Floats, observed: Floats) -> Floats:
-    both, given = present.T @ present, present.T @ observed
-    return np.divide(both, given, out=np.full(both.shape, np.nan), where=given > 0)
-
-
-def _worst_mistakes(judged: Judged, thresholds: dict[str, float], path: Path) -> Path:
+def _worst_mistakes(judged: Judged) -> Figure:
     """Draw the images whose scores contradict their labels most, at most three per attribute while others have any."""
-    names = judged.report["attributes"]
-    wrong = np.where(np.isnan(judged.labels), -np.inf, np.abs(judged.labels - judged.scores))
-    wrong[judged.decisions == (judged.labels == 1)] = -np.inf
-    chosen = _spread(wrong, min(_MOST_MISTAKES, int(np.isfinite(wrong).sum())))
-    columns = 6
+    names, columns = judged.report["attributes"], 6
+    chosen = _worst(judged)
     rows = max(1, -(-len(chosen) // columns))
     figure = Figure(figsize=(columns * 2.1, rows * 2.55 + 0.5), layout="constrained")
-    for place, (row, k) in enumerate(chosen):
-        axes = figure.add_subplot(rows, columns, place + 1)
+    for place, (row, k) in enumerate(chosen, start=1):
+        axes = figure.add_subplot(rows, columns, place)
         axes.set_axis_off()
         try:
-            picture = read_image(judged.paths[row])
-            picture.thumbnail((300, 300))
-            axes.imshow(np.asarray(picture))
+            image = read_image(judged.paths[row])
+            image.thumbnail((300, 300))
+            axes.imshow(image)
         except ImageError as error:
-            axes.text(0.5, 0.5, _short(str(error), 30), ha="center", fontsize=7)
+            axes.text(0.5, 0.5, shorten(str(error), 30), ha="center", fontsize=7)
         label = int(judged.labels[row, k])
-        told = f"labelled {label}, score {judged.scores[row, k]:.2f}"
-        axes.set_title(f"{_short(names[k], 24)}\n{told}", fontsize=8, color=_POSITIVE if label else _NEGATIVE)
-        axes.text(
-            0.5,
-            -0.02,
-            _short(judged.paths[row].name, 26),
-            ha="center",
-            va="top",
-            fontsize=6,
-            color=_MISSING,
-            transform=axes.transAxes,
-        )
-    figure.suptitle(
-        "worst mistakes: present but missed (blue), absent but found (orange)" if chosen else "no mistakes", fontsize=11
-    )
-    return _save(figure, path)
+        told = f"{shorten(names[k], 24)}\nlabelled {label}, score {judged.scores[row, k]:.2f}"
+        axes.set_title(told, fontsize=8, color=BLUE if label else ORANGE)
+        below: Style = {"ha": "center", "va": "top", "fontsize": 6, "color": GREY, "transform": axes.transAxes}
+        axes.text(0.5, -0.02, shorten(judged.paths[row].name, 26), **below)
+    title = "worst mistakes: present but missed (blue), absent but found (orange)"
+    figure.suptitle(title if chosen else "no mistakes", fontsize=11)
+    return figure
 
 
-def _spread(wrong: Floats, n: int) -> list[tuple[int, int]]:
-    """Return the n worst (row, attribute), three per attribute first."""
-    order = [
-        (int(row), int(k)) for row, k in zip(*np.unravel_index(np.argsort(-wrong, axis=None), wrong.shape), strict=True)
-    ]
-    order = [place for place in order if np.isfinite(wrong[place])]
+def _worst(judged: Judged) -> list[tuple[int, int]]:
+    """Return the worst mistakes (row, attribute), three per attribute first."""
+    wrong = np.argwhere(~np.isnan(judged.labels) & (judged.decisions != (judged.labels == 1)))
+    margins = np.abs(judged.labels - judged.scores)[tuple(wrong.T)]
+    ranked = [(int(row), int(k)) for row, k in wrong[np.argsort(-margins, kind="stable")]]
     taken: dict[int, int] = {}
-    first: list[tuple[int, int]] = []
-    for place in order:
-        taken[place[1]] = taken.get(place[1], 0) + 1
-        if taken[place[1]] <= 3:
-            first.append(place)
-    return sorted((first + [place for place in order if place not in set(first)])[:n], key=lambda place: -wrong[place])
-
-
-def _short(text: str, length: int) -> str:
-    text = text.encode("utf-8", "replace").decode().replace("$", r"\$")
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return path
+    rank_within = []
+    for _, k in ranked:
+        taken[k] = taken.get(k, 0) + 1
+        rank_within.append(taken[k] > 3)
+    chosen = np.argsort(rank_within, kind="stable")[:_MOST_MISTAKES]
+    return [ranked[place] for place in sorted(chosen)]

@@ -1,4 +1,4 @@
-"""Judging a model on labelled images."""
+"""The way of a model's scores to metrics.json."""
 
 import logging
 from collections.abc import Iterable
@@ -13,17 +13,15 @@ from tqdm.auto import tqdm
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.evaluation import metrics
 from aimonk_hf.evaluation.calibration import expected_calibration_error
-from aimonk_hf.evaluation.metrics import build_report, mean_defined, nan_to_none
+from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
+from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
+from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
 from aimonk_hf.modeling.model import AimonkModel
 
 _logger = logging.getLogger(__name__)
-
-SEEN_UNKNOWN = (
-    "unknown",
-    "unknown whether the model has seen them: intervals, p-values and verdict hold only if it has not",
-)
 
 
 @dataclass
@@ -33,75 +31,45 @@ class Judged:
     paths: list[Path]
     labels: NDArray[np.float32]
     scores: NDArray[np.float64]
-    decisions: NDArray[np.bool_]
+    decisions: Bools
     report: dict[str, Any]
 
 
 def evaluate(
     model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False
 ) -> dict[str, Any]:
-    """Return the dict of metrics.json for the model's stored thresholds; unreadable images are named in the log and left out.
+    """Return the dict of metrics.json for the model's stored thresholds; unreadable images are logged and left out.
 
-    A model does not know the images that it has seen: intervals, p-values and the verdict hold only if these are others. Columns are matched
-    by name; an attribute of the model that the labels lack raises `AimonkError`.
+    Columns are matched by name; an attribute of the model that the labels lack raises `AimonkError`. Where the model
+    was trained or tuned on some of the images, by the record in its folder, there is no verdict; without a record this
+    is unknown, and the verdict holds only if it was not.
     """
     return judge_dataset(model, dataset, batch_size, progress).report
 
 
 def judge_dataset(
-    model: AimonkModel,
-    dataset: AttributeDataset,
-    batch_size: int = 32,
-    progress: bool = False,
-    seen: tuple[str, str] = SEEN_UNKNOWN,
+    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False
 ) -> Judged:
-    """Do what `evaluate` does and return the scores as well.
-
-    `seen` says whether the model has seen "some" of the images, "none", or that this is "unknown", with a sentence about it; where it has seen
-    some there is no verdict.
-    """
-    labels = dataset.match(model.config.attributes).labels.values
+    """Evaluate the model on the dataset and keep the scores beside the report."""
+    dataset = dataset.match(model.config.attributes)
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
     for path, reason in failures.items():
         _logger.warning("left out %s: %s", shown_name(path), reason)
-    readable = np.flatnonzero(~np.isnan(scores).all(axis=1))
-    if not len(readable):
+    readable = ~np.isnan(scores).all(axis=1)
+    if not readable.any():
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
-    every = dataset.paths
-    paths = [every[row] for row in readable]
-    decisions = decide(scores[readable], model.config.threshold_values)
-    state, note = seen
-    words = ("the images of this dataset", note)
-    report = judge_scores(
-        model, labels[readable], scores[readable], decisions, words, state != "some", duplicate_groups(paths)
+    seen, note = seen_images(model, dataset)
+    dataset, scores = dataset.select(np.flatnonzero(readable)), scores[readable]
+    labels, decisions, groups = (
+        dataset.labels.values,
+        decide(scores, model.config.threshold_values),
+        duplicate_groups(dataset.paths),
     )
-    report["measured_on"]["seen_by_model"] = state
-    return Judged(paths, labels[readable], scores[readable], decisions, report)
-
-
-def judge_scores(
-    model: AimonkModel,
-    labels: NDArray[np.float32],
-    scores: NDArray[np.float64],
-    decisions: NDArray[np.bool_],
-    measured_on: tuple[str, str],
-    chose_nothing: bool,
-    groups: NDArray[np.int64] | None = None,
-    seed: int = 0,
-    held_out: NDArray[np.float64] | None = None,
-) -> dict[str, Any]:
-    """Return metrics.json with calibration errors and `measured_on`: which images these are, and what they chose.
-
-    `held_out` are the scores whose calibration error is reported, where `scores` were calibrated on these very images.
-    """
-    names = model.config.attributes
-    report = build_report(labels, scores, decisions, names, model.config.thresholds, chose_nothing, groups, seed)
-    errors = expected_calibration_error(labels, scores if held_out is None else held_out)
-    for name, error in zip(names, errors, strict=True):
-        report["per_attribute"][name]["calibration_error"] = nan_to_none(float(error))
-    report["macro"]["calibration_error"] = nan_to_none(mean_defined(errors))
-    report["measured_on"] = dict(zip(("images", "note"), measured_on, strict=True))
-    return report
+    report = build_report(
+        labels, scores, decisions, dataset.attributes, model.config.thresholds, held_out=seen != "some", groups=groups
+    )
+    report["measured_on"] = {"images": "the images of this dataset", "note": note, "seen_by_model": seen}
+    return Judged(dataset.paths, labels, scores, decisions, report)
 
 
 def score_images(
@@ -111,20 +79,108 @@ def score_images(
     paths = list(paths)
     scores = np.full((len(paths), len(model.config.attributes)), np.nan)
     failures: dict[Path, str] = {}
-    stream = model.stream(paths, batch_size=batch_size)
-    for row, (_, prediction) in enumerate(
-        tqdm(
-            stream,
-            "scoring",
-            len(paths),
-            unit="img",
-            leave=False,
-            disable=None if progress else True,
-            dynamic_ncols=True,
-        )
-    ):
+    shown = {"unit": "img", "leave": False, "disable": None if progress else True, "dynamic_ncols": True}
+    stream = tqdm(model.stream(paths, batch_size=batch_size), "scoring", len(paths), **shown)
+    for row, (_, prediction) in enumerate(stream):
         if isinstance(prediction, ImageError):
             failures[paths[row]] = str(prediction)
         else:
             scores[row] = list(prediction.scores.values())
     return scores, failures
+
+
+def score_unseen(model: AimonkModel, dataset: AttributeDataset) -> tuple[NDArray[np.float64], str]:
+    """Return scores [N, K] in the dataset's columns, NaN for images that trained the model, and a note."""
+    columns = dataset.columns_of(model.config.attributes)
+    parts, unknown = parts_of(model, dataset)
+    rows = [row for row, part in enumerate(parts) if part != "train"]
+    scores = np.full(dataset.labels.values.shape, np.nan)
+    scores[np.ix_(rows, columns)], _ = score_images(model, [dataset.paths[row] for row in rows], progress=True)
+    note = "of which it is unknown whether it was trained on them" if unknown else "which it was not trained on"
+    return scores, note
+
+
+def build_report(
+    labels: Floats,
+    scores: Floats,
+    decisions: Bools,
+    attributes: list[str],
+    thresholds: dict[str, float],
+    held_out: bool = False,
+    groups: Ints | None = None,
+    seed: int = 0,
+    calibrated: Floats | None = None,
+) -> dict[str, Any]:
+    """Return the content of metrics.json for labels, scores and decisions [N, K].
+
+    `decisions` are given rather than derived, because thresholds tuned on the same images must not judge them (see
+    `thresholds.cross_fit`); `calibrated` are likewise the scores of whose calibration error is told. Only for images
+    that chose nothing of the model (`held_out`) are there intervals, p-values and a verdict; images with one number in
+    `groups` [N] are copies of each other. The trivial predictors know the prevalences of the very labels they are
+    judged on.
+    """
+    counts = metrics.count_decisions(labels, decisions)
+    figures = {
+        "precision": metrics.precision(counts),
+        "recall": metrics.recall(counts),
+        "f1": metrics.f1(counts),
+        "accuracy": metrics.accuracy(counts),
+        "average_precision": metrics.average_precision(labels, scores),
+        "auroc": metrics.auroc(labels, scores),
+        "calibration_error": expected_calibration_error(labels, scores if calibrated is None else calibrated),
+    }
+    trivial = metrics.trivial_figures(labels)
+    lift = {
+        "f1": figures["f1"] - trivial["all_positive_f1"],
+        "average_precision": figures["average_precision"] - trivial["prevalence_average_precision"],
+        "auroc": figures["auroc"] - 0.5,
+    }
+    none = [None] * len(attributes)
+    evidence: dict[str, Any] = dict.fromkeys([*(f"{metric}_ci95" for metric in METRICS), "p_value", "signal"], none)
+    conclusions: dict[str, Any] = {"macro_ci95": dict.fromkeys(METRICS), "signal": None, "verdict": None}
+    if held_out:
+        evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups, seed)
+    own: dict[str, Any] = {"n_positive": counts.positives, "n_negative": counts.negatives, "n_missing": counts.missing}
+    own |= {"threshold": [thresholds[name] for name in attributes], **figures, **evidence}
+    averaged = ("f1", "precision", "recall", "average_precision", "auroc")
+    macro = {name: mean_defined(figures[name]) for name in (*averaged, "calibration_error")}
+    report = {
+        "n_images": len(labels),
+        "attributes": list(attributes),
+        "macro": macro | metrics.agreement(labels, decisions),
+        "macro_covers": {name: int((~np.isnan(figures[name])).sum()) for name in averaged},
+        "macro_lift": {name: mean_defined(values) for name, values in lift.items()},
+        "micro": {name: getattr(metrics, name)(counts.total())[0] for name in ("f1", "precision", "recall")},
+        "per_attribute": {
+            name: _row(own, k) | {"trivial": _row(trivial, k), "lift": _row(lift, k)}
+            for k, name in enumerate(attributes)
+        },
+        "trivial": metrics.trivial_predictors(labels),
+        **conclusions,
+    }
+    return dict(metrics.nan_to_none(report))
+
+
+def _row(columns: dict[str, Any], k: int) -> dict[str, Any]:
+    return {name: values[k] for name, values in columns.items()}
+
+
+def _evidence(
+    labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], groups: Ints | None, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return intervals and p-values by attribute, and the averages' intervals with signal and verdict."""
+    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
+    # the permutations take one of the images that are copies of each other
+    first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
+    p_values = permutation_p_values(labels[first], scores[first], seed=seed)
+    columns: dict[str, Any] = {
+        f"{metric}_ci95": [_ends(ends) for ends in column] for metric, column in intervals.items()
+    }
+    columns |= {"p_value": p_values, "signal": [None if np.isnan(p) else bool(p <= ALPHA) for p in p_values]}
+    signal, verdict = judge_signal(attributes, p_values)
+    averages = {metric: _ends(ends) for metric, ends in mean_intervals.items()}
+    return columns, {"macro_ci95": averages, "signal": signal, "verdict": verdict}
+
+
+def _ends(interval: Floats) -> list[float] | None:
+    return None if np.isnan(interval).any() else interval.tolist()

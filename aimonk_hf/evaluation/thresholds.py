@@ -1,22 +1,20 @@
-"""One threshold per attribute: resolving what the user asked for, and tuning without judging on what was tuned."""
+"""One threshold per attribute, tuned without judging on the images that tuned it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
 from aimonk_hf.modeling.config import DEFAULT_THRESHOLD
 
-# With fewer positives than this a tuned threshold is mostly noise (its F1 curve has that many steps), so it stays at 0.5.
+# With fewer positives than this a tuned threshold is mostly noise: its F1 curve has that many steps.
 MIN_POSITIVES = 5
 
-Floats = NDArray[np.floating[Any]]
 
-
-def decide(scores: Floats, thresholds: Floats | Sequence[float]) -> NDArray[np.bool_]:
+def decide(scores: Floats, thresholds: Floats | Sequence[float]) -> Bools:
     """Return decisions [N, K] for scores [N, K] and thresholds [K]."""
     return scores >= np.asarray(thresholds)
 
@@ -24,9 +22,10 @@ def decide(scores: Floats, thresholds: Floats | Sequence[float]) -> NDArray[np.b
 def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> NDArray[np.float64]:
     """Return the best threshold per attribute [K] for labels [N, K] in {0, 1, NaN} and scores [N, K] in [0, 1].
 
-    `objective`: "f1", "youden" (recall + specificity - 1), or "precision=X" (the highest recall at a precision of at least X). A threshold lies
-    halfway between two neighbouring scores; of equally good ones the one in the widest gap wins. Attributes with fewer than 5 observed
-    positives or negatives, and those that cannot reach the precision, keep 0.5.
+    `objective`: "f1", "youden" (recall + specificity - 1), or "precision=X" (the highest recall at a precision of at
+    least X). A threshold lies halfway between two neighbouring scores; of equally good ones the one in the widest gap
+    wins. Attributes with fewer than 5 observed positives or negatives, and those that cannot reach the precision, keep
+    0.5.
     """
     return tune_with_reasons(labels, scores, objective)[0]
 
@@ -34,52 +33,39 @@ def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> ND
 def tune_with_reasons(
     labels: Floats, scores: Floats, objective: str = "f1"
 ) -> tuple[NDArray[np.float64], list[str | None]]:
-    """Return what `tune_thresholds` does, and per attribute why it stayed at 0.5 (None where it was tuned)."""
+    """Return the thresholds of `tune_thresholds`, and per attribute why it stayed at 0.5 (None where it was tuned)."""
     kind, target = parse_objective(objective)
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if labels.shape != scores.shape or labels.ndim != 2:
-        raise AimonkError(
-            f"labels and scores must have one shape [N, K], found {list(labels.shape)} and {list(scores.shape)}"
-        )
+        raise AimonkError(f"Labels and scores must have one shape [N, K], found {labels.shape} and {scores.shape}")
     if not np.isfinite(scores[~np.isnan(labels)]).all():
-        raise AimonkError("scores must be finite where there is a label: leave out the rows of images without scores")
+        raise AimonkError("Scores must be finite where there is a label: leave out the rows of images without scores")
     found = [_best_threshold(labels[:, k], scores[:, k], kind, target) for k in range(labels.shape[1])]
     return np.array([threshold for threshold, _ in found]), [reason for _, reason in found]
 
 
 def threshold_spread(
-    labels: Floats,
-    scores: Floats,
-    objective: str = "f1",
-    n_resamples: int = 200,
-    seed: int = 0,
-    groups: NDArray[np.int64] | None = None,
+    labels: Floats, scores: Floats, objective: str, resamples: int = 200, seed: int = 0, groups: Ints | None = None
 ) -> NDArray[np.float64]:
-    """Return per attribute the range [K, 2] that holds 95% of the thresholds tuned on resamples of the rows; NaN where none is tuned.
+    """Return per attribute the range [K, 2] of 95% of the thresholds tuned on resamples; NaN where none is tuned.
 
     Rows with one number in `groups` [N] are drawn together.
     """
     rng = np.random.default_rng(seed)
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     n_groups = len(np.unique(group_of))
-    tuned = np.full((n_resamples, labels.shape[1]), np.nan)
-    stays = np.array([reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]])
-    for resample in range(n_resamples):
+    tuned = np.empty((resamples, labels.shape[1]))
+    for resample in range(resamples):
         times = np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)[group_of]
         rows = np.repeat(np.arange(len(labels)), times)
         tuned[resample] = tune_thresholds(labels[rows], scores[rows], objective)
-    tuned[:, stays] = np.nan
+    tuned[:, [reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]]] = np.nan
     return np.quantile(tuned, [0.025, 0.975], axis=0).T
 
 
 def cross_fit(
-    labels: Floats,
-    scores: Floats,
-    objective: str = "f1",
-    folds: int = 5,
-    seed: int = 0,
-    groups: NDArray[np.int64] | None = None,
-) -> NDArray[np.bool_]:
+    labels: Floats, scores: Floats, objective: str = "f1", folds: int = 5, seed: int = 0, groups: Ints | None = None
+) -> Bools:
     """Return decisions [N, K] in which each row is judged by thresholds tuned on the other folds only.
 
     Rows with one number in `groups` [N] share a fold; where all do, the thresholds are 0.5.
@@ -112,11 +98,11 @@ def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) ->
     n_positive, n_negative = int(truth.sum()), int((~truth).sum())
     if min(n_positive, n_negative) < MIN_POSITIVES:
         return DEFAULT_THRESHOLD, f"fewer than {MIN_POSITIVES} positives or negatives"
+    # not scikit-learn's curves: one call of those costs as much as eight of this, and resamples make many thousands
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     cut = np.flatnonzero(np.append(ranked[:-1] != ranked[1:], True))  # the last row of each run of equal scores
-    true_positive = np.cumsum(truth[order])[cut]
-    predicted = cut + 1
+    true_positive, predicted = np.cumsum(truth[order])[cut], cut + 1
     if kind == "f1":
         quality = 2 * true_positive / (predicted + n_positive)
     elif kind == "youden":
@@ -127,6 +113,5 @@ def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) ->
             return DEFAULT_THRESHOLD, f"no threshold reaches a precision of {target:g}"
     above = ranked[cut]
     below = np.append(above[1:], 0.0)
-    best = quality >= quality.max() - 1e-12
-    widest = np.argmax(np.where(best, above - below, -1.0))
+    widest = np.argmax(np.where(quality >= quality.max() - 1e-12, above - below, -1.0))
     return float((above[widest] + below[widest]) / 2), None

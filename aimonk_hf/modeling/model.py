@@ -76,6 +76,7 @@ class AimonkModel(nn.Module):
         )
         self.transform = EvalTransform(self.config.pretrained_cfg)
         self.metrics: dict[str, Any] | None = None
+        self.folder: Path | None = None  # from which it was loaded; a split.csv there tells which images it has seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
 
     @classmethod
@@ -320,4 +321,5 @@ class AimonkModel(nn.Module):
             except AimonkError as error:
                 model.metrics_problem = str(error)
                 _logger.warning("%s: %s; the model is loaded without its metrics", folder, error)
+        model.folder = folder
         return model.eval().check_outputs()
