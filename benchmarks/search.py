@@ -70,7 +70,7 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from aimonk_hf.cli.main import add_train_flags
+    from aimonk_hf.cli.flags import add_train_flags
     from aimonk_hf.data.splits import split_rows
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.setup import build_model

@@ -1,0 +1,68 @@
+"""Flags that several commands share, and those made from the fields of TrainConfig."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Any, cast, get_args, get_origin
+
+Run = Callable[[argparse.Namespace], int]
+# makes the parser of a command from its name, its function and its help
+Command = Callable[[str, Run, str], argparse.ArgumentParser]
+
+
+def names(text: str) -> list[str]:
+    """Read the names in a comma-separated list."""
+    return [name.strip() for name in text.split(",")]
+
+
+def add_model_flag(parser: argparse.ArgumentParser, help: str = "model folder or Hub repository") -> None:
+    """Add the required --model."""
+    parser.add_argument("--model", required=True, help=help)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:
+    """Add the flags that name labelled images."""
+    parser.add_argument("--data-dir", required=required, help=help)
+    parser.add_argument("--labels", help="label file other than labels.csv or labels.txt")
+    parser.add_argument("--images-dir", help="folder of the images, if not images/ beside the labels")
+    parser.add_argument("--attributes", type=names, metavar="A,B,C", help="names of the columns of a labels.txt")
+
+
+def read_data(options: argparse.Namespace) -> Any:
+    """Return the `AttributeDataset` that the flags of `add_data_flags` name."""
+    from aimonk_hf.data.dataset import AttributeDataset
+
+    return AttributeDataset.from_folder(options.data_dir, options.labels, options.images_dir, options.attributes)
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """Make every field of TrainConfig a flag, in its order and with its help; flags left out are left to the recipe."""
+    from aimonk_hf.training.settings import TrainConfig
+
+    for setting in fields(TrainConfig):
+        options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": setting.metadata["help"]}
+        if setting.type is bool:
+            options["action"] = "store_true" if setting.default is False else argparse.BooleanOptionalAction
+        else:
+            if setting.default not in (MISSING, None):
+                options["help"] += f" ({setting.default})".replace("%", "%%")
+            choices = setting.metadata.get("choices")
+            options |= {"choices": choices} if choices else {"metavar": setting.name.upper()}
+            options |= {"type": _reader_of(setting.type), "required": setting.default is MISSING}
+        parser.add_argument("--" + setting.name.replace("_", "-"), **options)
+
+
+def _reader_of(kind: Any) -> Callable[[str], Any]:
+    """Return the function from a flag's text to a value of the field's type; lists are split at commas."""
+    if get_origin(kind) is UnionType:
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is not list:
+        return cast("Callable[[str], Any]", kind)
+    (element,) = get_args(kind)
+
+    def values(text: str) -> list[Any]:
+        return [element(part) for part in names(text)]
+
+    values.__name__ = f"comma-separated {element.__name__}"  # argparse names it where a value is refused
+    return values

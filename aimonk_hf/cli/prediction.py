@@ -1,0 +1,142 @@
+"""The commands predict and app."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from aimonk_hf.cli.flags import Command, add_model_flag
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.storage import atomic_path, make_folder
+
+
+def add_prediction_commands(command: Command) -> None:
+    """Add the commands to the parser."""
+    predict = command("predict", _predict, "print the attributes of images")
+    flag = predict.add_argument
+    flag("inputs", nargs="+", metavar="IMAGE_OR_FOLDER")
+    add_model_flag(predict)
+    every: dict[str, Any] = {"action": "append", "default": [], "metavar": "[ATTRIBUTE=]NUMBER"}
+    flag("--threshold", **every, help="replaces the stored ones; repeatable with attributes")
+    flag("--format", choices=("text", "json", "csv"), default="text")
+    flag("--excel", action="store_true", help="with --format csv: mark it as UTF-8, put ' before cells like formulas")
+    flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    flag("--tta", action="store_true", help="average with the mirrored image")
+    flag("--batch-size", type=int, default=32)
+    flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
+    precisions = ("float32", "bf16")
+    flag("--precision", choices=precisions, default="float32", help="bf16 is faster on new hardware, and less exact")
+
+    app = command("app", _app, "serve a model as a web page")
+    flag = app.add_argument
+    flag("--model", help="model folder or Hub repository; $AIMONK_MODEL, else outputs/demo")
+    flag("--host", default="127.0.0.1")
+    flag("--port", type=int, default=7860)
+    flag("--share", action="store_true", help="make a public link through Gradio")
+    flag("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
+    proxied: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
+    flag("--allowed-host", **proxied, help="host name under which a proxy offers the app; repeatable, * for any")
+    flag("--max-file-size", type=int, default=100, metavar="MB", help="refuse larger uploads (100)")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from aimonk_hf.modeling.model import AimonkModel
+    from aimonk_hf.modeling.predict_files import list_images, predict_files
+
+    if options.batch_size < 1 or (options.num_workers is not None and options.num_workers < 1):
+        raise AimonkError("--batch-size and --num-workers must be at least 1")
+    if options.excel and options.format != "csv":
+        raise AimonkError("--excel is about CSV files: add --format csv, or leave it out")
+    paths = list_images([Path(text) for text in options.inputs])
+    thresholds = _thresholds(options.threshold)
+    model = AimonkModel.from_pretrained(options.model)
+
+    def write(own: list[Path], out: TextIO, header: bool) -> int:
+        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers, options.precision)
+        return predict_files(stream, model.config.attributes, len(own), options.format, out, header, options.excel)
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if options.output is None:
+            raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
+        return 1 if _write_together(paths, options.output, write) else 0
+    with _opened(options.output) as out:
+        return 1 if write(paths, out, True) else 0
+
+
+def _thresholds(given: list[str]) -> float | dict[str, float] | None:
+    """Read `--threshold 0.5` and repeated `--threshold name=0.3`."""
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise AimonkError(f"--threshold {text}: {number!r} is not a number") from None
+    if "" in values and len(values) > 1:
+        raise AimonkError("--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER repeatedly, not both")
+    return values.get("", values or None)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """Yield the terminal, or a file that appears whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    make_folder(path.parent)
+    with atomic_path(path) as temporary, _text_file(temporary) as file:
+        yield file
+
+
+def _text_file(path: Path) -> TextIO:
+    return open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_together(paths: list[Path], output: Path, write: Callable[[list[Path], TextIO, bool], int]) -> int:
+    """Let each process of a launch write its share of the paths, and the first one join them; return all failures.
+
+    Shares are contiguous, so that joining keeps the order of the images.
+    """
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank, n_processes = dist.get_rank(), dist.get_world_size()
+    make_folder(output.parent)
+    parts = [output.with_name(f".{output.name}.part-{number}") for number in range(n_processes)]
+    own = [paths[place] for place in np.array_split(np.arange(len(paths)), n_processes)[rank]]
+    try:
+        with _text_file(parts[rank]) as file:
+            failed = write(own, file, rank == 0)
+        failures = [0] * n_processes
+        dist.all_gather_object(failures, failed)
+        if rank == 0:
+            with atomic_path(output) as temporary, open(temporary, "wb") as joined:
+                for part in parts:
+                    with open(part, "rb") as written:
+                        shutil.copyfileobj(written, joined)
+        dist.barrier()  # the first process needs every part until it has joined them
+    except RuntimeError as error:
+        reason = f"another process ended before its part of {output} was written: its own message says why"
+        raise AimonkError(reason) from error
+    except OSError as error:
+        raise AimonkError(f"cannot write {parts[rank]}: {error.strerror or error}") from error
+    finally:
+        parts[rank].unlink(missing_ok=True)
+        dist.destroy_process_group()
+    return sum(failures)
+
+
+def _app(options: argparse.Namespace) -> int:
+    if not 0 < options.port < 65536:
+        raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
+    from aimonk_hf.app import serve
+
+    network = (options.model, options.host, options.port, options.share)
+    serve(*network, options.allow_save, options.max_file_size, options.allowed_host)
+    return 0
