@@ -4,13 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf import AimonkModel
+from aimonk_hf import AimonkModel, TrainConfig
 from aimonk_hf.cli.main import main
 
 
@@ -35,34 +36,17 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_needs_no_torch_and_every_setting_is_a_flag() -> None:
     code = "import sys; sys.argv = ['aimonk-hf', 'train', '--help']\nfrom aimonk_hf.cli.main import main\n"
     code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'timm' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for flag in (
-        "--data-dir",
-        "--output-dir",
-        "--recipe",
-        "--architecture",
-        "--no-pretrained",
-        "--epochs",
-        "--resume",
-        "--log-with",
-    ):
-        assert flag in done.stdout
-
-
-def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture) -> None:
-    from dataclasses import fields
-
-    from aimonk_hf import TrainConfig
-
-    with pytest.raises(SystemExit):
-        run("train", "--help")
-    text = capsys.readouterr().out
     for field in fields(TrainConfig):
-        assert "--" + field.name.replace("_", "-") in text
+        assert "--" + field.name.replace("_", "-") in done.stdout
+    assert "--no-pretrained" in done.stdout
+    printed = " ".join(done.stdout.split())
+    assert "0 does not (0)" in printed  # --folds
+    assert "forward passes per optimiser step (1)" in printed
 
 
 def test_predict_prints_a_table_and_names_what_failed(
@@ -97,19 +81,8 @@ def test_predict_json_and_csv(folder: Path, pictures: Path, tmp_path: Path, caps
     assert capsys.readouterr().out == ""
 
 
-ODD_NAMES = [
-    "image",
-    "attributes",
-    "Error",
-    "notes",
-    "score:image",
-    "red",
-    "dress",
-    "red dress",
-    '["red"]',
-    "a,b",
-    "été",
-]
+ODD_NAMES = ["image", "attributes", "Error", "notes", "score:image"]
+ODD_NAMES += ["red", "dress", "red dress", '["red"]', "a,b", "été"]
 
 
 @pytest.fixture
@@ -131,16 +104,12 @@ def test_a_csv_is_unambiguous_whatever_the_attributes_are_called(
     prefixed = ["score:image", "score:attributes", "score:Error", "score:notes", "score:score:image"]
     assert header == ["image", "attributes", *prefixed, *ODD_NAMES[5:], "error"]
     for row, one in zip((dict(zip(header, row, strict=True)) for row in rows), wanted, strict=True):
-        assert row["image"] == one["image"]
-        assert row["error"] == one.get("error", "")
-        assert [float(row[column]) for column in header[2:-1] if row[column]] == pytest.approx(
-            list(one.get("scores", {}).values()), abs=1e-6
-        )
+        assert (row["image"], row["error"]) == (one["image"], one.get("error", ""))
+        scores = [float(row[column]) for column in header[2:-1] if row[column]]
+        assert scores == pytest.approx(list(one.get("scores", {}).values()), abs=1e-6)
         assert row["attributes"] == (json.dumps(one["attributes"], ensure_ascii=False) if "scores" in one else "")
-    for place, cell in (("red,dress", '["red", "dress"]'), ("red dress", '["red dress"]')):
-        alone = [
-            flag for name in ODD_NAMES for flag in ("--threshold", f"{name}={0 if name in place.split(',') else 1}")
-        ]
+    for present, cell in (({"red", "dress"}, '["red", "dress"]'), ({"red dress"}, '["red dress"]')):
+        alone = [flag for name in ODD_NAMES for flag in ("--threshold", f"{name}={int(name not in present)}")]
         assert run("predict", pictures / "b.JPG", "--model", odd_model, "--format", "csv", *alone) == 0
         assert next(csv.DictReader(capsys.readouterr().out.splitlines()))["attributes"] == cell
 
@@ -152,9 +121,8 @@ def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
     names = ["=1+1.jpg", "@a.jpg", "+a.jpg", "b.JPG", "＝1.jpg"]
     for name in names:
         (pictures / name).write_bytes((pictures / "b.JPG").read_bytes())
-    AimonkModel.from_timm("test_resnet", ["=cmd()", "été"], pretrained=False, image_size=32).save_pretrained(
-        tmp_path / "formula"
-    )
+    model = AimonkModel.from_timm("test_resnet", ["=cmd()", "été"], pretrained=False, image_size=32)
+    model.save_pretrained(tmp_path / "formula")
     flags = ["--model", tmp_path / "formula", "--format", "csv", "--output", tmp_path / "table.csv"]
     assert run("predict", *names, *flags, "--excel") == 0
     content = (tmp_path / "table.csv").read_bytes()
@@ -166,9 +134,7 @@ def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
     assert content.startswith("image,attributes,=cmd(),été,error".encode())
     assert [row[0] for row in csv.reader(content.decode().splitlines())] == ["image", *names]
     assert run("predict", *names, "--model", odd_model, "--excel") == 2
-    assert capsys.readouterr().err.endswith(
-        "aimonk-hf: --excel is about CSV files: add --format csv, or leave it out\n"
-    )
+    assert "aimonk-hf: --excel is about CSV files: add --format csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -224,58 +190,39 @@ def test_evaluate_matches_columns_by_name(
     flags = ("--labels", tmp_path / "labels.txt", "--images-dir", sample / "images")
     assert run("evaluate", "--model", folder, "--data-dir", sample, *flags) == 2
     assert "has no attribute 'sleeves'" in capsys.readouterr().err
-    assert (
-        run("evaluate", "--model", folder, "--data-dir", sample, *flags, "--attributes", "sleeves,stripes,collar,belt")
-        == 0
-    )
+    flags += ("--attributes", "sleeves,stripes,collar,belt")
+    assert run("evaluate", "--model", folder, "--data-dir", sample, *flags) == 0
 
 
-def test_train_from_the_command_line_ends_with_what_to_do_next(sample: Path, tmp_path: Path) -> None:
+def test_train_from_the_command_line_ends_with_what_to_do_next(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     flags = ["--recipe", "demo", "--epochs", "1", "--image-size", "32", "--num-workers", "0", "--mixed-precision", "no"]
-    command = [
-        sys.executable,
-        "-m",
-        "aimonk_hf",
-        "train",
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(tmp_path / "out"),
-        *flags,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    flags += ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "aimonk_hf", "train", *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout
     assert f"serve:    aimonk-hf app --model {tmp_path / 'out'}" in done.stdout
     assert "\r" not in done.stdout + done.stderr  # no bar redraws itself in a log file
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2
-    refusal = "holds another run: pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
-    assert again.stderr.strip() == f"aimonk-hf: {tmp_path / 'out'} {refusal}"
+    assert run("train", *flags) == 2
+    assert "holds another run: pass --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--num-workers", "-1"], "--num-workers must be at least 0, found -1"),
-        (["--pos-weight-cap", "-1"], "--pos-weight-cap must not be negative, found -1.0"),
         (["--threshold-objective", "precision=0"], "unknown objective 'precision=0': use f1, youden, or precision=0.9"),
-        (["--image-size", "0"], "--image-size must be at least 8, found 0"),
-        (["--epochs", "0"], "--epochs must be at least 1, found 0"),
         (["--stage-epochs", "0,2"], "a stage of 0 epochs trains nothing"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, found 0"),
         (["--lr", "0"], "--lr must be above 0 and at most 1e30, found 0.0"),
-        (["--crop-pct", "0"], "crop_pct must be a share of the picture, found 0.0"),
+        (["--crop-pct", "0"], "found 0.0"),
     ],
 )
 def test_a_setting_that_no_run_can_use_is_refused_before_the_run(
     flags: list[str], message: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    recipe = (
-        ["--recipe", "efficientnet-b0-two-stage", "--no-pretrained"]
-        if "--stage-epochs" in flags
-        else ["--recipe", "demo"]
-    )
+    staged = ["--recipe", "efficientnet-b0-two-stage", "--no-pretrained"]
+    recipe = staged if "--stage-epochs" in flags else ["--recipe", "demo"]
     assert run("train", "--data-dir", sample, "--output-dir", tmp_path / "out", *recipe, *flags) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -283,15 +230,10 @@ def test_a_setting_that_no_run_can_use_is_refused_before_the_run(
     assert not (tmp_path / "out" / "history.csv").exists()
 
 
-def test_a_zero_is_taken_at_its_word(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_port_out_of_range_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
     for port in (0, 65536):
         assert run("app", "--model", folder, "--port", port) == 2
         assert capsys.readouterr().err == f"aimonk-hf: --port must lie between 1 and 65535, found {port}\n"
-    with pytest.raises(SystemExit):
-        run("train", "--help")
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "0 does not (0)" in printed  # --folds
-    assert "forward passes per optimiser step (1)" in printed
 
 
 def test_expected_errors_of_train_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

