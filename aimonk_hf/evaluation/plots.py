@@ -230,9 +230,14 @@ def _co_occurrence(judged: Judged) -> Figure:
 
 
 def _worst_mistakes(judged: Judged) -> Figure:
-    """Draw the images whose scores contradict their labels most, at most three per attribute while others have any."""
+    """Draw the images whose scores contradict their labels most; no attribute takes the places of the others."""
     names, columns = judged.report["attributes"], 6
-    chosen = _worst(judged)
+    right = (judged.decisions == (judged.labels == 1)) | np.isnan(judged.labels)
+    margin = np.where(right, -np.inf, np.abs(judged.labels - judged.scores))
+    rank = np.argsort(np.argsort(-margin, axis=0, kind="stable"), axis=0)
+    margin[rank >= max(3, _MOST_MISTAKES // len(names))] = -np.inf
+    order = np.argsort(-margin, axis=None, kind="stable")[: min(_MOST_MISTAKES, np.isfinite(margin).sum())]
+    chosen = np.stack(np.unravel_index(order, margin.shape), axis=1).tolist()
     rows = max(1, -(-len(chosen) // columns))
     figure = Figure(figsize=(columns * 2.1, rows * 2.55 + 0.5), layout="constrained")
     for place, (row, k) in enumerate(chosen, start=1):
@@ -252,17 +257,3 @@ def _worst_mistakes(judged: Judged) -> Figure:
     title = "worst mistakes: present but missed (blue), absent but found (orange)"
     figure.suptitle(title if chosen else "no mistakes", fontsize=11)
     return figure
-
-
-def _worst(judged: Judged) -> list[tuple[int, int]]:
-    """Return the worst mistakes (row, attribute), three per attribute first."""
-    wrong = np.argwhere(~np.isnan(judged.labels) & (judged.decisions != (judged.labels == 1)))
-    margins = np.abs(judged.labels - judged.scores)[tuple(wrong.T)]
-    ranked = [(int(row), int(k)) for row, k in wrong[np.argsort(-margins, kind="stable")]]
-    taken: dict[int, int] = {}
-    rank_within = []
-    for _, k in ranked:
-        taken[k] = taken.get(k, 0) + 1
-        rank_within.append(taken[k] > 3)
-    chosen = np.argsort(rank_within, kind="stable")[:_MOST_MISTAKES]
-    return [ranked[place] for place in sorted(chosen)]
