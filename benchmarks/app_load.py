@@ -19,8 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from prediction_speed import draw, write_model
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 5
@@ -40,38 +39,14 @@ def main() -> None:
         print(json.dumps(run_clients(url, sorted(Path(folder).iterdir()), int(count), options.clients)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        model = options.model or write_model(Path(temporary) / "model")
-        pictures = write_pictures(Path(temporary) / "pictures", options.requests)
+        model = options.model or write_model(Path(temporary) / "model", "mobilenetv2_100")
+        pictures = draw(Path(temporary) / "pictures", options.requests)
         found: dict[str, Any] = {"start_up_seconds": start_up(model)}
         print(f"start-up:         {found['start_up_seconds']:.1f} s until the page answers")
         found |= measure(model, pictures, options)
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
         options.json.write_text(json.dumps({"settings": settings, **found}, indent=2) + "\n")
-
-
-def write_model(folder: Path) -> Path:
-    from aimonk_hf.modeling.model import AimonkModel
-
-    AimonkModel.from_timm(
-        "mobilenetv2_100", ["sleeves", "stripes", "collar", "belt"], pretrained=False
-    ).save_pretrained(folder)
-    return folder
-
-
-def write_pictures(folder: Path, count: int) -> list[Path]:
-    """Write JPEG files of 800 x 600 pixels and about 100 kB, smooth with some grain."""
-    folder.mkdir()
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        coarse = Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize(
-            (800, 600), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 8, (600, 800, 3))
-        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(
-            folder / f"{number:04d}.jpg", quality=80
-        )
-    return sorted(folder.iterdir())
 
 
 def start_up(model: Path) -> float:

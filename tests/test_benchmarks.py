@@ -100,6 +100,8 @@ def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(
 
 def test_lines_of_the_race(load: Any, capfd: pytest.CaptureFixture[str]) -> None:
     table = load("race_table")
+    fitting = load("race").fitting_epochs
+    assert [fitting(100, *given) for given in ((30, 10), (30, 2), (300, 10))] == [3, 2, 1]
 
     def summary(name: str, *measured: tuple[float, float], **more: Any) -> dict[str, Any]:
         rows = [{"epochs": n, "seconds": at, "mAP": mAP} for n, (at, mAP) in enumerate(measured, 1)]
@@ -119,12 +121,6 @@ def test_lines_of_the_race(load: Any, capfd: pytest.CaptureFixture[str]) -> None
     assert "none yet" in late
     assert "not reached" in late
     assert " ".join(early.split()) == "quick 1 25 s 1/4.0 12 s 1/8.0 0.600 +0.000 0.600 25 s 1000 MB"
-
-
-def test_a_peer_gets_the_epochs_that_fit(load: Any) -> None:
-    fitting_epochs = load("race").fitting_epochs
-    found = [fitting_epochs(100, *given) for given in ((30, 10), (30, 2), (300, 10))]
-    assert found == [3, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["plain loop", "transformers Trainer", "fastai"])
@@ -313,15 +309,6 @@ def test_scripts_of_fresh_processes(
         exec(script, {})
         printed = capfd.readouterr().out
         assert all(f"{score:.3f}"[:-1] in printed for score in wanted.values()), name
-
-
-def test_names_of_contestants_are_unique(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    speed = load("prediction_speed")
-    for bf16 in (True, False):
-        monkeypatch.setattr(speed, "computes_bf16", lambda bf16=bf16: bf16)
-        names = [one.name for one in speed.choose_contestants(argparse.Namespace(workers=None))]
-        assert len(set(names)) == len(names) > 3
-        assert any("bf16" in name for name in names) == bf16
 
 
 def test_scale_from_the_command_line(load: Any, run: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -60,14 +60,9 @@ def judge_dataset(
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
     seen, note = seen_images(model, dataset)
     dataset, scores = dataset.select(np.flatnonzero(readable)), scores[readable]
-    labels, decisions, groups = (
-        dataset.labels.values,
-        decide(scores, model.config.threshold_values),
-        duplicate_groups(dataset.paths),
-    )
-    report = build_report(
-        labels, scores, decisions, dataset.attributes, model.config.thresholds, held_out=seen != "some", groups=groups
-    )
+    labels, decisions = dataset.labels.values, decide(scores, model.config.threshold_values)
+    given = (labels, scores, decisions, dataset.attributes, model.config.thresholds)
+    report = build_report(*given, held_out=seen != "some", groups=duplicate_groups(dataset.paths))
     report["measured_on"] = {"images": "the images of this dataset", "note": note, "seen_by_model": seen}
     return Judged(dataset.paths, labels, scores, decisions, report)
 

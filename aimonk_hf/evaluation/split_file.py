@@ -103,7 +103,7 @@ def record_tuning(model: AimonkModel, folder: Path, dataset: AttributeDataset) -
 
 
 def _holds_weights(folder: Path, model: AimonkModel) -> bool:
-    """Return whether the run in `folder` made the weights that lie there, and the model still has them."""
+    """Return whether the run in `folder` made its weights, and the model still has them."""
     record = folder / "train_config.json"
     noted = read_json(record).get(FINGERPRINT) if record.is_file() else None
     if noted not in (None, read_json(folder / CONFIG_FILE).get(FINGERPRINT)):

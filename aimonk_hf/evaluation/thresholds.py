@@ -98,7 +98,7 @@ def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) ->
     n_positive, n_negative = int(truth.sum()), int((~truth).sum())
     if min(n_positive, n_negative) < MIN_POSITIVES:
         return DEFAULT_THRESHOLD, f"fewer than {MIN_POSITIVES} positives or negatives"
-    # not scikit-learn's curves: one call of those costs as much as eight of this, and resamples make many thousands
+    # not scikit-learn's curves, whose checks of the input would be most of the work of many thousand resamples
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     cut = np.flatnonzero(np.append(ranked[:-1] != ranked[1:], True))  # the last row of each run of equal scores
