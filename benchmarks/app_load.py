@@ -1,9 +1,11 @@
 """The app under load, beside the bare model in the same process: requests a second, threshold moves, start-up, memory.
 
-    python benchmarks/app_load.py [--model FOLDER] [--requests 200] [--clients 16] [--memory-requests 1000] [--json FILE]
+    python benchmarks/app_load.py [--model FOLDER] [--requests 200] [--clients 16] [--memory-requests 1000] [--json
+        FILE]
 
-Without --model a mobilenetv2_100 with random weights is served (speed does not depend on the weights). Clients are threads of one other
-process, which speak plain HTTP as curl would (upload, call, answer); they share the machine's cores with the app.
+Without --model a mobilenetv2_100 with random weights is served (speed does not depend on the weights). Clients are
+threads of one other process, which speak plain HTTP as curl would (upload, call, answer); they share the machine's
+cores with the app.
 """
 
 import argparse
@@ -83,7 +85,8 @@ def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> d
         found = measure_load(url, served, pictures, options)
         moves = threshold_moves(page, url, served, 100)
         print(
-            f"threshold moves:  {statistics.median(moves) * 1000:.1f} ms median over HTTP, {max(moves) * 1000:.0f} ms at most (wanted: 50)"
+            f"threshold moves:  {statistics.median(moves) * 1000:.1f} ms median over HTTP, "
+            f"{max(moves) * 1000:.0f} ms at most (wanted: 50)"
         )
         found |= {"threshold_move_seconds": moves, "memory_mb": measure_memory(url, pictures, options)}
         page.close()
@@ -92,7 +95,7 @@ def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> d
 
 
 def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
-    """Alternate between the bare model and the app in short rounds, because other work on the machine comes and goes."""
+    """Alternate between the bare model and the app in short rounds, because other work comes and goes."""
     bare, app, times = [], [], []
     n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
     for _ in range(ROUNDS):
@@ -106,14 +109,15 @@ def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.
     rate = options.requests * ROUNDS / sum(app)
     late = times[int(0.95 * (len(times) - 1))]
     print(
-        f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} pictures a second, decoding included, batches of 16"
+        f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} images a second, decoding included, batches of 16"
     )
     print(
         f"the app:          {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} pictures a batch"
     )
     print(f"                  {statistics.median(times) * 1000:.0f} ms median, {late * 1000:.0f} ms p95")
     print(
-        f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), {ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
+        f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
     )
     return {
         "bare_pictures_per_second": len(pictures) * ROUNDS / sum(bare),
@@ -136,7 +140,8 @@ def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) 
         clients(url, pictures, options.memory_requests // 4, options)
         memory.append(process.memory_info().rss / 1e6)
     print(
-        f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB over {options.memory_requests} requests"
+        f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB "
+        f"over {options.memory_requests} requests"
     )
     return memory
 
@@ -208,7 +213,8 @@ def run_clients(url: str, pictures: list[Path], count: int, n_clients: int) -> d
 def predict(connection: http.client.HTTPConnection, picture: Path) -> None:
     """Upload a picture, ask for its prediction, and wait for the answer."""
     edge = "edge-of-the-parts"
-    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{picture.name}"\r\nContent-Type: image/jpeg\r\n\r\n'
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{picture.name}"\r\n'
+    head += "Content-Type: image/jpeg\r\n\r\n"
     form = head.encode() + picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
     place = json.loads(ask(connection, "POST", "upload", form, f"multipart/form-data; boundary={edge}"))[0]
     body = json.dumps({"image": {"path": place, "meta": {"_type": "gradio.FileData"}}}).encode()

@@ -1,4 +1,4 @@
-"""A fresh process up to its first answer: the command, transformers' pipeline, and timm by hand; and what `import aimonk_hf` costs.
+"""Time a fresh process up to its first answer: the command, transformers' pipeline, timm by hand, and the import.
 
     python benchmarks/cold_start.py [--model FOLDER] [--image FILE] [--rounds 5] [--json FILE]
 

@@ -2,9 +2,10 @@
 
     python benchmarks/decode_cache.py [--data-dir DIR] [--images 300] [--size 256] [--rounds 5] [--json FILE]
 
-Without --data-dir drawn garments are read: JPEG files of 600 x 800 pixels and about 100 kB. One process reads one picture after another, as
-each of the training's reader processes does. The ways take turns in every round. "from disk" means that the system was asked to forget the
-cache's pages before; the image files themselves are always read from memory. Every picture is compared with the decoded one.
+Without --data-dir drawn garments are read: JPEG files of 600 x 800 pixels and about 100 kB. One process reads one
+picture after another, as each of the training's reader processes does. The ways take turns in every round. "from disk"
+means that the system was asked to forget the cache's pages before; the image files themselves are always read from
+memory. Every picture is compared with the decoded one.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def main() -> None:
         seconds = measure(paths, options.size, options.rounds, Path(temporary))
         kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1000
     print(
-        f"{len(paths)} images of {kilobytes:.0f} kB, resized to {options.size} x {options.size}, {options.rounds} rounds, one process"
+        f"{len(paths)} images of {kilobytes:.0f} kB, resized to {options.size} x {options.size}, "
+        f"{options.rounds} rounds, one process"
     )
     print(report(seconds, len(paths)))
     if options.json:
@@ -86,7 +88,7 @@ def measure(paths: list[Path], size: int, rounds: int, folder: Path) -> dict[str
 
 
 def time_reading(paths: list[Path], size: int, cache_folder: Path | None, expected: list[Pixels]) -> float:
-    """Return the seconds of reading all pictures, opening the cache included; the comparison with what is expected is not counted."""
+    """Return the seconds of reading all images, opening the cache included; the comparison is not counted."""
     started = time.perf_counter()
     cache = PixelCache(paths[0].parent, f"squash {size}", cache_folder) if cache_folder else None
     seconds = time.perf_counter() - started

@@ -1,11 +1,13 @@
-"""The loops of others, on the plain loop's task: transformers' Trainer with TimmWrapper, and fastai's Learner where it is installed.
+"""Run the loops of others on the plain loop's task: transformers' Trainer, and fastai's Learner where installed.
 
-Both start from the plain loop's weights and a head drawn as its own is, and see its pictures: squashed to 224 x 224 pixels, mirrored half of the
-time, with the mean and spread that the weights want. Readers, optimiser and schedule are their own; their loss is masked, since neither has one
-that knows missing labels, and not weighted. Their learning rates are what their users would type:
+Both start from the plain loop's weights and a head drawn as its own is, and see its pictures: squashed to 224 x 224
+pixels, mirrored half of the time, with the mean and spread that the weights want. Readers, optimiser and schedule are
+their own; their loss is masked, since neither has one that knows missing labels, and not weighted. Their learning rates
+are what their users would type:
 
-- transformers: the default AdamW with a linear decay, at the plain loop's 1e-4 (the default 5e-5 is meant for language models);
-- fastai: `fit_one_cycle` as it comes: its Adam with weight decay, up to 1e-3 and down again, the whole network at once.
+- transformers: the default AdamW with a linear decay, at the plain loop's 1e-4 (the default 5e-5 is meant for language
+models); - fastai: `fit_one_cycle` as it comes: its Adam with weight decay, up to 1e-3 and down again, the whole network
+at once.
 """
 
 import importlib.util

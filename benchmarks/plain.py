@@ -1,8 +1,8 @@
-"""The plain loop that the benchmarks compare with: what the published systems have in common, their mask and weights put right.
+"""Train by the plain loop of the published systems, their mask and weights put right, which others are compared with.
 
-Every loop of these benchmarks, this one and those of `peers.py`, is a function of a `Task` and of what is called after each step (with its
-number of images) and after each epoch (with a function that scores pictures as this loop reads them). It builds all that it needs and returns
-the training itself, so that a clock can start between the two.
+Every loop of these benchmarks, this one and those of `peers.py`, is a function of a `Task` and of what is called after
+each step (with its number of images) and after each epoch (with a function that scores pictures as this loop reads
+them). It builds all that it needs and returns the training itself, so that a clock can start between the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Loop = Callable[["Task", AfterStep, AfterEpoch], Callable[[], None]]
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop is given: the images to train on, the weights to start from, how long, and a folder for its files."""
+    """The images to train on, the weights to start from, the epochs, and a folder for a loop's files."""
 
     dataset: AttributeDataset
     architecture: str
@@ -41,7 +41,7 @@ class Task:
 
 
 def plain_loop(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
-    """Pillow, torchvision, float32, Adam at 1e-4, mirrored pictures, weights for rare attributes: what a published solution does."""
+    """Train as a published solution: Pillow, torchvision, float32, Adam at 1e-4, mirrored images, rare ones weighed."""
     network, labels = new_network(task), task.dataset.labels.values
     observed, positive = (labels == labels).sum(0), (labels == 1).sum(0)
     weight = torch.from_numpy((observed - positive) / positive.clip(1)).float()

@@ -1,12 +1,14 @@
 """Prediction beside its limits and beside transformers: a folder of pictures, and one picture.
 
-    python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts folder,latency] [--json FILE]
+    python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts
+        folder,latency] [--json FILE]
 
-Without --model a mobilenetv2_100 with random weights is read: speed does not depend on the weights, but the score changes in bf16 do, so name
-a trained model for those. Without --images drawn photographs are read (600 x 800 pixels, about 100 kB). Every contestant of the folder part
-has a process of its own and takes its turn in every round, while the others wait. Medians over rounds are shown, and ratios are taken within
-each round. "bare forward" has its pixels in memory and computes batches of 32 as a script does; "as ours computes" in batches of 8, channels_last,
-with freed memory kept, on all cores at once. bf16 is left out where the processor has no instructions for it: it takes many times as long
+Without --model a mobilenetv2_100 with random weights is read: speed does not depend on the weights, but the score
+changes in bf16 do, so name a trained model for those. Without --images drawn photographs are read (600 x 800 pixels,
+about 100 kB). Every contestant of the folder part has a process of its own and takes its turn in every round, while the
+others wait. Medians over rounds are shown, and ratios are taken within each round. "bare forward" has its pixels in
+memory and computes batches of 32 as a script does; "as ours computes" in batches of 8, channels_last, with freed memory
+kept, on all cores at once. bf16 is left out where the processor has no instructions for it: it takes many times as long
 there. All exact readers must agree within 1e-4 in every score.
 """
 
@@ -150,7 +152,7 @@ def ask(end: Connection, name: str) -> tuple[float, Scores]:
 
 
 def serve(one: Contestant, pipe: Connection, model: Path, paths: list[Path]) -> None:
-    """In a process of its own: score all pictures as often as asked, and send pictures a second and the scores [N, K]."""
+    """In a process of its own: score all images as often as asked, and send images a second and scores [N, K]."""
     score = WAYS[one.way](one, model, paths)
     while pipe.recv():
         start = time.perf_counter()
@@ -194,7 +196,8 @@ def print_folder(rows: list[dict[str, Any]], n_images: int, rounds: int) -> None
         for row in rows
     ]
     print(
-        f"a folder of {n_images} pictures, {rounds} rounds (wanted: {OURS} 0.90x of the bare forward, 3.00x of the pipeline)"
+        f"a folder of {n_images} images, {rounds} rounds "
+        f"(wanted: {OURS} 0.90x of the bare forward, 3.00x of the pipeline)"
     )
     print(table(header, cells))
 

@@ -1,4 +1,4 @@
-"""Processes as the benchmarks see them: what one holds, what it holds with those that it started, and the end of all of them."""
+"""Measure the memory of a process and of those that it started, and end all of them."""
 
 import resource
 import threading

@@ -1,18 +1,21 @@
-"""To the plain loop's mAP: whole runs of recipes beside the plain loop and its peers, in seconds and in mAP on images that chose nothing.
+"""Race to the plain loop's mAP: whole runs of recipes beside it and its peers, in seconds and in held-out mAP.
 
-    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--peer-epochs 10] [--recipes fast default]
-        [--peers "transformers Trainer" fastai] [--json FILE] [--plot FILE]
+    python benchmarks/race.py --data-dir DATA --architecture local-dir:FOLDER [--plain-epochs 10] [--peer-epochs 10]
+        [--recipes fast default] [--peers "transformers Trainer" fastai] [--json FILE] [--plot FILE]
 
-Every run starts in a process of its own, one after the other, from the same weights, on the same training images: those that the first recipe's
-split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains; that of a recipe from the start of the command to its
-end: imports, checks of the images, decoding into an empty cache, validation, report and plots included. A loop's mAP is measured after each epoch,
-with its clock stopped, and the plain loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole
-command's. "training alone" is a loop's clock, and a recipe's epochs: its steps, what it computes of frozen layers, the reading of pictures.
+Every run starts in a process of its own, one after the other, from the same weights, on the same training images: those
+that the first recipe's split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains;
+that of a recipe from the start of the command to its end: imports, checks of the images, decoding into an empty cache,
+validation, report and plots included. A loop's mAP is measured after each epoch, with its clock stopped, and the plain
+loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole command's.
+"training alone" is a loop's clock, and a recipe's epochs: its steps, what it computes of frozen layers, the reading of
+pictures.
 
-A peer gets as many epochs as end within the plain loop's time, so that its schedule is whole: a process that is thrown away does its first steps,
-and their pace says how many epochs that is, at least 1 and at most --peer-epochs. Where its pace was overrated, it is stopped after the epoch in
-which its clock passes 1.25 times the plain loop's, and the table says that it was cut. "in its time" is the mAP last measured before the
-plain loop's clock stopped. Peak memory is that of a process and its readers, looked at four times a second, measuring included.
+A peer gets as many epochs as end within the plain loop's time, so that its schedule is whole: a process that is thrown
+away does its first steps, and their pace says how many epochs that is, at least 1 and at most --peer-epochs. Where its
+pace was overrated, it is stopped after the epoch in which its clock passes 1.25 times the plain loop's, and the table
+says that it was cut. "in its time" is the mAP last measured before the plain loop's clock stopped. Peak memory is that
+of a process and its readers, looked at four times a second, measuring included.
 """
 
 import argparse
@@ -103,7 +106,8 @@ def run_recipe(options: argparse.Namespace, recipe: str, out: Path) -> Run:
         "peak_memory_mb": memory.megabytes,
     }
     print(
-        f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({sum(epochs):.0f} s of it in epochs), mAP {row['mAP']:.3f}",
+        f"`{recipe}`, {len(epochs)} epochs: {seconds:.0f} s ({sum(epochs):.0f} s of it in epochs), "
+        f"mAP {row['mAP']:.3f}",
         flush=True,
     )
     return {"name": recipe, "planned_epochs": len(epochs), "cut": False, "training_seconds": sum(epochs), "rows": [row]}
@@ -143,7 +147,7 @@ def fitting_epochs(seconds: float, per_epoch: float, most: int) -> int:
 
 
 def run_loop(name: str, task: Task, report_set: AttributeDataset, most_seconds: float = math.inf) -> Run:
-    """Train in a process of its own and return a row for each epoch, up to the one in which the clock passes `most_seconds`."""
+    """Train in a process of its own; return a row for each epoch, up to the one that passes `most_seconds`."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=train_loop, args=(there, name, task, report_set))

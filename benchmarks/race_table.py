@@ -1,4 +1,4 @@
-"""The race's table and plot, from runs: a name, the epochs that were planned, whether it was cut, and a row for each time it was measured."""
+"""Draw the race's table and plot, from runs: name, planned epochs, whether it was cut, and a row per measurement."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who scores the pictures of prediction_speed.py: this library, the bare network, transformers' pipeline, and timm by hand."""
+"""Score the images of prediction_speed.py: this library, the bare network, transformers' pipeline, timm by hand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def library(one: Contestant, folder: Path, paths: list[Path]) -> Score:
 
 
 def bare(one: Contestant, folder: Path, paths: list[Path]) -> Score:
-    """The network alone, its batches of pixels in memory: what no end-to-end prediction with the same settings can pass."""
+    """The network alone, its batches in memory: no end-to-end prediction with the same settings can be faster."""
     import torch
 
     from aimonk_hf.data.images import read_image
@@ -91,7 +91,7 @@ WAYS: dict[str, Callable[[Contestant, Path, list[Path]], Score]] = {
 def load(
     one: Contestant, folder: Path
 ) -> tuple[Callable[..., "torch.Tensor"], Callable[["torch.Tensor"], "torch.Tensor"]]:
-    """Return what turns a picture into pixels, and pixels uint8 [N, 3, H, W] into logits [N, K] by the contestant's settings."""
+    """Return the functions from an image to pixels, and from pixels uint8 [N, 3, H, W] to logits [N, K]."""
     import torch
 
     from aimonk_hf import AimonkModel

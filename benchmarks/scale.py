@@ -1,12 +1,14 @@
-"""Does the cost of an image stay the same when there are more of them? Seconds, microseconds per image and peak memory by number of images.
+"""Measure how the cost of an image grows with their number: seconds, microseconds per image, peak memory.
 
-    python benchmarks/scale.py [--sizes 1000,10000,100000] [--attributes 40] [--parts NAME,NAME] [--limit 1800] [--json FILE]
+    python benchmarks/scale.py [--sizes 1000,10000,100000] [--attributes 40] [--parts NAME,NAME] [--limit 1800] [--json
+        FILE]
 
-Every part runs at every size in a process of its own, so that its peak memory is its own; reading the modules and making the inputs are not
-timed. "memory" is how far the process rose above what it held before the part began. "growth" is the cost of an image over that at the
-smallest size: a part above 1.5 is marked "grows". Pictures are drawn: 32 x 32 pixels, one in fifty a copy of another. "predict-2" and "epoch-2"
-are commands in two processes under torchrun, with a thread each: what is shown is the slowest process and the largest one, and beside it the
-seconds of the whole command, whose start of several seconds hides the rest where images are few.
+Every part runs at every size in a process of its own, so that its peak memory is its own; reading the modules and
+making the inputs are not timed. "memory" is how far the process rose above what it held before the part began. "growth"
+is the cost of an image over that at the smallest size: a part above 1.5 is marked "grows". Pictures are drawn: 32 x 32
+pixels, one in fifty a copy of another. "predict-2" and "epoch-2" are commands in two processes under torchrun, with a
+thread each: what is shown is the slowest process and the largest one, and beside it the seconds of the whole command,
+whose start of several seconds hides the rest where images are few.
 """
 
 import argparse
@@ -81,7 +83,7 @@ def run_part(name: str, folder: Path, size: int, options: argparse.Namespace) ->
 
 
 def time_part(part: Part, folder: Path, n_images: int, n_attributes: int) -> dict[str, float]:
-    """Return seconds, the least of several where they are few, and how many megabytes the first run rose above what was held before."""
+    """Return seconds, the least of several where they are few, and the megabytes that the first run added."""
     act = part(folder, n_images, n_attributes)
     before = reset_own_peak()
     times = [seconds(act)]

@@ -1,7 +1,7 @@
-"""The parts of `scale.py` that are commands in two processes under torchrun: a folder predicted, and an epoch of training.
+"""Time the commands of `scale.py` in two processes under torchrun: a folder predicted, an epoch of training.
 
-Started by torchrun, this file is `python -m aimonk_hf` with a clock: it reads the modules first, then runs the command, and writes what the
-process took and held.
+Started by torchrun, this file is `python -m aimonk_hf` with a clock: it reads the modules first, then runs the command,
+and writes what the process took and held.
 """
 
 import csv
@@ -37,7 +37,7 @@ def predicting_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures
 
 
 def training_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures:
-    """Train for an epoch on all images and return that epoch's own seconds, the filling of the cache included; nothing validates.
+    """Train for an epoch on all images without validation; return its seconds, the filling of the cache included.
 
     Each process reads its pictures itself, so that its memory is all that it needs.
     """
@@ -59,7 +59,7 @@ def training_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures:
 
 
 def launch(folder: Path, command: list[str]) -> Figures:
-    """Run a command of the library in two processes; return the slowest one's seconds, the largest one's megabytes, and the seconds of all."""
+    """Run a command in two processes; return the slowest one's seconds, the largest one's megabytes, and all seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(N_PROCESSES)]
     start = time.perf_counter()
@@ -78,7 +78,7 @@ def figures_file(folder: Path, rank: int) -> Path:
 
 
 def serve(folder: Path, command: list[str]) -> int:
-    """In each process: run the command and write its seconds, and how many megabytes the process rose above what it held before."""
+    """In each process: run the command and write its seconds, and the megabytes that it added."""
     from aimonk_hf.cli.main import main
 
     if command[0] == "predict":

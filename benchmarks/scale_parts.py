@@ -1,4 +1,4 @@
-"""The parts whose cost `scale.py` measures, one process each: functions that make their inputs and return what is timed; and the drawn data."""
+"""Draw the data of `scale.py`, and make its parts: functions that prepare their inputs and return the timed act."""
 
 import os
 import sys

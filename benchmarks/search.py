@@ -1,11 +1,11 @@
-"""Settings of a recipe compared on the training part: each trained once per seed, on images that the seed chooses, and judged on the rest.
+"""Compare settings of a recipe on the training part: one training per seed, judged on the images left out.
 
-    python benchmarks/search.py --data-dir DATA --architecture local-dir:FOLDER --json FILE
-        --try "--epochs 6" --try "--epochs 6 --lr 2e-3" [--seeds 0 1 2]
+    python benchmarks/search.py --data-dir DATA --architecture local-dir:FOLDER --json FILE --try "--epochs 6" --try
+        "--epochs 6 --lr 2e-3" [--seeds 0 1 2]
 
-The images that `race.py` reports from are put aside first and never read: what is chosen here can be judged on them. Of the others each seed
-trains on 70% and judges on 30%; near-duplicates stay together. Differences to the first settings are taken seed by seed. FILE keeps what has
-been run: another call with more settings runs only those.
+The images that `race.py` reports from are put aside first and never read: what is chosen here can be judged on them. Of
+the others each seed trains on 70% and judges on 30%; near-duplicates stay together. Differences to the first settings
+are taken seed by seed. FILE keeps what has been run: another call with more settings runs only those.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""Training throughput beside the plain loop, transformers' Trainer and fastai (where installed): images a second and memory.
+"""Compare training throughput with the plain loop, transformers' Trainer and fastai: images a second, memory.
 
-    python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 4] [--rounds 3] [--json FILE]
+    python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 4] [--rounds 3]
+        [--json FILE]
 
-The same pictures, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one contestant computing at a
-time, and medians are shown, with the ratio to the plain loop of the same round. Without --data-dir garments are drawn at 400 x 600 pixels.
-Weights are random: speed does not depend on them. "the bare step" has its batch in memory and is what no end-to-end training can pass.
+The same pictures, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one
+contestant computing at a time, and medians are shown, with the ratio to the plain loop of the same round. Without
+--data-dir garments are drawn at 400 x 600 pixels. Weights are random: speed does not depend on them. "the bare step"
+has its batch in memory and is what no end-to-end training can pass.
 """
 
 import argparse
@@ -102,7 +104,7 @@ def measure(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class Contestant:
-    """A process, with its readers, that is stopped but for its turns: readers would go on reading ahead in the time of the next."""
+    """A process, with its readers, that is stopped but for its turns, so that readers do not read ahead meanwhile."""
 
     def __init__(self, name: str, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
@@ -156,7 +158,7 @@ def train_as_a_script() -> None:
 
 
 class Turns:
-    """Called after every step: times as many steps as are asked for, after two that are not timed, and holds the loop between turns."""
+    """Called after every step: time as many steps as asked for, after two untimed ones, and hold between turns."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -206,7 +208,7 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
 
 
 def bare_step(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
-    """Forward, backward and AdamW on one batch in memory, in the precision, with the gradients and in the memory format that `ours` uses."""
+    """Take forward, backward and AdamW on one batch in memory, in precision and memory format of `ours`."""
     import timm
     import torch
 
