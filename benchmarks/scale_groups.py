@@ -59,7 +59,7 @@ def training_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures:
 
 
 def launch(folder: Path, command: list[str]) -> Figures:
-    """Run a command in two processes; return the slowest one's seconds, the largest one's megabytes, and all seconds."""
+    """Run a command in two processes; return the slowest one's seconds, the largest one's megabytes, and the total."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(N_PROCESSES)]
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
+from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE, plain_names
 from aimonk_hf.storage import csv_line, read_json, write_text
 
 SPLIT_FILE = "split.csv"
@@ -108,5 +108,5 @@ def _holds_weights(folder: Path, model: AimonkModel) -> bool:
     noted = read_json(record).get(FINGERPRINT) if record.is_file() else None
     if noted not in (None, read_json(folder / CONFIG_FILE).get(FINGERPRINT)):
         return False
-    saved, own = load_file(folder / WEIGHTS_FILE), model.timm_model.state_dict()
+    saved, own = load_file(folder / WEIGHTS_FILE), plain_names(model.timm_model.state_dict())
     return saved.keys() == own.keys() and all(torch.equal(saved[name].to(own[name]), own[name]) for name in own)
