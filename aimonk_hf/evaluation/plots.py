@@ -20,6 +20,7 @@ from aimonk_hf.evaluation.report import Judged
 from aimonk_hf.storage import atomic_path
 
 Style = dict[str, Any]
+Draw = Callable[[Axes, Floats, Floats, float], None]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#9ecae1"
@@ -30,7 +31,7 @@ _MOST_PANELS = 64
 
 def write_report_plots(judged: Judged, thresholds: dict[str, float], folder: Path) -> list[Path]:
     """Write the plots of scores and labels [N, K] into `folder` and return their paths."""
-    figures = {name: _panels(judged, thresholds, *panel) for name, panel in _PANELS.items()}
+    figures = {name: _panels(judged, thresholds, *panel, _DRAW[name]) for name, panel in _PANELS.items()}
     figures |= {"confusion": _confusion(judged), "co_occurrence": _co_occurrence(judged)}
     figures["worst_mistakes"] = _worst_mistakes(judged)
     paths = [folder / f"{name}.png" for name in figures]
@@ -54,14 +55,7 @@ def shorten(text: str, length: int, keep_end: bool = False) -> str:
     return text.replace("$", r"\$")
 
 
-def _panels(
-    judged: Judged,
-    thresholds: dict[str, float],
-    title: str,
-    x_label: str,
-    y_label: str,
-    draw: Callable[[Axes, Floats, Floats, float], None],
-) -> Figure:
+def _panels(judged: Judged, thresholds: dict[str, float], title: str, x_label: str, y_label: str, draw: Draw) -> Figure:
     """Draw one small panel per attribute."""
     names = judged.report["attributes"]
     order = np.arange(len(names))
@@ -142,25 +136,14 @@ def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float)
     axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="best", handlelength=1)
 
 
-# title, x label, y label, function
-_PANELS: dict[str, Any] = {
-    "precision_recall": (
-        *("precision and recall; dot: the chosen threshold, dashes: prevalence", "recall", "precision"),
-        _draw_precision_recall,
-    ),
-    "roc": (
-        *("ROC curves; dot: the chosen threshold, dashes: chance", "false positive rate", "true positive rate"),
-        _draw_roc,
-    ),
-    "reliability": (
-        *("reliability: share of positives by score; size of the dots: images", "score", "share of positives"),
-        _draw_reliability,
-    ),
-    "score_histograms": (
-        *("scores of the images labelled 0 and 1, as shares of each; line: threshold", "score", "share of the images"),
-        _draw_histogram,
-    ),
+# title, x label, y label
+_PANELS = {
+    "precision_recall": ("precision and recall; dot: the chosen threshold, dashes: prevalence", "recall", "precision"),
+    "roc": ("ROC curves; dot: the chosen threshold, dashes: chance", "false positive rate", "true positive rate"),
+    "reliability": ("share of positives by score; size of the dots: images", "score", "share of positives"),
+    "score_histograms": ("scores of images labelled 0 and 1, as shares; line: threshold", "score", "share of images"),
 }
+_DRAW = dict(zip(_PANELS, (_draw_precision_recall, _draw_roc, _draw_reliability, _draw_histogram), strict=True))
 
 
 def _unit_square(axes: Axes, note: str, x: float, y: float) -> None:

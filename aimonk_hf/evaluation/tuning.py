@@ -134,20 +134,14 @@ def choose_and_judge_out_of_fold(
 
 
 def _choose(
-    model: AimonkModel,
-    labels: Labels,
-    scores: Scores,
-    groups: Ints,
-    calibration: bool,
-    objective: str | None,
-    seed: int,
+    model: AimonkModel, labels: Labels, scores: Scores, groups: Ints, scaling: bool, objective: str | None, seed: int
 ) -> _Chosen:
     """Calibrate and tune the model on labels and scores [N, K], in place, as far as asked for."""
     names = model.config.attributes
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     overall: dict[str, Any] = {"thresholds_tuned": objective is not None}
     held_out = scores
-    if calibration:
+    if scaling:
         found = _fold_in(model, labels, to_logits(scores), seed, groups)
         scores, held_out = expit(found.scale * to_logits(scores) + found.shift), expit(found.held_out)
         for name, entry in nan_to_none(found.to_dict(names)).items():
