@@ -227,7 +227,7 @@ def test_the_search_never_reads_what_the_race_reports_from(
     load: Any, sample: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     race, search = load("race"), load("search")
-    monkeypatch.setattr("aimonk_hf.training.run._SMALLEST_REPORT", 1)
+    monkeypatch.setattr("aimonk_hf.training.parts._SMALLEST_REPORT", 1)
     dataset, groups = search.training_part(sample)
     assert len(groups) == len(dataset) < 60
     settings = {"architecture": f"local-dir:{model}", "epochs": 1, "image_size": 32, "num_workers": 0, **race.SHARES}

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from types import UnionType
 from typing import Any, cast, get_args, get_origin
 
@@ -45,11 +45,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         if setting.type is bool:
             options["action"] = "store_true" if setting.default is False else argparse.BooleanOptionalAction
         else:
-            if setting.default not in (MISSING, None):
+            if setting.default not in ("", None):
                 options["help"] += f" ({setting.default})".replace("%", "%%")
-            choices = setting.metadata.get("choices")
-            options |= {"choices": choices} if choices else {"metavar": setting.name.upper()}
-            options |= {"type": _reader_of(setting.type), "required": setting.default is MISSING}
+            choices = setting.metadata["choices"]  # checked by TrainConfig, which also knows old spellings
+            options["metavar"] = "{" + ",".join(choices) + "}" if choices else setting.name.upper()
+            options |= {"type": _reader_of(setting.type), "required": setting.metadata["required"]}
         parser.add_argument("--" + setting.name.replace("_", "-"), **options)
 
 

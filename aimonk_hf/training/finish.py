@@ -43,6 +43,7 @@ def finish(
     if model.metrics:
         print(metrics_table(model.metrics))
     model.save_pretrained(run.path)
+    model.folder = run.path
     _plot_losses(trainer, run)
     plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
     run.write_config(resolved, finished=True)

@@ -37,7 +37,7 @@ def _setting(help: str, default: Any = None, choices: tuple[str, ...] = (), requ
 
 def _from_recipe(help: str, neutral: Any, choices: tuple[str, ...] = ()) -> Any:
     """Return a field that is the recipe's where it is not given, and `neutral` where the recipe has none either."""
-    metadata = {"help": help, "choices": choices, "from_recipe": True, "neutral": neutral}
+    metadata = {"help": help, "choices": choices, "required": False, "from_recipe": True, "neutral": neutral}
     return field(default=None, metadata=metadata)
 
 
