@@ -1,8 +1,18 @@
-"""Formats for a terminal or a log file: aligned columns, figures, durations."""
+"""Formats for a terminal or a log file: aligned columns, figures, durations; warnings that are given once."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
+
+_logger = logging.getLogger("aimonk_hf")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, once in a process."""
+    _logger.warning("%s", message)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,11 @@
-"""What the cache of decoded pictures saves: images per second read and resized without it, filling it, and from it.
+"""Time the cache of decoded images: images per second read and resized without it, filling it, and from it.
 
     python benchmarks/decode_cache.py [--data-dir DIR] [--images 300] [--size 256] [--rounds 5] [--json FILE]
 
-Without --data-dir drawn garments are read: JPEG files of 600 x 800 pixels and about 100 kB. One process reads one
-picture after another, as each of the training's reader processes does. The ways take turns in every round. "from disk"
-means that the system was asked to forget the cache's pages before; the image files themselves are always read from
-memory. Every picture is compared with the decoded one.
+Without --data-dir drawn garments are read: JPEG files of 600 x 800 pixels and about 100 kB. One process reads one image
+after another, in random order, as each worker of a training does. The ways take turns in every round. "on disk": the
+system was asked to forget the cache's pages before; the image files themselves are always read from memory. Every image
+is compared with the decoded one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from aimonk_hf.console import table
-from aimonk_hf.data.image_cache import PixelCache, Pixels
+from aimonk_hf.data.image_cache import ImageCache, Pixels
 from aimonk_hf.data.images import read_image
 from aimonk_hf.data.sample_data import draw_garment
 
@@ -40,7 +40,7 @@ def main() -> None:
         paths = (
             data_paths(options.data_dir)[: options.images]
             if options.data_dir
-            else draw_pictures(Path(temporary), options.images)
+            else draw_images(Path(temporary), options.images)
         )
         seconds = measure(paths, options.size, options.rounds, Path(temporary))
         kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1000
@@ -63,7 +63,7 @@ def data_paths(data_dir: Path) -> list[Path]:
     return [path for row, path in enumerate(dataset.paths) if row not in problems]
 
 
-def draw_pictures(folder: Path, count: int) -> list[Path]:
+def draw_images(folder: Path, count: int) -> list[Path]:
     paths = [folder / f"{number:04d}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         rng = np.random.default_rng(number)
@@ -75,7 +75,7 @@ def draw_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def measure(paths: list[Path], size: int, rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Return the seconds that each way of reading all pictures took in each round."""
+    """Return the seconds that each way of reading all images took in each round."""
     expected = [decode(path, size) for path in paths]  # also brings the image files into memory
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds):
@@ -88,11 +88,12 @@ def measure(paths: list[Path], size: int, rounds: int, folder: Path) -> dict[str
 
 
 def time_reading(paths: list[Path], size: int, cache_folder: Path | None, expected: list[Pixels]) -> float:
-    """Return the seconds of reading all images, opening the cache included; the comparison is not counted."""
+    """Return the seconds of reading all images, opening the cache included, comparing the pixels not."""
     started = time.perf_counter()
-    cache = PixelCache(paths[0].parent, f"squash {size}", cache_folder) if cache_folder else None
+    cache = ImageCache(cache_folder, f"squash {size}") if cache_folder else None
     seconds = time.perf_counter() - started
-    for path, wanted in zip(paths, expected, strict=True):
+    order = np.random.default_rng(0).permutation(len(paths))
+    for path, wanted in ((paths[row], expected[row]) for row in order):
         started = time.perf_counter()
         pixels = cache.get(path, partial(decode, path, size)) if cache else decode(path, size)
         seconds += time.perf_counter() - started

@@ -130,12 +130,12 @@ def auditing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], obj
 
 def filling_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.image_cache import PixelCache
+    from aimonk_hf.data.image_cache import ImageCache
 
     paths = AttributeDataset.from_folder(folder).paths
 
     def fill() -> None:
-        cache = PixelCache(folder / "images", f"plain {SIDE}", tempfile.mkdtemp(dir=folder))
+        cache = ImageCache(Path(tempfile.mkdtemp(dir=folder)), f"plain {SIDE}")
         for path in paths:
             cache.get(path, partial(decode, path))
 
@@ -144,12 +144,12 @@ def filling_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[]
 
 def reading_cache(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.image_cache import PixelCache
+    from aimonk_hf.data.image_cache import ImageCache
 
     paths = AttributeDataset.from_folder(folder).paths
 
     def read() -> None:
-        cache = PixelCache(folder / "images", f"plain {SIDE}", folder / "cache")
+        cache = ImageCache(folder / "cache", f"plain {SIDE}")
         for path in paths:
             cache.get(path, partial(decode, path))
 
