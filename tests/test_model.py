@@ -214,7 +214,7 @@ def test_bad_images_raise_with_their_name_or_leave_a_gap(
     tiny_model: AimonkModel, tmp_path: Path, picture: Image.Image
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nonsense")
-    with pytest.raises(ImageError, match=r"bad.jpg: not a picture"):
+    with pytest.raises(ImageError, match=r"bad.jpg: not an image file"):
         tiny_model.predict([picture, tmp_path / "bad.jpg"])
     results = tiny_model.predict([picture, tmp_path / "bad.jpg", picture], on_error="skip")
     assert [result is None for result in results] == [False, True, False]

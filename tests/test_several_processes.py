@@ -345,7 +345,7 @@ def test_two_processes_predict_into_the_file_of_one(
         text=True,
     )
     assert done.returncode == 1  # as for one process: an input failed
-    assert done.stderr.count("broken.png: not a picture") == 1
+    assert done.stderr.count("broken.png: not an image file") == 1
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
     assert not list(tmp_path.glob(".two.part*"))
 

@@ -1,4 +1,4 @@
-"""Strange files in prediction, dataset checks, audit, training and the app: each bad one named, each good one as if it were alone."""
+"""Strange files in prediction, checks, audit, training and the app: bad ones are named, good ones treated as alone."""
 
 import csv
 import faulthandler
@@ -31,15 +31,15 @@ from aimonk_hf.modeling.predict_files import list_images
 from aimonk_hf.modeling.prediction import Prediction
 
 ATTRIBUTES = ["collar", "belt"]
-TOLERANCE = 1e-5  # the same picture in batches of different sizes
-MOST_MEMORY = 300_000_000  # bytes above where the run began; each of the corpus's pictures of 20,000 x 20,000 would take more than a gigabyte
+TOLERANCE = 1e-5  # the same image in batches of different sizes
+MOST_MEMORY = 300_000_000  # bytes above where the run began; one of 20,000 x 20,000 pixels takes more than a gigabyte
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF data and of large pictures
 
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    """End the process with every thread's place where a test hangs: a thread that is stuck in a decoder cannot be interrupted."""
+    """End the process where a test hangs: a thread that is stuck in a decoder cannot be interrupted."""
     faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -52,7 +52,7 @@ def model() -> AimonkModel:
 
 
 class Corpus:
-    """A data folder of strange files, and what the model says of each file alone: scores, or the reason why there are none."""
+    """A data folder of strange files, and the model's scores of each file alone, or the reason why there are none."""
 
     def __init__(self, folder: Path, n_sources: int, seed: int, model: AimonkModel) -> None:
         self.folder, self.images, self.model = folder, folder / "images", model
@@ -98,14 +98,18 @@ def check_scores(found: dict[str, Any], expected: dict[str, Any]) -> None:
             assert found[name] == pytest.approx(result, abs=TOLERANCE), name
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @contextmanager
 def bounded_memory() -> Iterator[None]:
     """Assert that the process takes at most `MOST_MEMORY` bytes more at any moment of the block than before it."""
 
     def kilobytes(key: str) -> int:
-        return next(
-            int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
-        )
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key))
 
     if not Path("/proc/self/clear_refs").exists():  # Linux tells the peak, other systems do not
         yield
@@ -118,19 +122,17 @@ def bounded_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, model: AimonkModel) -> Corpus:
-    return Corpus(tmp_path_factory.mktemp("strange"), 20, 0, model)
+    return Corpus(tmp_path_factory.mktemp("strange"), 8, 0, model)
 
 
 def test_the_corpus_is_what_it_says(corpus: Corpus) -> None:
-    assert len(corpus.files) >= 500
     assert len({file.fault for file in corpus.files}) >= 12
-    assert len({file.name[:3] for file in corpus.files if file.name[0] == "0"}) == 20
     check_verdicts(corpus)
     verdicts = [file.verdict for file in corpus.files]
-    assert verdicts.count(GOOD) > 200
-    assert verdicts.count(BAD) > 150
+    assert verdicts.count(GOOD) > 80
+    assert verdicts.count(BAD) > 60
     flips = [isinstance(corpus.alone[file.name], str) for file in corpus.files if file.verdict == EITHER]
-    assert 10 < sum(flips) < len(flips) - 10, "flipped bits spoil some pictures and leave others readable"
+    assert 4 < sum(flips) < len(flips) - 4, "flipped bits spoil some images and leave others readable"
 
 
 def check_verdicts(corpus: Corpus) -> None:
@@ -143,19 +145,6 @@ def check_verdicts(corpus: Corpus) -> None:
             assert len(found) < 250
         else:
             assert file.verdict != BAD, file
-
-
-def test_rotations_are_applied_and_profiles_and_names_change_nothing(tmp_path: Path, picture: Image.Image) -> None:
-    exif = Image.Exif()
-    upright = np.asarray(picture)
-    turned = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2)}
-    turned |= {6: np.rot90(upright, -1), 7: np.rot90(upright, 2).transpose(1, 0, 2), 8: np.rot90(upright)}
-    for orientation, expected in turned.items():
-        exif[0x0112] = orientation
-        np.testing.assert_array_equal(np.asarray(read_image(saved(picture, "PNG", exif=exif))), expected)
-    for name in ("a b.png", 'it\'s "q".png', "two\nlines.png", os.fsdecode(b"\xff.png")):
-        (tmp_path / name).write_bytes(saved(picture, "PNG", icc_profile=b"nonsense"))
-        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name)), upright)
 
 
 def test_a_folder_is_predicted_as_each_file_alone(corpus: Corpus) -> None:
@@ -187,36 +176,18 @@ def test_files_that_vanish_during_a_prediction_are_named_and_the_others_done(cor
     )
 
 
-def predict_command(corpus: Corpus, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    folder = corpus.folder / "model"
-    if not folder.exists():
-        corpus.model.save_pretrained(folder)
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "aimonk_hf",
-        "predict",
-        str(corpus.images),
-        "--model",
-        str(folder),
-        *arguments,
-    ]
-    return subprocess.run(
-        command, capture_output=True, timeout=300, env=os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
-    )
-
-
 def test_the_command_names_each_bad_file_on_a_line_of_its_own(corpus: Corpus, tmp_path: Path) -> None:
-    done = predict_command(corpus, "--format", "csv", "--output", str(tmp_path / "out.csv"))
+    corpus.model.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-W", "ignore", "-m", "aimonk_hf", "predict", str(corpus.images), "--format", "csv"]
+    command += ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out.csv")]
+    encoding = {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | encoding)
     assert done.returncode == 1
     told = done.stderr.decode("utf-8").replace("\r", "\n").split("\n")
     for name, reason in corpus.bad.items():
         assert f"{shown_name(str(corpus.images / name))}: {reason}" in told
     assert sum(": " in line and str(corpus.images) in line for line in told) == len(corpus.bad)
-    with open(tmp_path / "out.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "out.csv")
     assert len(rows) == len(corpus.alone)
     found = {Path(row["image"]).name: row["error"] or {name: float(row[name]) for name in ATTRIBUTES} for row in rows}
     check_scores(found, corpus.alone)
@@ -243,13 +214,9 @@ def test_names_that_are_no_text_stop_no_output(
 
 def test_checking_finds_the_same_files_bad_as_prediction(corpus: Corpus) -> None:
     dataset = AttributeDataset.from_folder(corpus.folder)
-    assert dataset.labels.images == [file.name for file in corpus.files]
     with bounded_memory():
         problems = dataset.find_problems()
-    assert {dataset.labels.images[row] for row in problems} == set(corpus.bad)
-    for row, reason in problems.items():
-        assert corpus.files[row].reason in reason
-        assert reason.isprintable()
+    assert {dataset.labels.images[row]: reason for row, reason in problems.items()} == corpus.bad
 
 
 def test_the_audit_names_every_bad_file_and_writes_all_its_reports(
@@ -281,51 +248,16 @@ def test_files_that_vanish_during_an_audit_are_left_out(
 
     monkeypatch.setattr(aimonk_hf.audit.checks, "find_duplicates", vanish_then_find)
     audited = audit(AttributeDataset.from_folder(own.folder))
-    assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), (
-        "they were there when they were looked at"
-    )
+    assert audited.findings["files"]["n_usable"] == len(own.alone) - len(own.bad), "they were there when looked at"
     assert write_contact_sheet(audited, tmp_path / "sheet.png")
 
 
-def run_settings(corpus: Corpus, output: Path) -> TrainConfig:
-    small: dict[str, Any] = {
-        "architecture": "test_resnet",
-        "pretrained": False,
-        "image_size": 32,
-        "epochs": 1,
-        "num_workers": 0,
-    }
-    return TrainConfig(data_dir=str(corpus.folder), output_dir=str(output), recipe="demo", **small)
-
-
-def split_images(output: Path) -> set[str]:
-    with open(output / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {row["image"] for row in csv.DictReader(file)}
-
-
-def test_training_names_the_bad_files_and_uses_every_good_one(
-    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    with bounded_memory():
-        trained = train(run_settings(corpus, tmp_path / "run"))
-    printed = capsys.readouterr().out
-    assert f"{len(corpus.bad)} of {len(corpus.files)} listed images cannot be used and are left out:" in printed
-    lines = printed.splitlines()
-    dataset = AttributeDataset.from_folder(corpus.folder)
-    for row, reason in dataset.find_problems().items():
-        assert f"  {shown_name(dataset.labels.images[row])}: {reason}" in lines
-    assert split_images(tmp_path / "run") == set(corpus.alone) - set(corpus.bad)
-    reloaded = AimonkModel.from_pretrained(tmp_path / "run")
-    good = next(corpus.images / file.name for file in corpus.files if file.verdict == GOOD)
-    assert reloaded.predict(good).scores == pytest.approx(trained.predict(good).scores, abs=1e-6)
-
-
-def test_files_that_vanish_during_training_are_named_and_the_run_ends_well(
+def test_training_names_bad_and_vanished_files_and_uses_every_good_one(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     own = corpus.copy(tmp_path)
-    victims = [file.name for file in own.files if file.verdict == GOOD][::5]
-    check = AttributeDataset.find_problems
+    good = [file.name for file in own.files if file.verdict == GOOD]
+    victims, check = good[::5], AttributeDataset.find_problems
 
     def check_then_vanish(self: AttributeDataset, *arguments: Any, **options: Any) -> dict[int, str]:
         problems = check(self, *arguments, **options)
@@ -334,14 +266,21 @@ def test_files_that_vanish_during_training_are_named_and_the_run_ends_well(
         return problems
 
     monkeypatch.setattr(AttributeDataset, "find_problems", check_then_vanish)
-    trained = train(run_settings(own, tmp_path / "run"))
-    assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
-    with open(tmp_path / "run" / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        part_of = {row["image"]: row["part"] for row in csv.DictReader(file)}
-    assert set(victims) <= set(part_of)
+    small: dict[str, Any] = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1}
+    folders = {"data_dir": str(own.folder), "output_dir": str(tmp_path / "run")}
+    with bounded_memory():
+        trained = train(TrainConfig(**folders, **small, recipe="demo", num_workers=0))
     printed = capsys.readouterr().out
+    assert f"{len(own.bad)} of {len(own.files)} listed images cannot be used and are left out:" in printed
+    for name, reason in own.bad.items():
+        assert f"  {shown_name(name)}: {reason}" in printed.splitlines()
+    part_of = {row["image"]: row["part"] for row in read_rows(tmp_path / "run" / "split.csv")}
+    assert set(part_of) == set(own.alone) - set(own.bad)
     for name in victims:
         assert part_of[name] == "report" or f"{shown_name(name)} can no longer be read" in printed
+    assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
+    reloaded, image = AimonkModel.from_pretrained(tmp_path / "run"), own.images / good[1]
+    assert reloaded.predict(image).scores == pytest.approx(trained.predict(image).scores, abs=1e-6)
 
 
 def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:
@@ -359,59 +298,38 @@ def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:
 
 def test_bytes_are_judged_as_the_file_is(corpus: Corpus) -> None:
     for file in corpus.files:
-        path = corpus.images / file.name
+        path, reason = corpus.images / file.name, None
         if path.is_file() and not path.is_symlink():
-            if isinstance(expected := corpus.alone[file.name], str):
-                with pytest.raises(ImageError) as caught:
-                    read_image(path.read_bytes())
-                assert str(caught.value) == expected
-            else:
+            try:
                 read_image(path.read_bytes())
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Take root's rights away from this process, where it has them: they make every file readable."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
+            except ImageError as error:
+                reason = str(error)
+            assert reason == corpus.bad.get(file.name)
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A temporary folder that everybody may enter; pytest's own is the user's alone."""
+def as_nobody() -> Iterator[Path]:
+    """A folder that everybody may enter, and no root's rights, which make every file readable, while the test runs."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
+        (Path(folder) / "closed").mkdir(mode=0)
+        (Path(folder) / "secret.png").touch(mode=0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
         yield Path(folder)
+        if is_root:
+            os.seteuid(0)
+        (Path(folder) / "closed").chmod(0o755)
 
 
-def test_what_may_not_be_read_is_named(open_folder: Path, picture: Image.Image) -> None:
-    closed = open_folder / "closed"
-    closed.mkdir()
-    for place in (open_folder / "a.png", open_folder / "secret.png", closed / "hidden.png"):
-        picture.save(place)
-    (open_folder / "secret.png").chmod(0)
-    closed.chmod(0)
-    with as_nobody():
-        paths = list_images([open_folder])
-        reasons = {path.name: check_image(path) for path in paths}
-        assert check_image(closed) == "a folder that cannot be read: Permission denied"
-        assert check_image(closed / "hidden.png") == "Permission denied"
-        with pytest.raises(ImageError, match="Permission denied"):
-            read_image(open_folder / "secret.png")
-        with pytest.raises(AimonkError, match="cannot read the labels .*Permission denied"):
-            read_labels(open_folder / "secret.png")
-    closed.chmod(0o755)
-    assert reasons == {
-        "a.png": None,
-        "secret.png": "Permission denied",
-        "closed": "a folder that cannot be read: Permission denied",
-    }
+def test_what_may_not_be_read_is_named(as_nobody: Path) -> None:
+    paths = list_images([as_nobody])
+    assert {path.name for path in paths} == {"closed", "secret.png"}
+    for path in (*paths, as_nobody / "closed" / "hidden.png"):
+        assert check_image(path) == "Permission denied"
+    with pytest.raises(AimonkError, match="annot read the labels .*Permission denied"):
+        read_labels(as_nobody / "secret.png")
 
 
 def test_names_longer_than_the_system_allows_are_missing_files(tmp_path: Path, picture: Image.Image) -> None:
@@ -438,24 +356,26 @@ def test_a_file_that_vanishes_while_it_is_opened_is_missing(tmp_path: Path, monk
 
 
 def sources(rng: random.Random) -> list[bytes]:
-    """Return small pictures in every format, with and without EXIF data, frames, palettes and transparency."""
+    """Return small images in every format, with and without EXIF data, frames, palettes and transparency."""
     picture = Image.fromarray(np.random.default_rng(rng.randrange(1 << 30)).integers(0, 255, (24, 30, 3), np.uint8))
     exif, frames = Image.Exif(), {"save_all": True, "append_images": [picture.rotate(90)]}
     exif[0x0112] = 6
-    kinds: list[tuple[str, dict[str, Any]]] = [
-        ("JPEG", {"exif": exif}),
-        ("JPEG", {"progressive": True}),
+    kinds: list[tuple[str, dict[str, Any]]] = [("JPEG", {"exif": exif}), ("JPEG", {"progressive": True})]
+    kinds += [
         ("PNG", {"exif": exif}),
+        ("PNG", frames),
+        ("WEBP", {}),
+        ("WEBP", frames),
+        ("GIF", frames),
+        ("BMP", {}),
+        ("AVIF", {}),
+        ("TIFF", {}),
     ]
-    kinds += [("PNG", frames), ("WEBP", {}), ("WEBP", frames), ("GIF", frames), ("BMP", {}), ("AVIF", {}), ("TIFF", {})]
-    kinds += [("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
+    kinds += [("TIFF", {"compression": name}) for name in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
     files = [saved(picture, format, **options) for format, options in kinds]
     grey = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
-    return files + [
-        saved(grey, "PNG"),
-        saved(picture.convert("CMYK"), "JPEG"),
-        saved(picture.quantize(9), "PNG", transparency=2),
-    ]
+    files += [saved(grey, "PNG"), saved(picture.convert("CMYK"), "JPEG")]
+    return files + [saved(picture.quantize(9), "PNG", transparency=2)]
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
@@ -464,15 +384,12 @@ def damage(content: bytes, rng: random.Random) -> bytes:
     changed = flipped(content[:reach], rng, rng.choice((1, 1, 2, 6))) + content[reach:]
     if rng.random() < 0.3:
         place = rng.randrange(len(changed))
-        changed = (
-            changed[:place]
-            + rng.choice((b"", b"\xff" * 4, b"\0" * 8, changed[place : place + 50]))
-            + changed[place + rng.randrange(9) :]
-        )
+        inserted = rng.choice((b"", b"\xff" * 4, b"\0" * 8, changed[place : place + 50]))
+        changed = changed[:place] + inserted + changed[place + rng.randrange(9) :]
     return changed[: rng.randrange(len(changed))] if rng.random() < 0.15 else changed
 
 
-def check_damaged_pictures(n_files: int, seed: int, path: Path) -> None:
+def check_damaged_images(n_files: int, seed: int, path: Path) -> None:
     rng = random.Random(seed)
     files, unreadable = sources(rng), 0
     for _ in range(n_files):
@@ -488,16 +405,16 @@ def check_damaged_pictures(n_files: int, seed: int, path: Path) -> None:
     assert 0.1 * n_files < unreadable < 0.95 * n_files
 
 
-def test_damaged_pictures_raise_nothing_but_a_reason(tmp_path: Path) -> None:
+def test_damaged_images_raise_nothing_but_a_reason(tmp_path: Path) -> None:
     with bounded_memory():
-        check_damaged_pictures(1200, 1, tmp_path / "damaged")
+        check_damaged_images(1200, 1, tmp_path / "damaged")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(5))
-def test_many_damaged_pictures_raise_nothing_but_a_reason(seed: int, tmp_path: Path) -> None:
+def test_many_damaged_images_raise_nothing_but_a_reason(seed: int, tmp_path: Path) -> None:
     with bounded_memory():
-        check_damaged_pictures(20_000, 100 + seed, tmp_path / "damaged")
+        check_damaged_images(20_000, 100 + seed, tmp_path / "damaged")
 
 
 @pytest.mark.soak

@@ -321,7 +321,7 @@ def test_unusable_images_are_named_and_left_out(tmp_path: Path, capsys: pytest.C
     train(settings(data, tmp_path / "out", epochs=1))
     out = capsys.readouterr().out
     assert "2 of 8 listed images cannot be used" in out
-    assert "text.jpg: not a picture, whatever its name says" in out
+    assert "text.jpg: not an image file" in out
     assert "gone.png: no such file" in out
     with pytest.raises(AimonkError, match=r"2 listed image\(s\) cannot be used, first text.jpg"):
         train(settings(data, tmp_path / "strict", epochs=1, strict=True))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aimonk_hf.data.dataset import duplicate_groups
-from aimonk_hf.data.images import open_image, read_image
+from aimonk_hf.data.images import open_image, read_image, shrink
 from aimonk_hf.errors import ImageError
 
 SIDE = 32
@@ -47,7 +47,7 @@ def thumbnail(path: Path) -> Thumbnails | None:
     """Return a picture squeezed to [32, 32, 3], or None where it cannot be read."""
     try:
         with open_image(path) as image:
-            image.draft("RGB", (4 * SIDE, 4 * SIDE))  # JPEG decodes itself smaller: the audit need not see every pixel
+            shrink(image, 4 * SIDE)
             small = read_image(image).resize((SIDE, SIDE), Image.Resampling.BOX)
     except ImageError:
         return None
