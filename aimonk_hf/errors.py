@@ -14,14 +14,11 @@ class NotFiniteError(AimonkError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's reason on one line, without a heading above it; the kind of error where the text alone says too little."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        f"{type(error).__name__} without a reason"
-    ]
-    if len(lines) > 1 and lines[0].endswith(":"):  # "Error(s) in loading state_dict for VOLO:"
-        del lines[0]
-    told = f"{type(error).__name__}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
-    return told[:300].rstrip(". ")
+    """Return an error's reason on one line, without a heading such as "Error(s) in loading state_dict for VOLO:"."""
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [f"{kind} without a reason"]
+    line = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    return (f"{kind}: {line}" if isinstance(error, LookupError) else line)[:300].rstrip(". ")
 
 
 def near_names(name: str, candidates: list[str], prefix: str = "did you mean ") -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders that appear whole or not at all; read JSON that means one thing only."""
 
 import csv
 import io
@@ -10,7 +10,6 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import methodcaller
@@ -24,41 +23,49 @@ _COLUMNS = ("image", "attributes", "error", "notes")
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces `path` when the block ends well.
+def explained(action: str, advice: str = "") -> Iterator[None]:
+    """Raise `AimonkError` "cannot read a.csv: Permission denied" for an `OSError` within the block."""
+    try:
+        yield
+    except OSError as error:
+        raise AimonkError(f"cannot {action}: {error.strerror or error}{advice}") from error
 
-    The temporary file keeps the suffix, because writers such as matplotlib choose the format by it. Nobody can guess its name, and put a link
-    in its place.
-    """
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix, that replaces it when the block ends well."""
+    # a name that nobody can guess, and put a link in its place
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise AimonkError(
-            f"cannot write {path}: {error.strerror or error}; the last complete version is untouched"
-        ) from error
+        with explained(f"write {path}", "; the last complete version is untouched"):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; file names that are no text keep their bytes."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def write_csv(path: Path, header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file atomically."""
+    write_text(path, "".join(map(csv_line, [header, *rows])))
+
+
 def csv_line(cells: Iterable[Any]) -> str:
-    """Return a row of a CSV file with its line end; a cell with any kind of line end is quoted, which Python 3.11's writer forgets of one."""
+    r"""Return a row of a CSV file; the writer of Python 3.11 quotes a lone \r only where lines end with it."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue()[:-2] + "\n"
 
 
 def score_columns(attributes: Iterable[str]) -> list[str]:
-    """Return the columns of the attributes' scores: their names, with `score:` before those that other columns have, or that begin so."""
+    """Return the columns of the attributes' scores: names that other columns have get `score:` before them."""
     return [
         f"score:{name}" if name.strip().lower() in _COLUMNS or name.startswith("score:") else name
         for name in attributes
@@ -66,10 +73,7 @@ def score_columns(attributes: Iterable[str]) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, numpy's numbers and arrays too; bytes of file names that are no text are escaped.
-
-    NaN is refused, because readers outside Python cannot parse it.
-    """
+    """Write JSON atomically, numpy's values and file names that are no text too; NaN is refused, as readers do."""
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=methodcaller("tolist"))
     except (ValueError, RecursionError) as error:
@@ -78,48 +82,39 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; damage is named with the file and the place, and so are repeated keys and numbers that no JSON can hold."""
+    """Read a JSON object; raises `AimonkError` for damage, repeated keys and numbers that no JSON can hold."""
     try:
-        value = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=_without_repeats,
-            parse_constant=_finite,
-            parse_float=_finite,
-        )
-    except OSError as error:
-        raise AimonkError(f"cannot read {path}: {error.strerror or error}") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: no JSON, no UTF-8, a whole number of thousands of digits
+        with explained(f"read {path}"):
+            text = path.read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON object was expected, found {type(value).__name__}")
+    except AimonkError:
+        raise
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a whole number of thousands of digits
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
-    if not isinstance(value, dict):
-        raise AimonkError(f"{path} is damaged (a JSON object was expected, found {type(value).__name__})")
     return value
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object's keys and values; JSON leaves open which of two equal keys counts, so there may be none."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {repeated!r} stands twice")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name!r} stands twice")
+        values[name] = value
     return values
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is no finite number")
     return number
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder with its parents; a failure says which and why."""
-    try:
+    """Create a folder with its parents."""
+    with explained(f"create the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AimonkError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return path
 
 
@@ -127,49 +122,36 @@ def make_folder(path: Path) -> Path:
 def staged_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder whose files become those of `folder` when the block ends well.
 
-    A new folder appears by one rename; in an existing one each file is replaced atomically and files of other names stay.
+    A new folder appears by one rename; in an existing one each file is replaced atomically, and others stay.
     """
     make_folder(folder.parent)
-    place = (
-        folder if folder.is_dir() else folder.parent
-    )  # an existing one may be a mount, or lie where nothing else may be written
-    try:
+    place = folder if folder.is_dir() else folder.parent  # an existing one may be a mount
+    with explained(f"write into {place}"):
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=place))
-    except OSError as error:
-        raise AimonkError(f"cannot write into {place}: {error.strerror or error}") from error
     try:
-        yield stage
-        stage.chmod(0o777 & ~_umask())
-        for file in stage.rglob("*"):  # safetensors writes files that only their owner may read
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-        if folder.exists():
-            for file in sorted(stage.iterdir()):
-                file.replace(folder / file.name)
-        else:
-            stage.rename(folder)
-    except OSError as error:
-        raise AimonkError(f"cannot write {folder}: {error.strerror or error}") from error
+        with explained(f"write {folder}"):
+            yield stage
+            os.umask(mask := os.umask(0))
+            for file in (stage, *stage.rglob("*")):  # safetensors writes files that only their owner may read
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
+            if folder.exists():
+                for file in sorted(stage.iterdir()):
+                    file.replace(folder / file.name)
+            else:
+                stage.rename(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
 def check_no_link_outside(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise `AimonkError` where a file of `folder` is a link to a file elsewhere; the Hub's cache links to its own blobs."""
+    """Raise `AimonkError` where a file of `folder` links to one elsewhere; the Hub's cache links to its own blobs."""
     root = folder.resolve()
     inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in paths:
         if not any(path.resolve().is_relative_to(place) for place in inside):
-            raise AimonkError(
-                f"{path} is a link to a file outside {folder}: replace it by a copy, if that file is meant to be published"
-            )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            raise AimonkError(f"{path} is a link to a file outside {folder}: replace it by a copy to publish that file")
 
 
 def is_text(name: str) -> bool:
-    """Return whether a name can stand on one line of a UTF-8 file: no control characters, line breaks or bytes that are no text."""
+    """Return whether a name can be on one line of a UTF-8 file: no control characters, line breaks or broken bytes."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)

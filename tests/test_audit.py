@@ -13,12 +13,12 @@ from PIL import Image, ImageEnhance
 from aimonk_hf import AttributeDataset
 from aimonk_hf.audit.checks import add_suspects, audit
 from aimonk_hf.audit.report import audit_markdown, summary
-from aimonk_hf.audit.suspects import accept_suggestions, find_fillable, find_suspects, read_scores
+from aimonk_hf.audit.suspects import find_fillable, find_suspects, read_scores
 from aimonk_hf.cli.main import main
 from aimonk_hf.data import duplicates as near_duplicates
 from aimonk_hf.data.duplicates import SIDE, Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
-from aimonk_hf.data.labels import read_labels
+from aimonk_hf.data.labels import accept_suggestions, read_labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 

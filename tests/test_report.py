@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, read_labels, train
-from aimonk_hf.audit.suspects import write_labels
 from aimonk_hf.cli.main import main
-from aimonk_hf.data.labels import Labels
+from aimonk_hf.data.labels import Labels, write_labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.evaluation.plots import write_report_plots
 from aimonk_hf.evaluation.report import Judged, build_report

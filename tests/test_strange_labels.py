@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset, read_labels
 from aimonk_hf.audit.checks import _find_leakage
-from aimonk_hf.audit.suspects import write_labels
 from aimonk_hf.data.images import IMAGE_EXTENSIONS
-from aimonk_hf.data.labels import Labels
+from aimonk_hf.data.labels import Labels, write_labels
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.config import PROBLEM_TYPE
 from aimonk_hf.storage import read_json, write_json

@@ -1,54 +1,43 @@
-"""What is wrong with a data folder: its files, its duplicates, its labels, its split."""
+"""Find what is wrong with a data folder: its files, its duplicates, its labels, its split."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from aimonk_hf.audit.suspects import Suggestion, find_fillable, find_suspects
-from aimonk_hf.data.dataset import AttributeDataset, content_hash
+from aimonk_hf.data.dataset import AttributeDataset, content_hash, for_each
 from aimonk_hf.data.duplicates import Pair, Thumbnails, conflicts, find_duplicates, group_numbers, thumbnail
-from aimonk_hf.data.images import IMAGE_EXTENSIONS, check_image, open_image
-from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, open_image
+from aimonk_hf.data.label_checks import copied_attributes, count_labels, missing_patterns, one_sided_attributes
 from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.split_file import read_parts
-from aimonk_hf.modeling.devices import default_workers
 
 TINY = 64
-_FORMATS = {
-    "jpg": "JPEG",
-    "jpeg": "JPEG",
-    "jfif": "JPEG",
-    "png": "PNG",
-    "webp": "WEBP",
-    "bmp": "BMP",
-    "gif": "GIF",
-    "tif": "TIFF",
-}
+_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "jfif": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF"}
+_FORMATS |= {"tif": "TIFF"}
 
 
 @dataclass
 class Audit:
-    """`findings` is the content of audit.json; `pairs`, `groups` [N] and `suggestions` serve the contact sheet, the probe and the CSV."""
+    """`findings` is the content of audit.json; the rest serves the contact sheet, the probe and the suggestions."""
 
     dataset: AttributeDataset
     findings: dict[str, Any]
     pairs: list[Pair]
     groups: NDArray[np.int64]
-    problems: dict[int, str]
     suggestions: list[Suggestion] = field(default_factory=list)
 
 
 def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool = False) -> Audit:
     """Look at every image and label of a dataset; `split` is a split.csv whose parts are checked for leakage."""
-    files, problems, thumbnails = _look_at_files(dataset, progress)
+    files, thumbnails = _look_at_files(dataset, progress)
     pairs = find_duplicates(dataset.paths, thumbnails)
-    groups = group_numbers(len(dataset), pairs)
     labels, names = dataset.labels.values.astype(float), dataset.attributes
+    kinds = ("n_positive", "n_negative", "n_missing")
+    counts = [dict(zip(kinds, count_labels(column), strict=True)) for column in labels.T]
     findings: dict[str, Any] = {
         "data": {
             "labels": dataset.labels.source,
@@ -58,14 +47,7 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
         },
         "files": files,
         "duplicates": _describe_pairs(pairs, dataset, labels),
-        "labels": {
-            name: {
-                "n_positive": int((column == 1).sum()),
-                "n_negative": int((column == 0).sum()),
-                "n_missing": int(np.isnan(column).sum()),
-            }
-            for name, column in zip(names, labels.T, strict=True)
-        },
+        "labels": dict(zip(names, counts, strict=True)),
         "n_without_any_label": int(np.isnan(labels).all(axis=1).sum()),
         "one_sided": one_sided_attributes(labels, names),
         "copies": copied_attributes(labels, names),
@@ -73,25 +55,19 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
     }
     if split is not None:
         findings["leakage"] = _find_leakage(split, dataset, pairs)
-    return Audit(dataset, findings, pairs, groups, problems)
+    return Audit(dataset, findings, pairs, group_numbers(len(dataset), pairs))
 
 
 def add_suspects(audited: Audit, scores: NDArray[np.floating[Any]], source: str) -> None:
-    """Add suspect labels and fillable gaps by scores [N, K], NaN where an image has none; `source` says whose scores they are."""
+    """Add suspect labels and fillable gaps by scores [N, K] from `source`, NaN where an image has none."""
     labels = audited.dataset.labels.values.astype(float)
     suspects, fillable = find_suspects(labels, scores), find_fillable(labels, scores)
     audited.suggestions = suspects + fillable
     names, images = audited.dataset.attributes, audited.dataset.labels.images
 
     def described(one: Suggestion) -> dict[str, Any]:
-        score = round(one.score, 4)
-        return {
-            "image": images[one.row],
-            "attribute": names[one.attribute],
-            "label": one.label,
-            "suggested": one.suggested,
-            "score": score,
-        }
+        where = {"image": images[one.row], "attribute": names[one.attribute]}
+        return where | {"label": one.label, "suggested": one.suggested, "score": round(one.score, 4)}
 
     audited.findings["suspects"] = {
         "source": source,
@@ -104,39 +80,26 @@ def add_suspects(audited: Audit, scores: NDArray[np.floating[Any]], source: str)
     }
 
 
-def _look_at_files(
-    dataset: AttributeDataset, progress: bool
-) -> tuple[dict[str, Any], dict[int, str], list[Thumbnails | None]]:
-    with ThreadPoolExecutor(default_workers(1)) as pool:
-        looked = list(
-            tqdm(
-                pool.map(_look_at, dataset.paths),
-                "looking",
-                len(dataset),
-                unit="img",
-                leave=False,
-                disable=not progress,
-                dynamic_ncols=True,
-            )
-        )
+def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str, Any], list[Thumbnails | None]]:
+    looked = for_each(dataset.paths, _look_at, "looking", progress)
     images = dataset.labels.images
     problems = {row: reason for row, (reason, _, _) in enumerate(looked) if reason is not None}
+    listed = set(images)
+    files = (path for path in sorted(dataset.images_dir.rglob("*")) if path.name.lower().endswith(IMAGE_EXTENSIONS))
+    names = (path.relative_to(dataset.images_dir).as_posix() for path in files if not path.is_dir())
     found: dict[str, Any] = {
         "n_usable": len(images) - len(problems),
         "missing": [images[row] for row, reason in problems.items() if reason == "no such file"],
         "unreadable": {images[row]: reason for row, reason in problems.items() if reason != "no such file"},
-        "unlisted": _unlisted(dataset),
+        "unlisted": [name for name in names if name not in listed],
     }
     for kind in ("tiny", "odd_mode", "misnamed"):
         found[kind] = {images[row]: notes[kind] for row, (_, notes, _) in enumerate(looked) if kind in notes}
-    return found, problems, [small for _, _, small in looked]
+    return found, [small for _, _, small in looked]
 
 
 def _look_at(path: Path) -> tuple[str | None, dict[str, str], Thumbnails | None]:
-    """Return why a picture cannot be used, what is unusual about it, and its thumbnail."""
-    reason = check_image(path)
-    if reason is not None:
-        return reason, {}, None
+    """Return the reason why an image cannot be used, what is unusual about it, and its thumbnail."""
     notes = {}
     try:
         with open_image(path) as image:
@@ -147,57 +110,41 @@ def _look_at(path: Path) -> tuple[str | None, dict[str, str], Thumbnails | None]
             expected = _FORMATS.get(path.suffix.lower().lstrip("."))
             if expected and image.format not in (expected, "MPO"):  # several JPEGs in one file, as phones write them
                 notes["misnamed"] = f"{image.format} inside {path.suffix}"
+        return None, notes, thumbnail(path)
     except ImageError as error:
         return str(error), {}, None
-    return None, notes, thumbnail(path)
-
-
-def _unlisted(dataset: AttributeDataset) -> list[str]:
-    listed = set(dataset.labels.images)
-    found = (
-        path.relative_to(dataset.images_dir).as_posix()
-        for path in sorted(dataset.images_dir.rglob("*"))
-        if not path.is_dir()
-    )
-    return [name for name in found if name not in listed and name.lower().endswith(IMAGE_EXTENSIONS)]
 
 
 def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArray[Any]) -> dict[str, Any]:
-    """Return the pairs with their conflicts, and per kind how often their labels disagree, beside how often those of strangers would."""
+    """Return the pairs with their conflicts, and how often the labels of pairs, and those of strangers, disagree."""
     names, images = dataset.attributes, dataset.labels.images
-    share = np.array(
-        [np.mean(column[~np.isnan(column)] == 1) if (~np.isnan(column)).any() else np.nan for column in labels.T]
-    )
+    share = (labels == 1).sum(axis=0) / np.maximum((~np.isnan(labels)).sum(axis=0), 1)
+    strangers = 2 * share * (1 - share)
     described: dict[str, Any] = {}
     for kind in ("exact", "near"):
-        of_kind = [pair for pair in pairs if pair.kind == kind]
-        both = np.array([~np.isnan(labels[pair.first] - labels[pair.second]) for pair in of_kind]).reshape(
-            -1, len(names)
-        )
-        n_conflicts = sum(len(conflicts(pair, labels, names)) for pair in of_kind)
-        n_shared = int(both.sum())
+        of_kind = [(pair, conflicts(pair, labels, names)) for pair in pairs if pair.kind == kind]
+        both = [~np.isnan(labels[pair.first] - labels[pair.second]) for pair, _ in of_kind]
+        n_conflicts, n_shared = sum(len(found) for _, found in of_kind), int(np.sum(both))
         described[kind] = [
             {
                 "images": [images[pair.first], images[pair.second]],
                 "correlation": round(pair.correlation, 4),
-                "conflicts": {name: list(values) for name, values in conflicts(pair, labels, names).items()},
+                "conflicts": {name: list(values) for name, values in found.items()},
             }
-            for pair in of_kind
+            for pair, found in of_kind
         ]
         described[f"{kind}_summary"] = {
             "n_pairs": len(of_kind),
             "n_conflicts": n_conflicts,
             "n_shared_labels": n_shared,
             "conflict_rate": n_conflicts / n_shared if n_shared else None,
-            "rate_of_strangers": float((both.sum(axis=0) @ np.nan_to_num(2 * share * (1 - share))) / n_shared)
-            if n_shared
-            else None,
+            "rate_of_strangers": float(np.sum(np.array(both) * strangers) / n_shared) if n_shared else None,
         }
     return described
 
 
 def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> dict[str, Any]:
-    """Return the pairs of duplicates in two parts, images that stand in two parts, and images in no part."""
+    """Return the pairs of duplicates in two parts, images that are in two parts, and the number of those in none."""
     rows = read_parts(split)
     by_content = bool(rows) and all(digest for _, _, digest in rows)
     parts: dict[str, set[str]] = {}  # by content or by name
@@ -205,17 +152,15 @@ def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> 
         parts.setdefault(digest if by_content else image, set()).add(part)
     images = dataset.labels.images
     held = [parts.get(key, set()) for key in (map(content_hash, dataset.paths) if by_content else images)]
-    across = []
-    for pair in pairs:
-        first, second = held[pair.first], held[pair.second]
-        if first and second and first != second:
-            across.append(
-                {
-                    "images": [images[pair.first], images[pair.second]],
-                    "kind": pair.kind,
-                    "parts": [*sorted(first), *sorted(second)],
-                }
-            )
+    across = [
+        {
+            "images": [images[pair.first], images[pair.second]],
+            "kind": pair.kind,
+            "parts": [*sorted(held[pair.first]), *sorted(held[pair.second])],
+        }
+        for pair in pairs
+        if held[pair.first] and held[pair.second] and held[pair.first] != held[pair.second]
+    ]
     return {
         "split": str(split),
         "pairs_across_parts": across,

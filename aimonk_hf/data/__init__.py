@@ -1,1 +1,1 @@
-"""Labels and pictures: reading, checking, dividing, drawing."""
+"""Labels and images: reading, checking, dividing, drawing."""

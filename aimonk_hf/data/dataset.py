@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from aimonk_hf.data.formats import METADATA_FILE
+from aimonk_hf.data.formats import format_of
 from aimonk_hf.data.images import check_image, read_image
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
 from aimonk_hf.errors import AimonkError, near_names
 
 
 class AttributeDataset(Dataset[dict[str, Any]]):
-    """Images with their labels; item i is {"pixel_values": transform(RGB image), "labels": float tensor [K] in {0, 1, NaN}}.
+    """Images with their labels; item i is {"pixel_values": transform(RGB image), "labels": float [K] in {0, 1, NaN}}.
 
-    Without a `transform` pixel_values is the PIL image itself; `AimonkModel.transform` makes the tensor [3, H, W] that the model wants.
+    Without a `transform` pixel_values is the PIL image; `AimonkModel.transform` makes the model's tensor [3, H, W].
     """
 
     def __init__(
@@ -43,17 +44,15 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         attributes: list[str] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> "AttributeDataset":
-        """Read a data folder: labels.csv, labels.txt or metadata.csv, or `labels`; images in `images/` beside it, or in `images_dir`.
+        """Read a data folder: its label file, or `labels`; images in `images/` beside it, or in `images_dir`.
 
-        The images of a metadata.csv lie beside it, where its file names say.
+        The images of a metadata.csv are where its file names say, relative to its own folder.
         """
         path = Path(labels) if labels else find_labels(Path(data_dir))
         table = read_labels(path, attributes)
-        if images_dir:
-            return cls(table, images_dir, transform)
-        return cls(
-            table, path.parent if path.name == METADATA_FILE else find_images_dir(path.parent, table.images), transform
-        )
+        if not images_dir:
+            images_dir = path.parent if format_of(path).images_beside else find_images_dir(path.parent, table.images)
+        return cls(table, images_dir, transform)
 
     @property
     def attributes(self) -> list[str]:
@@ -85,16 +84,16 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         if missing := [name for name in attributes if name not in own]:
             hint = near_names(missing[0], self.attributes) or f"; the labels have {', '.join(self.attributes[:8])}"
             raise AimonkError(
-                f"{self.labels.source} has no attribute {missing[0]!r}{hint} (--attributes names the columns of a labels.txt)"
+                f"{self.labels.source} has no attribute {missing[0]!r}{hint} "
+                "(--attributes names the columns of a labels.txt)"
             )
         return [own[name] for name in attributes]
 
     def match(self, attributes: list[str]) -> "AttributeDataset":
-        """Return the dataset with the label columns of a model's `attributes`, in their order; raises `AimonkError` where one is missing."""
+        """Return the dataset with the label columns of a model's `attributes`, in their order, as `columns_of`."""
         values = self.labels.values[:, self.columns_of(attributes)]
-        return AttributeDataset(
-            Labels(self.labels.images, list(attributes), values, self.labels.source), self.images_dir, self.transform
-        )
+        labels = replace(self.labels, attributes=list(attributes), values=values)
+        return AttributeDataset(labels, self.images_dir, self.transform)
 
     def find_problems(
         self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False
@@ -104,20 +103,16 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         def check(path: Path) -> str | None:
             return None if known_good(path) else check_image(path)
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checks = pool.map(check, self.paths)
-            reasons = list(
-                tqdm(
-                    checks,
-                    "checking images",
-                    len(self),
-                    unit="img",
-                    leave=False,
-                    disable=None if progress else True,
-                    dynamic_ncols=True,
-                )
-            )
+        reasons = for_each(self.paths, check, "checking images", progress)
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def for_each(paths: list[Path], look: Callable[[Path], Any], doing: str, progress: bool) -> list[Any]:
+    """Return what `look` returns for each image file, called in threads; Pillow decodes outside Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(look, paths)
+        shown = None if progress else True  # None: on a terminal
+        return list(tqdm(found, doing, len(paths), unit="img", leave=False, disable=shown, dynamic_ncols=True))
 
 
 def find_images_dir(folder: Path, images: list[str]) -> Path:
@@ -131,7 +126,7 @@ def find_images_dir(folder: Path, images: list[str]) -> Path:
 
 
 def duplicate_groups(paths: list[Path]) -> NDArray[np.int64]:
-    """Return a group number per file [N]; byte-identical files share one, a file that cannot be read any more has its own.
+    """Return a group number per file [N]; byte-identical files share one, unreadable ones have their own.
 
     Only files of equal size are read.
     """

@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class Garment:
-    """A drawing [SIZE, SIZE] RGB, which attributes it shows, and the box (left, top, right, bottom in pixels) of each part shown."""
+    """A drawing [SIZE, SIZE] RGB, its attributes, and the box (left, top, right, bottom) of each part shown."""
 
     image: Image.Image
     present: dict[str, bool]

@@ -1,4 +1,4 @@
-"""Dividing rows into parts: random, stratified on the rarest attribute, or on all of them, with groups kept together."""
+"""Divide rows into parts: at random or stratified on one or all attributes, groups kept together."""
 
 from typing import Any
 
@@ -19,9 +19,10 @@ def split_rows(
 ) -> NDArray[np.int64]:
     """Return the part (0, 1, ...) of each row [N], so that part p holds about `fractions[p]` of the rows.
 
-    `labels` [N, K] is {0, 1, NaN}; rows of one group stay together. "iterative" is the iterative stratification of Sechidis, Tsoumakas and
-    Vlahavas (ECML 2011) over the indicators of every value, NA being a value of its own; "rarest" does the same for the one attribute with
-    the fewest positives; "random" looks at no label. A part that would be empty takes a group from the largest one.
+    `labels` [N, K] is {0, 1, NaN}; rows of one group stay together. "iterative" is the iterative stratification of
+    Sechidis, Tsoumakas and Vlahavas (ECML 2011) over the indicators of every value, NA being a value of its own;
+    "rarest" does the same for the one attribute with the fewest positives; "random" looks at no label. A part that
+    would be empty takes a group from the largest one.
 
     Raises `AimonkError` where there are fewer groups than parts.
     """
@@ -47,7 +48,7 @@ def split_rows(
 def split_folds(
     labels: NDArray[Any], n_folds: int, seed: int = 0, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Return the fold (0, 1, ...) of each row [N], stratified over `labels` [N, K]; fewer folds where there are fewer groups."""
+    """Return the fold (0, 1, ...) of each row [N], stratified over `labels` [N, K]; no more folds than groups."""
     n_folds = min(n_folds, len(labels) if groups is None else len(np.unique(groups)))
     if n_folds < 2:
         return np.zeros(len(labels), dtype=np.int64)

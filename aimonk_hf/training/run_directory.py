@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.audit.suspects import cell_text
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.images import check_image
+from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.split_file import SPLIT_FILE, write_parts
 from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
