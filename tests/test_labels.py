@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,13 @@ def test_a_folder_prefers_csv(tmp_path: Path) -> None:
         ("labels.txt", "", "is empty"),
         ("labels.txt", " \n\n", "is empty"),
         ("labels.txt", "a.jpg 1 0\nb.jpg 1\n", r"labels.txt:2: 1 values where 2 were expected"),
-        ("labels.txt", "a.jpg 1 0\nb.jpg 1 2\n", r"labels.txt:2: '2' is not a label"),
-        ("labels.txt", "a.jpg 1 nan\n", r"labels.txt:1: 'nan' is not a label"),
+        ("labels.txt", "a.jpg 1 0\nb.jpg 1 2\n", r"labels.txt:2: '2' in column Attr2 is not a label"),
+        ("labels.txt", "a.jpg 1 nan\n", r"labels.txt:1: 'nan' in column Attr2 is not a label"),
         ("labels.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", r"labels.txt:3: a.jpg stands already in line 1"),
-        ("labels.txt", "a.jpg\n", r"labels.txt:1: 0 values"),
+        ("labels.txt", "a.jpg\n", r"labels.txt:1: no values in 'a.jpg'"),
         ("labels.txt", "dress 1 0\n", r"labels.txt:1: no image name in 'dress 1 0'"),
-        ("labels.csv", "image,x\na.jpg,1,0\n", r"labels.csv:2: 2 values where 1"),
-        ("labels.csv", "image,x\na.jpg,yes\n", r"labels.csv:2: 'yes' is not a label"),
+        ("labels.csv", "image,x\na.jpg,1,0\n", r"labels.csv:2: 3 cells where 2 were expected"),
+        ("labels.csv", "image,x\na.jpg,yes\n", r"labels.csv:2: 'yes' in column x is not a label"),
         ("labels.csv", "image,x\na.jpg,1\na.jpg,0\n", r"labels.csv:3: a.jpg stands already in line 2"),
         ("labels.csv", "image,x\n", "has a header but no rows"),
         ("labels.csv", "a.jpg,1,0\n", r"labels.csv:1: the header must be image,<attribute>"),
@@ -70,6 +71,17 @@ def test_a_folder_prefers_csv(tmp_path: Path) -> None:
         ("labels.csv", "image,x,\na.jpg,1,0\n", r"labels.csv:1: an attribute name is empty"),
         ("labels.csv", "image,x\n,1\n", r"labels.csv:2: the image name is empty"),
         ("labels.csv", 'image,x\n"a.jpg,1\n', r"labels.csv:\d: "),
+        (
+            "metadata.csv",
+            "image,a\nx.png,1\n",
+            "metadata.csv:1: the header must have one column file_name, and attributes .found 'image,a'",
+        ),
+        ("metadata.csv", "file_name,a\nx.png\n", "metadata.csv:2: 1 cells where 2 were expected"),
+        ("metadata.csv", "file_name,a\nx.png,2\n", "metadata.csv:2: '2' in column a is not a label"),
+        ("metadata.csv", "file_name,a\nx.png,1\nx.png,0\n", "metadata.csv:3: x.png stands already in line 2"),
+        ("metadata.csv", "file_name,a,a\nx.png,1,1\n", "the attribute 'a' stands twice"),
+        ("metadata.csv", "file_name\nx.png\n", "header"),
+        ("metadata.csv", "file_name,a\n", "has a header but no rows"),
     ],
 )
 def test_refusals_name_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -107,3 +119,34 @@ def test_nested_images_folder_and_non_utf8_names(tmp_path: Path, picture) -> Non
     item = dataset[0]
     assert item["pixel_values"].size == picture.size
     assert item["labels"].tolist() == [1.0]
+
+
+def test_columns_of_metadata_other_than_the_file_name_are_attributes(tmp_path: Path) -> None:
+    write(tmp_path, "metadata.csv", "collar,file_name,belt\n1,train/a b.png,\nFalse,c.png,True\n0.0,d.png,NA\n\n")
+    labels = read_labels(tmp_path)
+    assert labels.images == ["train/a b.png", "c.png", "d.png"]
+    assert labels.attributes == ["collar", "belt"]
+    assert np.array_equal(labels.values, [[1, np.nan], [0, 1], [0, np.nan]], equal_nan=True)
+
+
+def test_attributes_choose_columns_of_metadata(tmp_path: Path) -> None:
+    path = write(tmp_path, "metadata.csv", 'file_name,text,collar,belt\na.png,"a dress, red",1,0\n')
+    assert read_labels(path, ["belt", "collar"]).values.tolist() == [[0, 1]]
+    with pytest.raises(
+        AimonkError, match=r"metadata.csv:2: 'a dress, red' in column text is not a label; .*--attributes a,b,c names"
+    ):
+        read_labels(path)
+    with pytest.raises(AimonkError, match=r"has no attribute 'colar' \(did you mean collar\?\)"):
+        read_labels(path, ["colar"])
+
+
+def test_images_of_metadata_are_beside_it(sample: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imagefolder"
+    shutil.copytree(sample / "images", folder / "train")
+    header, *rows = (sample / "labels.csv").read_text().splitlines()
+    write(folder, "metadata.csv", "\n".join([header.replace("image", "file_name"), *(f"train/{row}" for row in rows)]))
+    dataset = AttributeDataset.from_folder(folder)
+    assert not dataset.find_problems()
+    original = AttributeDataset.from_folder(sample)
+    assert np.array_equal(dataset.labels.values, original.labels.values, equal_nan=True)
+    assert dataset[3]["pixel_values"] == original[3]["pixel_values"]

@@ -33,15 +33,16 @@ _QUIET = [
 
 
 def examples(number: int) -> Any:
-    """The same examples in every run, so that a test that passes here passes everywhere."""
+    """The same examples in every run, so that a test that passes here passes everywhere; a soak takes more."""
+    number *= int(os.environ.get("AIMONK_SOAK_FACTOR", "1"))
     return settings(max_examples=number, derandomize=True, deadline=None, database=None, suppress_health_check=_QUIET)
 
 
-SOME, MANY = examples(100), examples(4000)
+SOME = examples(100)
 
 
 def read_or_refuse(path: Path, read: Callable[[Path], Any]) -> Any:
-    """Return what was read, or None where it was refused in one line that names the file; any other error is the test's failure."""
+    """Return what was read, or None where it was refused in one line that names the file."""
     try:
         return read(path)
     except AimonkError as error:
@@ -120,15 +121,6 @@ def test_every_valid_csv_is_read_as_it_was_written(
     check_csv(table, quoting, line_end, bom, tmp_path)
 
 
-@pytest.mark.soak
-@MANY
-@given(table=CSV_TABLES, **_STYLES)
-def test_many_valid_csvs_are_read_as_they_were_written(
-    tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool
-) -> None:
-    check_csv(table, quoting, line_end, bom, tmp_path)
-
-
 def ends_like_an_image(name: str) -> bool:
     return name.split()[-1].lower().endswith(IMAGE_EXTENSIONS) and not name.endswith(" ")
 
@@ -159,58 +151,12 @@ def test_every_valid_text_file_is_read_as_it_was_written(tmp_path: Path, table: 
     check_text(table, gap, line_end, tmp_path)
 
 
-@pytest.mark.soak
-@MANY
-@given(table=TEXT_TABLES, gap=_GAPS, line_end=_ENDS)
-def test_many_valid_text_files_are_read_as_they_were_written(
-    tmp_path: Path, table: Any, gap: str, line_end: str
-) -> None:
-    check_text(table, gap, line_end, tmp_path)
-
-
 # Any bytes: noise, and what looks like a label file and is none
 
 _PIECES = [
-    *(
-        "image",
-        "file_name",
-        ",",
-        "\n",
-        "\r",
-        "\r\n",
-        '"',
-        '""',
-        " ",
-        "\t",
-        "1",
-        "0",
-        "NA",
-        "1.0",
-        "2",
-        "nan",
-        "True",
-        "False",
-        ";",
-    ),
-    *(
-        "a.jpg",
-        "b.PNG",
-        "dress",
-        "collar",
-        "\0",
-        "\ufeff",
-        "\u2028",
-        "\x85",
-        "\x0b",
-        "\x0c",
-        "\x1c",
-        "\xa0",
-        "é",
-        "\U0001f457",
-        "-",
-        "=",
-        "+1",
-    ),
+    *("image", "file_name", "a.jpg", "b.PNG", "dress", "collar", ",", ";", "\n", "\r", "\r\n", '"', '""', " ", "\t"),
+    *("1", "0", "NA", "1.0", "2", "nan", "True", "False", "-", "=", "+1", "\0", "\ufeff", "é", "\U0001f457"),
+    *("\u2028", "\x85", "\x0b", "\x0c", "\x1c", "\xa0"),
 ]
 PIECES = st.lists(
     st.sampled_from([piece.encode() for piece in _PIECES] + [b"\xff", b"\xfe", b"\xe9", b"\xc3"]), max_size=40
@@ -270,15 +216,6 @@ def test_any_bytes_are_labels_or_an_error_in_one_line(
     check_any_labels(content, name, attributes, tmp_path)
 
 
-@pytest.mark.soak
-@examples(20_000)
-@given(content=BYTES, name=st.sampled_from(FILES), attributes=NAMED)
-def test_many_bytes_are_labels_or_an_error_in_one_line(
-    tmp_path: Path, content: bytes, name: str, attributes: list[str] | None
-) -> None:
-    check_any_labels(content, name, attributes, tmp_path)
-
-
 @SOME
 @given(content=st.one_of(BYTES, PIECES.map(lambda rest: b"image,part\n" + rest)))
 def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: bytes) -> None:
@@ -290,8 +227,8 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("labels.csv", b",,,\n", "nothing but empty cells"),
-        ("labels.csv", b'""\n', "nothing but empty cells"),
+        ("labels.csv", b",,,\n", "the header must be image,<attribute>"),
+        ("labels.csv", b'""\n', "the header must be image,<attribute>"),
         (
             "labels.csv",
             "image,größe\na.jpg,1\n".encode("latin-1"),
@@ -305,9 +242,9 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
         ),
         ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: a zero byte"),
         ("labels.txt", b"a.jpg 1\0\n", r"labels.txt:1: a zero byte"),
-        ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "the column 'file_name' stands twice"),
+        ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "must have one column file_name"),
         ("labels.csv", b"image,a\n" + b"x" * 140_000 + b",1\n", r"labels.csv:2: field larger than field limit"),
-        ("labels.csv", b"image,a\nx.jpg," + b"9" * 5000 + b"\n", r"labels.csv:2: '9{40}' is not a label"),
+        ("labels.csv", b"image,a\nx.jpg," + b"9" * 5000 + b"\n", r"labels.csv:2: '9{40}' in column a is not a label"),
     ],
 )
 def test_what_is_no_table_is_told(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -416,16 +353,8 @@ def test_any_json_is_a_config_or_an_error_in_one_line(tmp_path: Path, value: Any
     check_refusal_or_config(tmp_path / "config.json")
 
 
-@pytest.mark.soak
-@examples(8000)
-@given(value=CONFIGS)
-def test_much_json_is_a_config_or_an_error_in_one_line(tmp_path: Path, value: Any) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(value), encoding="utf-8")
-    check_refusal_or_config(tmp_path / "config.json")
-
-
 def check_refusal_or_config(path: Path) -> None:
-    """Check what was read, or that the refusal is short and on one line; from_pretrained puts the file's name before it."""
+    """Check what was read, or that the refusal is short and on one line."""
     try:
         AimonkConfig.from_dict(read_json(path))
     except AimonkError as error:
@@ -436,29 +365,27 @@ def check_refusal_or_config(path: Path) -> None:
     assert len(told) < 1000
 
 
-JSON_PIECES = st.lists(
-    st.sampled_from(
-        [
-            b"{",
-            b"}",
-            b"[",
-            b"]",
-            b'"',
-            b":",
-            b",",
-            b"1e999",
-            b"NaN",
-            b"-",
-            b"null",
-            b'"a"',
-            b"\\ud800",
-            b"\xff",
-            b"\xef\xbb\xbf",
-            b"9" * 5000,
-        ]
-    ),
-    max_size=12,
-).map(b"".join)
+_JSON = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"-",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b'"',
+    b'"a"',
+    b"\\ud800",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"9" * 5000,
+]
+JSON_PIECES = st.lists(st.sampled_from([bytes([p]) if isinstance(p, int) else p for p in _JSON]), max_size=12).map(
+    b"".join
+)
 
 
 @SOME

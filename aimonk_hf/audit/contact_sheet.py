@@ -1,4 +1,4 @@
-"""Pictures of what an audit found, on one sheet."""
+"""Draw the images of an audit's findings on one sheet."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,28 +18,31 @@ _INK, _DOUBT, _PAPER = "#222222", "#B04400", "#ffffff"
 
 
 class Tile(NamedTuple):
-    """A picture with up to three lines below it; the last line is coloured."""
+    """An image with up to three lines below it; the last line is coloured."""
 
     path: Path
     lines: list[str]
 
 
 def write_contact_sheet(audited: Audit, path: Path) -> bool:
-    """Draw duplicates with conflicts first, other duplicates, unusual files and the most suspect labels; False where there is nothing."""
+    """Draw duplicates, unusual files and the most suspect labels; return False where there are none."""
     sections = [(title, tiles) for title, tiles in _sections(audited) if tiles]
     if not sections:
         return False
     row_height = _SIDE + 3 * _LINE + _GAP
-    heights = [2 * _LINE + -(-len(tiles) // _COLUMNS) * row_height for _, tiles in sections]
-    sheet = Image.new("RGB", (_COLUMNS * (_SIDE + _GAP) + _GAP, sum(heights) + _GAP), _PAPER)
+    n_rows = sum(-(-len(tiles[:_MOST_PER_SECTION]) // _COLUMNS) for _, tiles in sections)
+    size = _COLUMNS * (_SIDE + _GAP) + _GAP, len(sections) * 2 * _LINE + n_rows * row_height + _GAP
+    sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
-    for (title, tiles), height in zip(sections, heights, strict=True):
-        draw.text((_GAP, top), title, fill=_INK, font=ImageFont.load_default(17))
-        for place, tile in enumerate(tiles):
+    for title, tiles in sections:
+        more = f" (the first {_MOST_PER_SECTION} of {len(tiles)} images)" if len(tiles) > _MOST_PER_SECTION else ""
+        draw.text((_GAP, top), title + more, fill=_INK, font=ImageFont.load_default(17))
+        top += 2 * _LINE
+        for place, tile in enumerate(tiles[:_MOST_PER_SECTION]):
             line, column = divmod(place, _COLUMNS)
-            _draw_tile(sheet, draw, tile, _GAP + column * (_SIDE + _GAP), top + 2 * _LINE + line * row_height)
-        top += height
+            _draw_tile(sheet, draw, tile, _GAP + column * (_SIDE + _GAP), top + line * row_height)
+        top += (line + 1) * row_height
     with atomic_path(path) as temporary:
         sheet.save(temporary)
     return True
@@ -47,18 +50,14 @@ def write_contact_sheet(audited: Audit, path: Path) -> bool:
 
 def _sections(audited: Audit) -> list[tuple[str, list[Tile]]]:
     dataset, files = audited.dataset, audited.findings["files"]
-    labels, images, paths = dataset.labels.values, dataset.labels.images, dataset.paths
+    images, paths = dataset.labels.images, dataset.paths
     conflicting: list[Tile] = []
     agreeing: list[Tile] = []
     for pair in sorted(audited.pairs, key=lambda pair: (pair.kind, -pair.correlation)):
-        found = conflicts(pair, labels, dataset.attributes)
+        found = conflicts(pair, dataset.labels.values, dataset.attributes)
         for side, row in enumerate((pair.first, pair.second)):
             told = ", ".join(f"{name} {values[side]}" for name, values in found.items())
             (conflicting if found else agreeing).append(Tile(paths[row], [images[row], f"{pair.kind} pair", told]))
-    unusual = {kind: files[kind] for kind in ("odd_mode", "tiny", "misnamed")}
-    odd = [
-        Tile(dataset.images_dir / name, [name, "", note]) for found in unusual.values() for name, note in found.items()
-    ]
     suspects = [
         Tile(
             paths[one.row],
@@ -67,41 +66,31 @@ def _sections(audited: Audit) -> list[tuple[str, list[Tile]]]:
         for one in audited.suggestions
         if one.kind == "suspect"
     ]
-    named = [
+    unusual = [pair for kind in ("odd_mode", "tiny", "misnamed") for pair in files[kind].items()]
+    return [
         ("duplicates whose labels conflict, pair by pair", conflicting),
         ("most suspect labels", suspects),
         ("duplicates whose labels agree", agreeing),
-        ("unusual files", odd),
+        ("unusual files", [Tile(dataset.images_dir / name, [name, "", note]) for name, note in unusual]),
     ]
-    return [(_counted(title, tiles), tiles[:_MOST_PER_SECTION]) for title, tiles in named]
-
-
-def _counted(title: str, tiles: list[Tile]) -> str:
-    return (
-        title
-        if len(tiles) <= _MOST_PER_SECTION
-        else f"{title} (the first {_MOST_PER_SECTION} of {len(tiles)} pictures)"
-    )
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+    font = ImageFont.load_default(12)
     try:
-        picture = read_image(tile.path)
-        picture.thumbnail((_SIDE, _SIDE))
-        sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
+        image = read_image(tile.path)
+        image.thumbnail((_SIDE, _SIDE))
+        sheet.paste(image, (left + (_SIDE - image.width) // 2, top + (_SIDE - image.height) // 2))
     except ImageError as error:
-        draw.text((left, top), _fitted(str(error)), fill=_DOUBT, font=ImageFont.load_default(12))
+        draw.text((left, top), _fitted(str(error), font), fill=_DOUBT, font=font)
     draw.rectangle((left, top, left + _SIDE, top + _SIDE), outline="#dddddd")
     for number, text in enumerate(tile.lines):
-        colour = _DOUBT if number == len(tile.lines) - 1 else _INK
-        draw.text(
-            (left, top + _SIDE + 3 + number * (_LINE - 2)), _fitted(text), fill=colour, font=ImageFont.load_default(12)
-        )
+        place = left, top + _SIDE + 3 + number * (_LINE - 2)
+        draw.text(place, _fitted(text, font), fill=_INK if number < len(tile.lines) - 1 else _DOUBT, font=font)
 
 
-def _fitted(text: str) -> str:
-    """Shorten a text to the width of a picture, on one line."""
-    font = ImageFont.load_default(12)
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Shorten a text to the width of an image, on one line."""
     text = shown_name(text[:_SIDE])  # no letter is narrower than a pixel
     if font.getlength(text) <= _SIDE:
         return text

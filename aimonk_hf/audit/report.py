@@ -1,55 +1,10 @@
-"""An audit as text: audit.md, and the same lines for the terminal."""
+"""Write an audit as text: audit.md, and its summary for the terminal."""
 
 from typing import Any
 
 from aimonk_hf.modeling.card import as_code, as_text
 
 _MOST = 20
-
-
-def audit_markdown(findings: dict[str, Any]) -> str:
-    """Return audit.md for the content of audit.json."""
-    data = findings["data"]
-    lines = [f"# Audit of {as_text(data['labels'])}", "", *(f"- {as_text(line)}" for line in summary(findings)), ""]
-    lines += _files(findings["files"]) + _duplicates(findings["duplicates"]) + _labels(findings)
-    for section in (_leakage, _probe, _suspects):
-        lines += section(findings)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def summary(findings: dict[str, Any]) -> list[str]:
-    """Return the findings that matter, one line each."""
-    files, duplicates = findings["files"], findings["duplicates"]
-    lines = [f"{files['n_usable']} of {findings['data']['n_listed']} listed images can be used"]
-    lines += [f"{len(files[kind])} {words}" for kind, words in _FILE_KINDS.items() if files[kind]]
-    for kind, words in (("exact", "byte-identical"), ("near", "nearly identical")):
-        of_kind = duplicates[f"{kind}_summary"]
-        if of_kind["n_pairs"]:
-            lines.append(
-                f"{of_kind['n_pairs']} {words} pairs, whose labels conflict in {of_kind['n_conflicts']} of {of_kind['n_shared_labels']} cases "
-                f"({_percent(of_kind['conflict_rate'])}; labels of two strangers would in {_percent(of_kind['rate_of_strangers'])})"
-            )
-    lines += [f"{name}: {reason}" for name, reason in findings["one_sided"].items()]
-    lines += [
-        f"{' and '.join(pair['attributes'])} are nearly {_relation(pair['phi'])}" for pair in findings["copies"][:_MOST]
-    ]
-    patterns = findings["missing_not_at_random"]
-    if patterns:
-        lines.append(
-            f"missing labels are not missing at random: {len(patterns)} dependences, the clearest {_pattern(patterns[0])}"
-        )
-    if leakage := findings.get("leakage"):
-        lines.append(f"{len(leakage['pairs_across_parts'])} pairs of duplicates lie in different parts of the split")
-    if probed := findings.get("probe"):
-        lines.append(f"probe: {probed['verdict']}")
-    if suspects := findings.get("suspects"):
-        lines.append(
-            f"{suspects['n_suspect']} suspect labels, {suspects['n_fillable']} of {suspects['n_missing']} missing ones could be filled "
-            f"({suspects['source']})"
-        )
-    return lines
-
-
 _FILE_KINDS = {
     "missing": "listed images are missing",
     "unreadable": "images cannot be read",
@@ -58,135 +13,148 @@ _FILE_KINDS = {
     "odd_mode": "images are not plain RGB",
     "misnamed": "files hold another format than their name says",
 }
+_PAIR_KINDS = {
+    "exact": ("byte-identical", "Byte-identical"),
+    "near": ("nearly identical", "Nearly identical (thumbnails agree; details such as a print may differ)"),
+}
 
 
-def _files(files: dict[str, Any]) -> list[str]:
-    lines = ["## Files", ""]
+def audit_markdown(findings: dict[str, Any]) -> str:
+    """Return audit.md for the content of audit.json."""
+    lines = [f"# Audit of {as_text(findings['data']['labels'])}", "", *_bullets(map(as_text, summary(findings)))]
+    for section in (_files, _duplicates, _labels, _leakage, _probe, _suspects):
+        lines += section(findings)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def summary(findings: dict[str, Any]) -> list[str]:
+    """Return the findings that matter, one line each."""
+    files, duplicates, patterns = findings["files"], findings["duplicates"], findings["missing_not_at_random"]
+    lines = [f"{files['n_usable']} of {findings['data']['n_listed']} listed images can be used"]
+    lines += [f"{len(files[kind])} {words}" for kind, words in _FILE_KINDS.items() if files[kind]]
+    for kind, (words, _) in _PAIR_KINDS.items():
+        found = duplicates[f"{kind}_summary"]
+        if found["n_pairs"]:
+            lines.append(
+                f"{found['n_pairs']} {words} pairs, whose labels conflict in {found['n_conflicts']} of "
+                f"{found['n_shared_labels']} cases ({_percent(found['conflict_rate'])}; labels of two strangers would "
+                f"in {_percent(found['rate_of_strangers'])})"
+            )
+    lines += [f"{name}: {reason}" for name, reason in findings["one_sided"].items()]
+    lines += [
+        f"{' and '.join(pair['attributes'])} are nearly {_relation(pair['phi'])}" for pair in findings["copies"][:_MOST]
+    ]
+    if patterns:
+        told = f"{len(patterns)} dependences, the clearest {_pattern(patterns[0])}"
+        lines.append(f"missing labels are not missing at random: {told}")
+    if leakage := findings.get("leakage"):
+        lines.append(f"{len(leakage['pairs_across_parts'])} pairs of duplicates lie in different parts of the split")
+    if probed := findings.get("probe"):
+        lines.append(f"probe: {probed['verdict']}")
+    if suspects := findings.get("suspects"):
+        lines.append(f"{suspects['n_suspect']} suspect labels, {_fillable(suspects)} ({suspects['source']})")
+    return lines
+
+
+def _files(findings: dict[str, Any]) -> list[str]:
+    lines = []
     for kind, words in _FILE_KINDS.items():
-        found = files[kind]
-        if not found:
-            continue
-        lines.append(f"### {len(found)} {words}")
-        lines.append("")
-        items = (
-            [f"{as_code(name)}: {as_text(reason)}" for name, reason in found.items()]
-            if isinstance(found, dict)
-            else [as_code(name) for name in found]
-        )
-        lines += _bullets(items)
-    return (
-        lines
-        if len(lines) > 2
-        else [*lines, "Every listed image is there and plain, and no other lies beside them.", ""]
-    )
+        if found := findings["files"][kind]:
+            reasons = found if isinstance(found, dict) else dict.fromkeys(found, "")
+            items = (f"{as_code(name)}: {as_text(why)}".removesuffix(": ") for name, why in reasons.items())
+            lines += [f"### {len(found)} {words}", "", *_bullets(items)]
+    return ["## Files", "", *(lines or ["Every listed image is there and plain, and all image files are listed.", ""])]
 
 
-def _duplicates(duplicates: dict[str, Any]) -> list[str]:
-    lines = ["## Duplicates", ""]
-    for kind, words in (
-        ("exact", "Byte-identical"),
-        ("near", "Nearly identical (thumbnails agree; details such as a print may differ)"),
-    ):
-        pairs = duplicates[kind]
-        if not pairs:
-            continue
-        lines += [
-            f"### {words}: {len(pairs)} pairs",
-            "",
-            "| images | agreement | conflicting labels |",
-            "| --- | ---: | --- |",
+def _duplicates(findings: dict[str, Any]) -> list[str]:
+    lines = []
+    for kind, (_, words) in _PAIR_KINDS.items():
+        pairs = sorted(findings["duplicates"][kind], key=lambda pair: -len(pair["conflicts"]))
+        rows = [
+            (
+                ", ".join(map(as_code, pair["images"])),
+                f"{pair['correlation']:.3f}",
+                as_text(", ".join(f"{name} {a} / {b}" for name, (a, b) in pair["conflicts"].items())) or "none",
+            )
+            for pair in pairs
         ]
-        for pair in sorted(pairs, key=lambda pair: -len(pair["conflicts"])):
-            told = ", ".join(f"{name} {first} / {second}" for name, (first, second) in pair["conflicts"].items())
-            names = ", ".join(as_code(name) for name in pair["images"])
-            lines.append(f"| {names} | {pair['correlation']:.3f} | {as_text(told) or 'none'} |")
-        lines.append("")
-    return lines if len(lines) > 2 else [*lines, "None.", ""]
+        if rows:
+            header = "| images | agreement | conflicting labels |\n| --- | ---: | --- |"
+            lines += [f"### {words}: {len(pairs)} pairs", "", *_table(header, rows)]
+    return ["## Duplicates", "", *(lines or ["None.", ""])]
 
 
 def _labels(findings: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Labels",
-        "",
-        "| attribute | positive | negative | NA | NA rate |",
-        "| --- | ---: | ---: | ---: | ---: |",
+    header = "| attribute | positive | negative | NA | NA rate |\n| --- | ---: | ---: | ---: | ---: |"
+    n_listed = max(findings["data"]["n_listed"], 1)
+    rows = [
+        (as_text(name), *row.values(), f"{row['n_missing'] / n_listed:.1%}") for name, row in findings["labels"].items()
     ]
-    for name, row in findings["labels"].items():
-        rate = row["n_missing"] / max(findings["data"]["n_listed"], 1)
-        lines.append(
-            f"| {as_text(name)} | {row['n_positive']} | {row['n_negative']} | {row['n_missing']} | {rate:.1%} |"
-        )
-    lines += ["", f"{findings['n_without_any_label']} images have no label at all.", ""]
     items = [f"{as_code(name)}: {reason}" for name, reason in findings["one_sided"].items()]
     items += [
-        f"{as_code(pair['attributes'][0])} and {as_code(pair['attributes'][1])} are nearly {_relation(pair['phi'])} "
+        f"{' and '.join(map(as_code, pair['attributes']))} are nearly {_relation(pair['phi'])} "
         f"(phi {pair['phi']:.2f} over {pair['n_shared']} images)"
         for pair in findings["copies"]
     ]
-    lines += _bullets(items)
+    lines = ["## Labels", "", *_table(header, rows)]
+    lines += [f"{findings['n_without_any_label']} images have no label at all.", "", *_bullets(items)]
     if patterns := findings["missing_not_at_random"]:
-        lines += ["### Missing labels that depend on other labels", ""]
-        lines += _bullets([f"{as_text(_pattern(one))} (p {one['p_value']:.1e})" for one in patterns])
+        told = (f"{as_text(_pattern(one))} (p {one['p_value']:.1e})" for one in patterns)
+        lines += ["### Missing labels that depend on other labels", "", *_bullets(told)]
     return lines
 
 
 def _leakage(findings: dict[str, Any]) -> list[str]:
-    if "leakage" not in findings:
+    if not (leakage := findings.get("leakage")):
         return []
-    leakage = findings["leakage"]
-    lines = ["## Split", "", f"{as_code(leakage['split'])}: {leakage['n_in_no_part']} images stand in no part.", ""]
     items = [
         f"{' and '.join(map(as_code, pair['images']))} ({pair['kind']}): {' and '.join(map(as_text, pair['parts']))}"
         for pair in leakage["pairs_across_parts"]
     ]
-    items += [f"{as_code(name)} stands in two parts" for name in leakage["in_two_parts"]]
-    return lines + (_bullets(items) if items else ["No duplicates lie in different parts.", ""])
+    items += [f"{as_code(name)} is in two parts" for name in leakage["in_two_parts"]]
+    lines = ["## Split", "", f"{as_code(leakage['split'])}: {leakage['n_in_no_part']} images are in no part.", ""]
+    return [*lines, *(_bullets(items) or ["No duplicates are in different parts.", ""])]
 
 
 def _probe(findings: dict[str, Any]) -> list[str]:
-    if "probe" not in findings:
+    if not (probed := findings.get("probe")):
         return []
-    probed = findings["probe"]
+    rows = [
+        (as_text(name), *("n/a" if value is None else f"{value:.3f}" for value in row.values()))
+        for name, row in probed["per_attribute"].items()
+    ]
     lines = ["## Is there signal?", "", f"**{as_text(probed['verdict'])}**", "", f"{as_text(probed['method'])}.", ""]
-    lines += ["| attribute | AUROC | p |", "| --- | ---: | ---: |"]
-    for name, row in probed["per_attribute"].items():
-        told = ["n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "p_value")]
-        lines.append(f"| {as_text(name)} | {told[0]} | {told[1]} |")
-    return [*lines, ""]
+    return [*lines, *_table("| attribute | AUROC | p |\n| --- | ---: | ---: |", rows)]
 
 
 def _suspects(findings: dict[str, Any]) -> list[str]:
-    if "suspects" not in findings:
+    if not (suspects := findings.get("suspects")):
         return []
-    suspects = findings["suspects"]
-    lines = [
-        "## Suspect labels",
-        "",
-        f"By {as_text(suspects['source'])}, over {suspects['n_scored']} images. All of them stand in `suggestions.csv`.",
-        "",
+    rows = [
+        (as_code(one["image"]), as_text(one["attribute"]), one["label"], f"{one['score']:.3f}")
+        for one in suspects["labels"]
     ]
-    shown = suspects["labels"][: 2 * _MOST]
-    if shown:
-        lines += ["| image | attribute | label | score |", "| --- | --- | ---: | ---: |"]
-        lines += [
-            f"| {as_code(one['image'])} | {as_text(one['attribute'])} | {one['label']} | {one['score']:.3f} |"
-            for one in shown
-        ]
-    if len(suspects["labels"]) > len(shown):
-        lines += ["", f"and {len(suspects['labels']) - len(shown)} more."]
-    return [
-        *lines,
-        "",
-        f"{suspects['n_fillable']} of {suspects['n_missing']} missing labels could be filled with confidence.",
-        "",
-    ]
+    told = f"By {as_text(suspects['source'])}, over {suspects['n_scored']} images. All are in `suggestions.csv`."
+    lines = ["## Suspect labels", "", told, ""]
+    if rows:
+        lines += _table("| image | attribute | label | score |\n| --- | --- | ---: | ---: |", rows[: 2 * _MOST])
+    if len(rows) > 2 * _MOST:
+        lines += [f"and {len(rows) - 2 * _MOST} more.", ""]
+    return [*lines, f"{_fillable(suspects)} with confidence.", ""]
 
 
-def _bullets(items: list[str]) -> list[str]:
-    shown = [f"- {item}" for item in items[: 5 * _MOST]]
-    if len(items) > len(shown):
-        shown.append(f"- and {len(items) - len(shown)} more")
-    return [*shown, ""] if shown else []
+def _table(header: str, rows: list[tuple[Any, ...]]) -> list[str]:
+    return [header, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
+
+
+def _bullets(items: Any) -> list[str]:
+    lines = [f"- {item}" for item in items]
+    more = [f"- and {len(lines) - 5 * _MOST} more"] if len(lines) > 5 * _MOST else []
+    return [*lines[: 5 * _MOST], *more, ""] if lines else []
+
+
+def _fillable(suspects: dict[str, Any]) -> str:
+    return f"{suspects['n_fillable']} of {suspects['n_missing']} missing ones could be filled"
 
 
 def _pattern(one: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.storage import make_folder, write_text
+from aimonk_hf.storage import make_folder, write_csv
 
 # Prevalences like those of the assignment that the published systems solve.
 PREVALENCE = {"sleeves": 0.88, "stripes": 0.81, "collar": 0.53, "belt": 0.08}
@@ -17,6 +17,7 @@ SIZE = 128
 _SCALE = 3  # drawn larger and reduced, for smooth edges
 
 Box = tuple[float, float, float, float]
+Colour = tuple[int, int, int]
 
 
 @dataclass
@@ -34,18 +35,20 @@ def write_sample_data(folder: str | Path, n_images: int = 600, seed: int = 0) ->
     if (folder / "labels.csv").exists() or (folder / "labels.txt").exists():
         raise AimonkError(f"{folder} already holds labels: name another folder")
     make_folder(folder / "images")
-    rows = ["image," + ",".join(PREVALENCE)]
+    rows: list[list[object]] = []
     for number in range(n_images):
         rng = np.random.default_rng([seed, number])
         garment = draw_garment(rng)
         name = f"garment_{number:04d}.png"
         garment.image.save(folder / "images" / name)
         missing = rng.random(len(PREVALENCE)) < MISSING_RATE
-        values = [
-            "NA" if lost else str(int(garment.present[part])) for part, lost in zip(PREVALENCE, missing, strict=True)
-        ]
-        rows.append(",".join([name, *values]))
-    write_text(folder / "labels.csv", "\n".join(rows) + "\n")
+        rows.append(
+            [
+                name,
+                *("NA" if lost else int(garment.present[part]) for part, lost in zip(PREVALENCE, missing, strict=True)),
+            ]
+        )
+    write_csv(folder / "labels.csv", ["image", *PREVALENCE], rows)
     return folder
 
 
@@ -55,10 +58,8 @@ def draw_garment(rng: np.random.Generator) -> Garment:
     canvas = _background(rng)
     draw = ImageDraw.Draw(canvas)
     hue = rng.random()
-    fabric, contrast = (
-        _colour(hue, rng.uniform(0.35, 0.75), rng.uniform(0.6, 0.95)),
-        _colour(hue + rng.uniform(0.35, 0.65), 0.7, 0.35),
-    )
+    fabric = _colour(hue, rng.uniform(0.35, 0.75), rng.uniform(0.6, 0.95))
+    contrast = _colour(hue + rng.uniform(0.35, 0.65), 0.7, 0.35)
     width, height = rng.uniform(0.36, 0.46), rng.uniform(0.55, 0.66)
     left, top = rng.uniform(0.46, 0.54) - width / 2, rng.uniform(0.14, 0.22)
     torso = (left, top, left + width, top + height)
@@ -68,9 +69,8 @@ def draw_garment(rng: np.random.Generator) -> Garment:
     _polygon(draw, _torso_outline(torso), fabric)
     if present["stripes"]:
         boxes["stripes"] = _draw_stripes(canvas, torso, rng, contrast)
-    draw.ellipse(
-        _pixels((_middle(torso) - 0.07, top - 0.045, _middle(torso) + 0.07, top + 0.045)), fill=(226, 196, 172)
-    )
+    middle = left + width / 2
+    draw.ellipse(_pixels((middle - 0.07, top - 0.045, middle + 0.07, top + 0.045)), fill=(226, 196, 172))
     if present["collar"]:
         boxes["collar"] = _draw_collar(draw, torso, _colour(rng.random(), 0.08, 0.98))
     if present["belt"]:
@@ -91,37 +91,22 @@ def _torso_outline(torso: Box) -> list[tuple[float, float]]:
     left, top, right, bottom = torso
     waist = 0.12 * (right - left)
     at = top + 0.66 * (bottom - top)
-    return [
-        (left, top + 0.02),
-        (right, top + 0.02),
-        (right - waist, at),
-        (right, bottom),
-        (left, bottom),
-        (left + waist, at),
-    ]
+    shoulders = [(left, top + 0.02), (right, top + 0.02)]
+    return [*shoulders, (right - waist, at), (right, bottom), (left, bottom), (left + waist, at)]
 
 
-def _draw_sleeves(
-    draw: ImageDraw.ImageDraw, torso: Box, length: float, thickness: float, colour: tuple[int, int, int]
-) -> Box:
+def _draw_sleeves(draw: ImageDraw.ImageDraw, torso: Box, length: float, thickness: float, colour: Colour) -> Box:
     left, top, right, _ = torso
-    for shoulder, direction in ((left, -1), (right, 1)):
-        wrist = shoulder + direction * 0.14
-        _polygon(
-            draw,
-            [
-                (shoulder - direction * 0.02, top + 0.02),
-                (wrist + direction * thickness / 2, top + length),
-                (wrist - direction * thickness / 2, top + length + 0.03),
-                (shoulder - direction * 0.02, top + 0.05 + thickness),
-            ],
-            _darker(colour),
-        )
+    darker = int(colour[0] * 0.85), int(colour[1] * 0.85), int(colour[2] * 0.85)
+    for shoulder, side in ((left, -1), (right, 1)):
+        inside, wrist = shoulder - side * 0.02, shoulder + side * 0.14
+        cuff = [(wrist + side * thickness / 2, top + length), (wrist - side * thickness / 2, top + length + 0.03)]
+        _polygon(draw, [(inside, top + 0.02), *cuff, (inside, top + 0.05 + thickness)], darker)
     reach = 0.14 + thickness / 2
     return (left - reach, top, right + reach, top + length + 0.03)
 
 
-def _draw_stripes(canvas: Image.Image, torso: Box, rng: np.random.Generator, colour: tuple[int, int, int]) -> Box:
+def _draw_stripes(canvas: Image.Image, torso: Box, rng: np.random.Generator, colour: Colour) -> Box:
     """Paint bands, horizontal or upright, that end at the torso's outline."""
     mask = Image.new("L", canvas.size)
     _polygon(ImageDraw.Draw(mask), _torso_outline(torso), 255)
@@ -139,7 +124,7 @@ def _draw_stripes(canvas: Image.Image, torso: Box, rng: np.random.Generator, col
     return torso
 
 
-def _draw_collar(draw: ImageDraw.ImageDraw, torso: Box, colour: tuple[int, int, int]) -> Box:
+def _draw_collar(draw: ImageDraw.ImageDraw, torso: Box, colour: Colour) -> Box:
     middle, top = _middle(torso), torso[1]
     for direction in (-1, 1):
         flap = [(middle, top + 0.07), (middle + direction * 0.10, top - 0.03), (middle + direction * 0.13, top + 0.07)]
@@ -154,9 +139,8 @@ def _draw_belt(draw: ImageDraw.ImageDraw, torso: Box, share: float) -> Box:
     box = (left + waist, y, right - waist, y + 0.065)
     draw.rectangle(_pixels(box), fill=(38, 28, 22))
     middle = _middle(torso)
-    draw.rectangle(
-        _pixels((middle - 0.04, y - 0.008, middle + 0.04, y + 0.073)), outline=(236, 196, 60), width=2 * _SCALE
-    )
+    buckle = _pixels((middle - 0.04, y - 0.008, middle + 0.04, y + 0.073))
+    draw.rectangle(buckle, outline=(236, 196, 60), width=2 * _SCALE)
     return box
 
 
@@ -164,13 +148,9 @@ def _middle(box: Box) -> float:
     return (box[0] + box[2]) / 2
 
 
-def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+def _colour(hue: float, saturation: float, value: float) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return int(colour[0] * 0.85), int(colour[1] * 0.85), int(colour[2] * 0.85)
 
 
 def _scaled(box: Box, size: int) -> Box:
@@ -184,12 +164,8 @@ def _pixels(box: Box) -> Box:
 def _polygon(
     draw: ImageDraw.ImageDraw,
     points: list[tuple[float, float]],
-    fill: int | tuple[int, int, int],
-    outline: tuple[int, int, int] | None = None,
+    fill: int | Colour,
+    outline: Colour | None = None,
 ) -> None:
-    draw.polygon(
-        [(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points],
-        fill=fill,
-        outline=outline,
-        width=_SCALE if outline else 1,
-    )
+    scaled = [(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points]
+    draw.polygon(scaled, fill, outline, width=_SCALE if outline else 1)
