@@ -142,8 +142,3 @@ def test_lossy_conversions_are_said_once(picture: Image.Image, caplog: pytest.Lo
         "images with transparency",
         "CMYK images",
     ]
-
-
-def test_checking_finds_nothing_wrong_with_good_files(tmp_path: Path, picture: Image.Image) -> None:
-    assert check_image(saved(picture, tmp_path / "a.jpg")) is None
-    assert check_image(saved(picture, tmp_path / "a.png")) is None
