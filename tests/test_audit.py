@@ -96,7 +96,7 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds(block: int, m
 
 
 def _crowd() -> NDArray[np.uint8]:
-    """Return thumbnails: strangers, their negatives, copies with noise (fine or in squares) and light, one picture many times, and faint copies."""
+    """Return thumbnails: strangers, their negatives, copies with noise and light, many of one, and faint copies."""
     rng = np.random.default_rng(0)
     square = np.ones((1, 4, 4, 1))
     bases = np.kron(rng.integers(60, 196, (40, 8, 8, 3)), square)

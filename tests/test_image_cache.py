@@ -52,13 +52,8 @@ def nothing_was_said() -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     (tmp_path / "images").mkdir()
-    names = [
-        b"\xff\xfe.jpg",
-        b"\xff\xfd.jpg",
-        "Kleid äöü 裙.jpg".encode(),
-        b"new\nline 1.jpg",
-        *map(b"%d.jpg".__mod__, range(8)),
-    ]
+    names = [b"\xff\xfe.jpg", b"\xff\xfd.jpg", "Kleid äöü 裙.jpg".encode(), b"new\nline 1.jpg"]
+    names += [b"%d.jpg" % number for number in range(8)]
     return [old_file(tmp_path / "images" / os.fsdecode(name), bytes([k, 7])) for k, name in enumerate(names)]
 
 

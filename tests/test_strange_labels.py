@@ -1,4 +1,4 @@
-"""Any bytes as labels.csv, labels.txt, metadata.csv, split.csv or config.json: a right parse or an error in one line, never a guess."""
+"""Any bytes as a label file, split.csv or config.json: a right parse or an error in one line, never a guess."""
 
 import csv
 import io
