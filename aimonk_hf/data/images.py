@@ -137,7 +137,10 @@ def _to_rgb(image: Image.Image, in_place: bool) -> Image.Image:
             warn_once("animated images: the first frame is used")
             image.seek(0)
         image.load()  # a PNG may hold its EXIF data behind the pixels
-        image = ImageOps.exif_transpose(image, in_place=in_place) or image
+        if in_place:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(image)
         elif image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
