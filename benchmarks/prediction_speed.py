@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_cache import draw_pictures
+from decode_cache import draw_images
 from readers import WAYS, Contestant, Scores, timm_by_hand
 
 TOLERANCE = 1e-4
@@ -88,7 +88,7 @@ def find_pictures(folder: Path | None, count: int) -> list[Path]:
 
 def draw(folder: Path, count: int) -> list[Path]:
     folder.mkdir()
-    return draw_pictures(folder, count)
+    return draw_images(folder, count)
 
 
 # A folder of pictures

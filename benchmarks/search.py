@@ -73,10 +73,10 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     from aimonk_hf.cli.flags import add_train_flags
     from aimonk_hf.data.splits import split_rows
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
-    from aimonk_hf.training.setup import build_model
     from aimonk_hf.training.loop import Trainer
     from aimonk_hf.training.seeding import seed_everything
     from aimonk_hf.training.settings import TrainConfig
+    from aimonk_hf.training.setup import build_model
 
     parser = argparse.ArgumentParser()
     add_train_flags(parser)
@@ -99,12 +99,15 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     keep_freed_memory()
     seed_everything(seed)
     start = time.perf_counter()
-    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), train_set)
+    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), train_set, judged)
     while not trainer.finished:
-        row = trainer.train_epoch(lambda loss, lr: None)
-        trainer.end_epoch(row)
+        stage = trainer.begin_stage()
+        while trainer.state.stage == stage.number:
+            trainer.prepare_epoch(stage)
+            row = trainer.train_epoch(stage, lambda loss, lr: None)
+            trainer.end_epoch(row)
     seconds = time.perf_counter() - start
-    found = trainer.validate(judged)
+    found = trainer.validate(stage)
     return {
         "mAP": found["macro_average_precision"],
         "AUROC": found["macro_auroc"],

@@ -188,8 +188,8 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
 
     from aimonk_hf import TrainConfig
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
-    from aimonk_hf.training.setup import build_model
     from aimonk_hf.training.loop import Trainer
+    from aimonk_hf.training.setup import build_model
 
     os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")
     config = TrainConfig(
@@ -197,12 +197,17 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
     )
     accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
     keep_freed_memory()
-    trainer = Trainer(config, accelerator, build_model(config, task.dataset.attributes), task.dataset)
+    trainer = Trainer(
+        config, accelerator, build_model(config, task.dataset.attributes), task.dataset, task.dataset.select([])
+    )
     n_images = len(task.dataset) // trainer.batches.n_steps
 
     def train() -> None:
         while not trainer.finished:
-            trainer.end_epoch(trainer.train_epoch(lambda loss, lr: after_step(n_images)))
+            stage = trainer.begin_stage()
+            while trainer.state.stage == stage.number:
+                trainer.prepare_epoch(stage)
+                trainer.end_epoch(trainer.train_epoch(stage, lambda loss, lr: after_step(n_images)))
 
     return train
 

@@ -1,7 +1,9 @@
-"""The app as a visitor sees it, in Debian's chromium: desktop and phone, light and dark, mouse and keyboard."""
+"""The app as a visitor sees it, in Debian's chromium: desktop and phone, light and dark, mouse, keyboard and camera."""
 
+import base64
 import csv
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from app_browser import (
     SCREENS,
     app,
     browser,
+    clear,
     desktop,
     is_wider_than_the_screen,
     open_page,
@@ -20,7 +23,7 @@ from app_browser import (
     upload,
     wait_for_state,
 )
-from app_support import RunningApp, bad_pictures, running_app, write_pictures, write_zip
+from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
 
 from aimonk_hf.app.serve import app_folder, launch
 from aimonk_hf.app.serve import open_page as page_of
@@ -30,16 +33,14 @@ __all__ = ["app", "browser", "desktop", "page"]  # fixtures, which pytest finds 
 
 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
-    for part in ("#picture", "#panel"):  # on a busy machine they come some time after the page
+    for part in ("#image", "#panel"):  # on a busy machine they come some time after the page
         page.wait_for_selector(part)
     heights = page.evaluate(
-        "[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]"
+        "[document.querySelector('#image').offsetHeight, document.querySelector('#panel').offsetHeight]"
     )
     upload(page, write_pictures(tmp_path / "p", 1, (900, 300))[0])
     assert (
-        page.evaluate(
-            "[document.querySelector('#picture').offsetHeight, document.querySelector('#panel').offsetHeight]"
-        )
+        page.evaluate("[document.querySelector('#image').offsetHeight, document.querySelector('#panel').offsetHeight]")
         == heights
     )
     seen = app.served.scorer.n_images
@@ -77,7 +78,10 @@ def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, ap
 def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
     upload(desktop, write_pictures(tmp_path / "p", 1)[0])
     stored = [f"{value:.3f}" for value in app.served.stored.values()]
-    numbers = lambda: [each.input_value() for each in desktop.locator("#panel .row input[type=number]").all()]  # noqa: E731
+
+    def numbers() -> list[str]:
+        return [each.input_value() for each in desktop.locator("#panel .row input[type=number]").all()]
+
     assert numbers() == stored
     desktop.fill("#panel .all", "0.9")
     desktop.click("#panel .set-all")
@@ -123,25 +127,31 @@ def test_an_example_is_scored_and_explained(page: Any, app: RunningApp) -> None:
     page.wait_for_function(SCORED)
     row(page, "stripes").locator(".why").click()
     page.wait_for_selector("#heat img")
-    assert page.get_attribute("#heat img", "alt") == "heat map of one attribute over the picture"
+    assert page.get_attribute("#heat img", "alt") == "Heat map of one attribute over the image"
     assert "stripes" in page.inner_text("#heat-caption")
-    assert page.get_attribute("#picture img", "alt") == "the picture whose attributes are shown"
+    assert page.get_attribute("#image img", "alt") == "The image whose attributes are shown"
     assert not is_wider_than_the_screen(page)
 
 
 def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp_path: Path) -> None:
     good, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
+    crowd = write_zip(tmp_path / "crowd.zip", {f"{number}.png": b"" for number in range(1001)})
     page.get_by_role("tab", name="Batch").click()
-    page.set_input_files(
-        "#files input[type=file]", [str(path) for path in (good[0], bad["text.png"], good[1], bad["bomb.png"], archive)]
-    )
+    page.set_input_files("#files input[type=file]", str(crowd))
+    page.wait_for_selector("#files :text('crowd')")
+    page.click("#run")
+    assert "at most 1000 files" in page.wait_for_selector("#report [role=alert]").inner_text()
+    page.click("#files button[aria-label='Clear']")
+    odd = odd_pictures(tmp_path / "odd")["clear.png"]
+    paths = (good[0], bad["text.png"], odd, bad["bomb.png"], archive)
+    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
     page.wait_for_selector("#files :text('more')")
     page.click("#run")
-    page.wait_for_selector("#report :text('3 of 5 pictures scored')")
+    page.wait_for_selector("#report :text('3 of 5 images scored')")
     reasons = page.locator("#report li").all_inner_texts()
-    assert reasons[0].startswith("text.png: not an image file")
-    assert reasons[1].startswith("bomb.png: too many pixels")
+    assert [reason.partition(":")[0] for reason in reasons] == ["text.png", "bomb.png", "clear.png"]
+    assert reasons[2] == f"clear.png: {NOTES['clear.png']}"
     page.wait_for_function("document.querySelectorAll('#gallery img').length === 3")
 
     with page.expect_download() as downloading:
@@ -193,7 +203,8 @@ def test_whatever_has_the_focus_shows_it(desktop: Any) -> None:
             name, width, style = desktop.evaluate(
                 """(() => {
                     const focused = document.activeElement, look = getComputedStyle(focused);
-                    const name = focused.getAttribute("aria-label") || focused.textContent.trim() || (focused.closest("#table") && "a cell");
+                    const name = focused.getAttribute("aria-label") || focused.textContent.trim()
+                        || (focused.closest("#table") && "a cell");
                     return [name, parseFloat(look.outlineWidth), look.outlineStyle];
                 })()"""
             )
@@ -214,7 +225,7 @@ def test_without_a_model_there_is_a_page(browser: Any, tmp_path: Path) -> None:
         served = page_of(str(tmp_path / "nowhere"), folder)
         launch(served, "127.0.0.1", None, wait=False)
         try:
-            for screen in SCREENS:
+            for screen in SCREENS[:2]:
                 context = browser.new_context(**screen.values[0])
                 page = context.new_page()
                 page.goto(served.local_url)
@@ -253,3 +264,102 @@ def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:
         assert page.locator("#panel .row").count() == 1
         assert not is_wider_than_the_screen(page)
         opened.close()
+
+
+REASONS = {
+    "text.png": "ot a",
+    "bomb.png": "too many pixels",
+    "cut.jpg": "damaged",
+    "empty.png": "empty",
+    "phone.heic": "HEIC is not supported",
+    "drawing.svg": "ot a",
+}
+
+
+def copy_picture(page: Any, path: Path) -> None:
+    page.evaluate(
+        """async (data) => {
+            const image = await (await fetch(data)).blob();
+            await navigator.clipboard.write([new ClipboardItem({"image/png": image})]);
+        }""",
+        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+    )
+
+
+def wait_for_scores(page: Any, scores: dict[str, float]) -> None:
+    page.wait_for_function(
+        "(wanted) => wanted === JSON.stringify("
+        "[...document.querySelectorAll('#panel .score')].map((each) => each.textContent))",
+        arg=json.dumps([f"{score:.3f}" for score in scores.values()], separators=(",", ":")),
+    )
+
+
+def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
+    bad = bad_pictures(tmp_path / "bad")
+    assert set(REASONS) == set(bad)
+    for name, words in REASONS.items():
+        desktop.set_input_files("#image input[type=file]", str(bad[name]))
+        message = desktop.wait_for_selector(f"#panel .message[role=alert]:has-text('{words}')").inner_text()
+        assert message[0].isupper()
+        assert message.endswith(".")
+        assert len(message) < 200
+        clear(desktop)
+    for name in ("clear.png", "grey.png"):
+        upload(desktop, odd_pictures(tmp_path / "odd")[name])
+        message = desktop.inner_text("#panel .message")
+        assert message.startswith("Present: ")
+        assert [note for note in NOTES.values() if note in message] == ([NOTES[name]] if name in NOTES else [])
+        clear(desktop)
+    (tmp_path / "large.png").write_bytes(bytes(1_200_000))
+    desktop.set_input_files("#image input[type=file]", str(tmp_path / "large.png"))
+    desktop.wait_for_selector("[data-testid=toast-body]:has-text('exceed the maximum allowed size')")
+    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+
+
+def test_the_progress_of_a_batch_is_shown(
+    desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, go_on, seen = app.served.scorer.score, threading.Event(), []
+
+    def halting(image: Any) -> dict[str, float]:
+        seen.append(image)
+        if len(seen) > 2:
+            assert go_on.wait(60)
+        return score(image)
+
+    monkeypatch.setattr(app.served.scorer, "score", halting)
+    monkeypatch.setattr("aimonk_hf.app.batch_tab.WORKERS", 1)
+    desktop.get_by_role("tab", name="Batch").click()
+    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_pictures(tmp_path / "p", 5)])
+    desktop.wait_for_selector("#files :text('picture_4')")
+    desktop.click("#run")
+    try:
+        desktop.wait_for_selector("#report :text('2/5')")
+        assert "scoring" in desktop.inner_text("#report")
+    finally:
+        go_on.set()
+    desktop.wait_for_selector("#report :text('5 of 5 images scored')")
+
+
+def test_an_image_is_pasted_by_button_and_by_keys(desktop: Any, tiny_model: AimonkModel, tmp_path: Path) -> None:
+    first, second, third = write_pictures(tmp_path / "p", 3)
+    copy_picture(desktop, first)
+    desktop.click("#image button[aria-label='Paste from clipboard']")
+    wait_for_scores(desktop, tiny_model.predict(first).scores)
+    copy_picture(desktop, second)
+    desktop.keyboard.press("Control+V")  # in place of the first
+    wait_for_scores(desktop, tiny_model.predict(second).scores)
+    clear(desktop)
+    copy_picture(desktop, third)
+    desktop.focus("#panel .all")
+    desktop.keyboard.press("Control+V")
+    wait_for_scores(desktop, tiny_model.predict(third).scores)
+
+
+def test_an_image_is_taken_by_the_camera(desktop: Any) -> None:
+    desktop.click("#image button[aria-label='Capture from camera']")
+    desktop.click("#image :text('Click to Access Webcam')")
+    desktop.wait_for_function("document.querySelector('#image video')?.videoWidth > 0")
+    desktop.click("#image button[aria-label='capture photo']")
+    desktop.wait_for_function(SCORED)
+    assert "transparen" not in desktop.inner_text("#panel .message")

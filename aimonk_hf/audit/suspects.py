@@ -103,8 +103,10 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     row_of = {image: row for row, image in enumerate(images)}
     scores = np.full((len(images), len(attributes)), np.nan)
     is_empty = True
-    encoding = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
-    with explained(f"read the scores {path}"), path.open(**encoding, newline="") as file:
+    with (
+        explained(f"read the scores {path}"),
+        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
         rows = csv.DictReader(file)
         header = list(rows.fieldnames or [])
         named = zip(attributes, score_columns(attributes), strict=True)

@@ -89,11 +89,12 @@ def open_image_cache(setting: str | None, fingerprint: str) -> ImageCache | None
 def _read(file: Path) -> Pixels | None:
     """Return the kept pixels, or None where there are none or the file is damaged."""
     try:
-        with open(file, "rb", buffering=0) as kept:  # not mapped: a failing disk must not end the process
-            content = np.empty(os.fstat(kept.fileno()).st_size, np.uint8)
-            kept.readinto(content)
+        content = bytearray(
+            file.read_bytes()
+        )  # not mapped: a failing disk must not end the process; writable for torch
     except OSError:
         return None
-    body = content[:-4]
-    whole = content[-4:].tobytes() == zlib.crc32(body).to_bytes(4, "little")
-    return body[_SHAPE.size :].reshape(*_SHAPE.unpack_from(body), 3) if whole else None
+    body, checksum = memoryview(content)[:-4], bytes(content[-4:])
+    if len(body) < _SHAPE.size or checksum != zlib.crc32(body).to_bytes(4, "little"):
+        return None
+    return np.frombuffer(body, np.uint8, offset=_SHAPE.size).reshape(*_SHAPE.unpack_from(body), 3)

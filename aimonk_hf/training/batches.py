@@ -2,7 +2,8 @@
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
     return weights / weights.mean()
 
 
-class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
+class TrainImages(Dataset[Any]):
     """Augmented pixels uint8 [3, H, W], labels [K] and the row of a `Place`; random by (seed, epoch, row).
 
     An image that has become unreadable gives grey pixels, missing labels, and -1 - row. `augmentations` has one per
@@ -132,7 +133,7 @@ class TrainImages(Dataset[tuple[Tensor, Tensor, int]]):
         return Image.fromarray(self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path)))))
 
 
-def image_loader(images: TrainImages, batches: Sampler[list[Place]], workers: int, on_gpu: bool) -> DataLoader[Batch]:
+def image_loader(images: TrainImages, batches: Iterable[list[Place]], workers: int, on_gpu: bool) -> DataLoader[Batch]:
     """Return the loader; its workers live through all epochs and compute with one thread each."""
     return DataLoader(
         images,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
@@ -90,7 +91,7 @@ def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pa
 
 def _weight_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     kind = torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16  # small filters have a fast kernel
-    found: Tensor = torch.nn.grad.conv2d_weight(
+    found: Tensor = conv2d_weight(
         pixels.to(kind), list(weight.shape), gradient.to(kind), stride, padding, groups=len(weight)
     )
     return found.to(weight.dtype)

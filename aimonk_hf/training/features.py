@@ -87,7 +87,7 @@ class HeadFeatures:
         pooled = Pooled(self.model.timm_model.eval())
         table = torch.zeros(len(images), _width(self.model.timm_model), device=accelerator.device)
         lost = torch.zeros(len(images), device=accelerator.device)
-        loader = image_loader(images, chunks, self.workers, accelerator.device.type == "cuda")  # type: ignore[arg-type]
+        loader = image_loader(images, chunks, self.workers, accelerator.device.type == "cuda")
         for pixels, _, rows in loader:
             with torch.inference_mode(), accelerator.autocast():
                 values = self.model.transform.normalize(pixels.to(accelerator.device))

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -76,7 +77,7 @@ def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: Attribute
 
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:
     share = config.val_split if config.chooses_epoch else 0.0
-    own = {"output_dir": str(folder), "folds": 0, "val_split": share, "report_split": 0.0}
+    own: dict[str, Any] = {"output_dir": str(folder), "folds": 0, "val_split": share, "report_split": 0.0}
     return replace(config, **own, log_with=None, push_to_hub=None, private=False)
 
 

@@ -329,11 +329,11 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        has_optimizer = stage is not None and stage.number == self.state.stage  # a new stage starts with a new one
+        same_stage = stage if stage is not None and stage.number == self.state.stage else None
         weights = {
             "network": self.model.timm_model.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
-            "optimizer": stage.optimizer.state_dict() if has_optimizer else None,
+            "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.split_file import SPLIT_FILE, write_parts
 from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
-from aimonk_hf.storage import csv_line, make_folder, read_json, score_columns, write_json, write_text
+from aimonk_hf.storage import make_folder, read_json, score_columns, write_csv, write_json
 from aimonk_hf.training.settings import TrainConfig
 
 HISTORY_COLUMNS = (
@@ -126,7 +125,7 @@ class RunDirectory:
             changes = _changes(before, now)
             self._refuse(changes and f": the data has changed since ({changes})", "restore it")
         if not self.finished:
-            _write_csv(path, ["image", "bytes", "labels"], [["", "", names], *cells])
+            write_csv(path, ["image", "bytes", "labels"], [["", "", names], *cells])
 
     def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
         """Write split.csv: the part and the content hash of each image."""
@@ -136,18 +135,18 @@ class RunDirectory:
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
         """Write folds.csv: the fold (1, 2, ...) that holds each image out."""
         rows = zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True)
-        _write_csv(self.path / _FOLDS, ["image", "fold"], rows)
+        write_csv(self.path / _FOLDS, ["image", "fold"], rows)
 
     def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
         """Write oof.csv: out-of-fold scores by image and attribute, which `audit --scores` reads."""
         rows = zip(dataset.labels.images, scores, strict=True)
         cells = ([image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)] for image, row in rows)
-        _write_csv(self.path / _OUT_OF_FOLD, ["image", *score_columns(dataset.attributes)], cells)
+        write_csv(self.path / _OUT_OF_FOLD, ["image", *score_columns(dataset.attributes)], cells)
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv; undefined figures are left empty."""
         cells = ([_cell(row.get(column)) for column in HISTORY_COLUMNS] for row in rows)
-        _write_csv(self.path / _HISTORY, HISTORY_COLUMNS, cells)
+        write_csv(self.path / _HISTORY, HISTORY_COLUMNS, cells)
 
 
 def _size(path: Path) -> str:
@@ -189,7 +188,3 @@ def _cell(value: Any) -> str:
     if value is None or value != value:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    write_text(path, "".join(map(csv_line, [header, *rows])))

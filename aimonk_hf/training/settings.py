@@ -155,7 +155,7 @@ class TrainConfig:
         self._translate()
         explicit = {setting.name: getattr(self, setting.name) for setting in _recipe_fields()}
         self._resolve()
-        self.given = {name: (getattr(self, name), value) for name, value in explicit.items()}
+        self.given = {name: (getattr(self, name), value) for name, value in explicit.items()}  # type: ignore[attr-defined]
         self._check()
 
     def _translate(self) -> None:
