@@ -195,7 +195,9 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
     config = TrainConfig(
         "-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs
     )
-    accelerator = Accelerator(cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")))
+    accelerator = Accelerator(
+        cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")).replace("float32", "no")
+    )
     keep_freed_memory()
     trainer = Trainer(
         config, accelerator, build_model(config, task.dataset.attributes), task.dataset, task.dataset.select([])

@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
     ("processor", "precision"),
     [
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "no"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "float32"),
         ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "no"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "float32"),
         ({"architecture": "aarch64", "bf16": True}, "bf16"),
-        ({}, "no"),
+        ({}, "float32"),
     ],
 )
 def test_auto_is_bf16_where_the_processor_gains_by_it(

@@ -24,7 +24,7 @@ from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import onnx as export
-from aimonk_hf.modeling.hub_push import push_model_folder
+from aimonk_hf.modeling.hub import push_model_folder
 from aimonk_hf.modeling.onnx import export_folder, largest_difference, preprocessor_config
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]

@@ -122,7 +122,7 @@ def test_bf16_changes_scores_a_little_and_other_precisions_are_refused(tiny_mode
         for name in one.scores
     ]
     assert 0 < max(changes) < 0.05
-    with pytest.raises(AimonkError, match="precision must be float32 or bf16, found 'fp8'"):
+    with pytest.raises(AimonkError, match="precision must be auto, float32, bf16 or fp16, found 'fp8'"):
         tiny_model.predict(paths, precision="fp8")
 
 

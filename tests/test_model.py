@@ -10,10 +10,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from aimonk_hf import AimonkConfig, AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.inference import stream_logits
+from aimonk_hf.modeling.losses import masked_bce_with_logits
 
 NAMES = ["collar", "long sleeve", "red"]
 
@@ -154,11 +156,67 @@ def test_the_constructor_needs_no_network_and_fills_in_preprocessing() -> None:
     assert model.config.thresholds == {"a": 0.5, "b": 0.5}
 
 
-def test_forward_gives_logits_and_the_masked_loss(tiny_model: AimonkModel) -> None:
-    output = tiny_model(torch.randn(2, 3, 64, 64), torch.tensor([[1.0, float("nan"), 0.0, 1.0]] * 2))
+def test_forward_gives_the_masked_loss_and_logits_in_the_order_of_transformers(tiny_model: AimonkModel) -> None:
+    output = tiny_model(torch.randn(2, 3, 64, 64), labels=torch.tensor([[1.0, float("nan"), 0.0, 1.0]] * 2))
     assert output.logits.shape == (2, 4)
     assert torch.isfinite(output.loss)
-    assert tiny_model(torch.randn(2, 3, 64, 64)).loss is None
+    loss, logits = output
+    assert (output[0], output[1]) == (loss, logits) == (output.loss, output.logits)
+    plain = tiny_model(torch.randn(2, 3, 64, 64))
+    assert plain.loss is None
+    assert plain[0] is plain.logits
+
+
+def test_transformers_trainer_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model = AimonkModel.from_timm("test_resnet", NAMES, pretrained=False, image_size=32)
+    pixels, labels = torch.randn(24, 3, 32, 32), (torch.rand(24, 3) < 0.5).float()
+    labels[::3, 1] = torch.nan
+    rows = [{"pixel_values": values, "labels": label} for values, label in zip(pixels, labels, strict=True)]
+    arguments = TrainingArguments(
+        tmp_path / "out", max_steps=10, per_device_train_batch_size=8, learning_rate=1e-2, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    assert trainer.train().global_step == 10
+    after = trainer.evaluate()["eval_loss"]
+    assert after < before
+    with torch.no_grad():
+        assert after == pytest.approx(masked_bce_with_logits(model.eval()(pixels).logits, labels).item(), rel=0.05)
+        found = trainer.predict([{"pixel_values": row["pixel_values"]} for row in rows]).predictions
+        np.testing.assert_allclose(found, model(pixels).logits, atol=1e-5)
+
+
+def test_load_state_dict_takes_the_keys_of_the_saved_file_and_of_the_module(
+    folder: Path, tiny_model: AimonkModel
+) -> None:
+    saved, own = load_file(folder / "model.safetensors"), tiny_model.state_dict()
+    assert saved.keys() == {name.removeprefix("timm_model.") for name in own}
+    for state in (saved, own):
+        fresh = AimonkModel(tiny_model.config)
+        assert fresh.load_state_dict(state) == ([], [])
+        assert all(torch.equal(fresh.state_dict()[name], own[name]) for name in own)
+    with pytest.raises(RuntimeError, match="fc.bias"):
+        AimonkModel(tiny_model.config).load_state_dict({name: saved[name] for name in saved if name != "fc.bias"})
+
+
+def test_loading_takes_a_subfolder_a_device_and_a_dtype(folder: Path, picture: Image.Image) -> None:
+    model = AimonkModel.from_pretrained(folder.parent, subfolder="model", device="cpu", dtype=torch.float64)
+    assert next(model.parameters()).dtype == torch.float64
+    exact = AimonkModel.from_pretrained(folder).predict(picture).scores
+    assert model.predict(picture).scores == pytest.approx(exact, abs=1e-6)
+
+
+def test_a_config_loads_and_saves_alone(folder: Path, tmp_path: Path, tiny_model: AimonkModel) -> None:
+    config = AimonkConfig.from_pretrained(folder)
+    assert config.thresholds == tiny_model.config.thresholds
+    config.thresholds["belt"] = 0.25
+    config.save_pretrained(folder)
+    assert AimonkModel.from_pretrained(folder).config.thresholds["belt"] == 0.25
+    config.save_pretrained(tmp_path / "new")
+    assert AimonkConfig.from_pretrained(tmp_path, subfolder="new") == config
 
 
 def test_starting_from_a_saved_model_keeps_its_head_only_for_the_same_attributes(
@@ -182,8 +240,12 @@ def test_predict_takes_every_kind_of_image_and_lists(
     picture.save(path)
     one = tiny_model.predict(path)
     assert one.image == str(path)
-    many = tiny_model.predict([str(path), picture, np.asarray(picture), path.read_bytes()] * 3, batch_size=5)
-    assert len(many) == 12
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    kinds = [str(path), picture, np.asarray(picture), path.read_bytes(), pixels] * 3
+    many = tiny_model.predict(kinds, batch_size=5)
+    many += tiny_model.predict(image for image in kinds)
+    many += [tiny_model.predict(pixels), *tiny_model.predict(torch.stack([pixels] * 2))]
+    assert len(many) == 33
     for prediction in many:
         assert prediction.scores == pytest.approx(one.scores, abs=1e-6)
     assert one.thresholds == tiny_model.config.thresholds
@@ -219,6 +281,8 @@ def test_bad_images_raise_with_their_name_or_leave_a_gap(
     results = tiny_model.predict([picture, tmp_path / "bad.jpg", picture], on_error="skip")
     assert [result is None for result in results] == [False, True, False]
     assert tiny_model.predict(tmp_path / "bad.jpg", on_error="skip") is None
+    with pytest.raises(ImageError, match=r"a tensor must be uint8 \[3, H, W\], found torch.float32 \[3, 8, 8\]"):
+        tiny_model.predict(torch.zeros(3, 8, 8))
     with pytest.raises(AimonkError, match="on_error"):
         tiny_model.predict(picture, on_error="ignore")
 
@@ -276,15 +340,13 @@ def test_damaged_folders_are_named_in_one_line(folder: Path, damage, message: st
 
 
 def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = folder / "model.safetensors"
     state = load_file(path)
     save_file({name: tensor for name, tensor in state.items() if name != "fc.bias"}, path)
     with pytest.raises(AimonkError, match="lacks 1 tensor.* first fc.bias"):
         AimonkModel.from_pretrained(folder)
     save_file(state | {"extra.weight": torch.zeros(1)}, path)
-    with pytest.raises(AimonkError, match="does not have, first extra.weight"):
+    with pytest.raises(AimonkError, match="unknown to the architecture, first extra.weight"):
         AimonkModel.from_pretrained(folder)
     save_file(state | {"fc.bias": torch.zeros(9)}, path)
     with pytest.raises(AimonkError, match=r"fc.bias has shape \[9\], the architecture wants \[4\]"):
@@ -303,7 +365,7 @@ def test_names_that_lead_nowhere_are_refused_without_a_network(monkeypatch: pyte
         AimonkModel.from_pretrained("a/b/c/d")
     with pytest.raises(AimonkError, match=r"timm has no architecture 'resnet19' \(did you mean"):
         AimonkModel.from_timm("resnet19", NAMES)
-    with pytest.raises(AimonkError, match=r"--architecture local-dir:PATH .*--no-pretrained"):
+    with pytest.raises(AimonkError, match=r"pass --no-pretrained .* --architecture local-dir:PATH"):
         AimonkModel.from_timm("resnet18", NAMES)
     with pytest.raises(AimonkError, match="no folder .* with a config.json"):
         AimonkModel.from_timm(f"local-dir:{tmp_path}/none", NAMES)

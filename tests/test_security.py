@@ -25,7 +25,6 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import save_file
 
-import aimonk_hf.modeling.hub_push
 import aimonk_hf.modeling.model
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
 from aimonk_hf.app.folder import app_folder
@@ -40,8 +39,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.convert import convert_checkpoint
-from aimonk_hf.modeling.hub import download
-from aimonk_hf.modeling.hub_push import push_model_folder
+from aimonk_hf.modeling.hub import download, push_model_folder
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.weights import check_state, load_weights
 from aimonk_hf.storage import atomic_path, staged_folder, write_text
@@ -716,7 +714,7 @@ def test_what_is_pushed_is_written_into_a_private_folder(monkeypatch: pytest.Mon
         modes.append(mode(place.parent) if mode(place) & 0o077 else mode(place))
         raise AimonkError("looked")
 
-    monkeypatch.setattr(aimonk_hf.modeling.hub_push, "push_model_folder", look)
+    monkeypatch.setattr(aimonk_hf.modeling.model, "push_model_folder", look)
     with pytest.raises(AimonkError, match="looked"):
         AimonkModel.from_timm("test_resnet", ["a"], pretrained=False).push_to_hub("user/x")
     assert modes == [0o700]

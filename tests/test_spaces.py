@@ -136,7 +136,7 @@ def test_a_space_is_pushed_in_one_commit_and_its_model_named(hub: LoopbackHub, t
     repo = hub.repos["space", "user/page"]
     assert f"pushed:    {hub.url}/spaces/user/page/commit/{repo.branches['main']}" in capsys.readouterr().out
     assert repo.private
-    assert repo.messages == ["initial commit", "Upload Space"]
+    assert repo.messages == ["initial commit", "Upload space"]
     files = repo.files()
     assert {path.split("/")[0] for path in files} == {
         *(".gitattributes", "app.py", "aimonk_hf", "model_card.md", "requirements.txt", "README.md")

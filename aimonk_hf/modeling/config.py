@@ -1,49 +1,46 @@
-"""What the weights need: the saved configuration, in the form that timm and transformers read too."""
+"""Architecture, attributes, thresholds and preprocessing of a model, saved in the form of timm and transformers."""
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.storage import is_text
+from aimonk_hf.storage import is_text, make_folder, read_json, write_json
 
+if TYPE_CHECKING:
+    from aimonk_hf.modeling.hub import HubOptions
+
+CONFIG_FILE = "config.json"
 DEFAULT_THRESHOLD = 0.5
 PROBLEM_TYPE = "multi_label_classification"
 MODEL_TYPE = "timm_wrapper"
-# Arguments of timm that are no business of a saved model: they name files to be read and unpickled, weights to fetch, or a machine's device.
+# Arguments of timm that name files to be read and unpickled, weights to fetch, or a machine's device, and one that we set.
 _FOREIGN_ARGS = (
-    *(
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_model_args",
-        "checkpoint_path",
-        "cache_dir",
-    ),
-    *("scriptable", "exportable", "no_jit", "features_only", "device", "dtype"),
+    *("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "device", "dtype"),
 )
-# Keys by which a config.json asks its reader to run the repository's own code; nothing here does, and no folder saved here asks others to.
+# Keys by which a config.json asks its reader to run the repository's own code; no folder saved here asks others to.
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
-_LARGEST_SIDE = 8192  # pixels that a picture may be scaled to; a hundred megapixels would fill the memory
+_LARGEST_SIDE = 8192  # pixels that an image may be scaled to; a hundred megapixels would fill the memory
 _LARGEST_ARGUMENT = 100_000
 
 
 @dataclass
 class AimonkConfig:
-    """Architecture, attributes, thresholds and preprocessing of a model; never a device, path or repo id.
+    """Hold a model's architecture, attributes, thresholds and preprocessing; never a device, path or repo id.
 
-    `model_args` go to the timm constructor (`drop_rate`, `pad_type`, `img_size`, ...); `pretrained_cfg` is timm's preprocessing and head
-    description (`input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, `classifier`, ...), filled in by `AimonkModel` where
-    it is left empty; `extra` keeps every key of a config.json that is not ours, but for those that ask a reader to run code.
-
-    Raises `AimonkError` on names or thresholds that no model could have.
+    `model_args` go to the timm constructor (`drop_rate`, `img_size`, ...); `pretrained_cfg` is timm's description of
+    preprocessing and head (`input_size`, `mean`, `crop_pct`, `classifier`, ...), completed by `AimonkModel`; `extra`
+    keeps the other keys of a config.json, but for those that ask a reader to run code. Raises `AimonkError` for names,
+    thresholds and values that no model could have.
     """
 
     architecture: str
@@ -61,25 +58,23 @@ class AimonkConfig:
         for name in ("model_args", "pretrained_cfg", "extra"):
             if not isinstance(getattr(self, name), dict):
                 raise AimonkError(f"{name} must be a mapping, found {type(getattr(self, name)).__name__}")
-        if "num_classes" in self.model_args:
-            raise AimonkError("model_args must not hold num_classes: it is the number of attributes")
         if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
-        if self.model_args.get("in_chans", 3) != 3:
+        if (channels := self.model_args.get("in_chans", 3)) != 3:
             raise AimonkError(
-                f"model_args: in_chans must be 3, because images are read as RGB, found {short(self.model_args['in_chans'])}"
+                f"model_args: in_chans must be 3, because images are read as RGB, found {short(channels)}"
             )
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
     @property
     def threshold_values(self) -> list[float]:
-        """The thresholds in the attributes' order."""
+        """Return the thresholds in the attributes' order."""
         return list(check_thresholds(self.attributes, self.thresholds).values())
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the network's input; timm's default where config.json holds none."""
+        """Return height and width of the network's input; timm's default where config.json holds none."""
         _, height, width = self.pretrained_cfg.get("input_size") or (3, 224, 224)
         return height, width
 
@@ -102,39 +97,66 @@ class AimonkConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AimonkConfig":
-        """Read config.json's content, also after transformers saved it; thresholds that are not there are 0.5."""
-        model_type = values.get("model_type", MODEL_TYPE)
-        if model_type != MODEL_TYPE:
+        """Read config.json's content, also after transformers saved it; missing thresholds are 0.5."""
+        given = {key: value for key, value in values.items() if value is not None}
+        if (model_type := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
             raise AimonkError(
                 f"config.json has model_type {short(model_type)}; a folder of this library has {MODEL_TYPE!r}"
             )
-        if values.get("problem_type") != PROBLEM_TYPE:
+        if (problem := values.get("problem_type")) != PROBLEM_TYPE:
             raise AimonkError(
-                f"config.json has problem_type {short(values.get('problem_type'))}, not {PROBLEM_TYPE!r}: "
+                f"config.json has problem_type {short(problem)}, not {PROBLEM_TYPE!r}: "
                 "its scores are not one sigmoid per attribute"
             )
-        named = _labels_of(values.get("id2label"))
+        named = _labels_of(given.get("id2label", {}))
         config = cls(
             architecture=values.get("architecture", ""),
-            attributes=_given(values, "label_names", named),
-            thresholds=_given(values, "thresholds", {}),
-            model_args=_given(values, "model_args", {}),
-            pretrained_cfg=_given(values, "pretrained_cfg", {}),
+            attributes=given.get("label_names", named),
+            thresholds=given.get("thresholds", {}),
+            model_args=given.get("model_args", {}),
+            pretrained_cfg=given.get("pretrained_cfg", {}),
         )
-        if _given(values, "num_classes", len(config.attributes)) != len(config.attributes):
+        if (width := given.get("num_classes", len(config.attributes))) != len(config.attributes):
             raise AimonkError(
-                f"config.json names {len(config.attributes)} attributes but num_classes is {short(values['num_classes'])}"
+                f"config.json names {len(config.attributes)} attributes but num_classes is {short(width)}"
             )
         if named and named != config.attributes:
             raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
-        config.extra = {
-            key: value for key, value in values.items() if key not in config.to_dict() and key not in _CODE_KEYS
-        }
+        ours = config.to_dict()
+        config.extra = {key: value for key, value in values.items() if key not in ours and key not in _CODE_KEYS}
         return config
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | PathLike[str], subfolder: str | None = None, **options: Unpack["HubOptions"]
+    ) -> "AimonkConfig":
+        """Load the config.json of a model folder or a Hub repository; `options` are huggingface_hub's."""
+        from aimonk_hf.modeling.hub import model_folder
+
+        path = model_folder(name, [CONFIG_FILE], subfolder, **options) / CONFIG_FILE
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except AimonkError as error:
+            raise AimonkError(f"{path}: {error}") from error
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write config.json into a folder; weights that it was loaded with stay tied to it."""
+        write_json(make_folder(Path(folder)) / CONFIG_FILE, self.to_dict())
+
+
+def resolve_thresholds(attributes: list[str], stored: dict[str, float], override: Any = None) -> dict[str, float]:
+    """Return the thresholds in force: stored ones, one number for all, an array [K], or some replaced by name.
+
+    A score equal to the threshold counts as present. Raises `AimonkError` as `check_thresholds`.
+    """
+    if override is None or isinstance(override, dict):
+        return check_thresholds(attributes, check_thresholds(attributes, stored) | (override or {}))
+    return check_thresholds(attributes, override if np.ndim(override) else dict.fromkeys(attributes, override))
 
 
 def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]:
-    """Return one threshold per attribute, 0.5 where none is given, of a dict by name or an array [K] in the attributes' order.
+    """Return one threshold per attribute of a dict by name, 0.5 where it has none, or of an array [K].
 
     Raises `AimonkError` for unknown names, another number of values, and values outside [0, 1].
     """
@@ -147,15 +169,32 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
     known = set(attributes)
-    if unknown := [name if str(name).isprintable() else short(name) for name in thresholds if name not in known]:
+    if unknown := [name for name in thresholds if name not in known]:
         raise AimonkError(
-            f"thresholds for unknown attributes: {', '.join(str(name)[:60] for name in unknown[:8])}; "
-            f"the model has {', '.join(name if name.isprintable() else short(name) for name in attributes[:50])}"
+            f"thresholds for unknown attributes: {_listed(unknown[:8])}; the model has {_listed(attributes[:50])}"
         )
     for name, value in thresholds.items():
         if not is_number(value) or not 0 <= value <= 1:
             raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {short(value)}")
     return {name: float(thresholds.get(name, DEFAULT_THRESHOLD)) for name in attributes}
+
+
+def short(value: Any) -> str:
+    """Return a value as Python writes it, cut to 60 characters, for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, numpy's scalars too; booleans are none."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    # compared first, because isfinite fails on whole numbers too large for a float
+    return type(value) in (int, float) and abs(value) <= 1e30 and math.isfinite(value)
+
+
+def _listed(names: list[Any]) -> str:
+    return ", ".join(str(name)[:60] if str(name).isprintable() else short(name) for name in names)
 
 
 def _check_attributes(attributes: Any) -> list[str]:
@@ -171,7 +210,7 @@ def _check_attributes(attributes: Any) -> list[str]:
 
 
 def _check_sizes(value: Any) -> None:
-    """Refuse whole numbers in the arguments, at any depth, that no network has as a depth or a width: lists of that length would be made."""
+    """Refuse depths and widths, nested too, of no network: timm would make lists of that length."""
     if isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             _check_sizes(item)
@@ -180,70 +219,30 @@ def _check_sizes(value: Any) -> None:
 
 
 def _check_preprocessing(cfg: dict[str, Any]) -> None:
-    """Refuse values from which no picture could be made, or only one that fills the memory; None is timm's own default."""
-
-    def check(key: str, is_right: Callable[[Any], bool], wanted: str) -> None:
-        if cfg.get(key) is not None and not is_right(cfg[key]):
+    """Refuse values that allow no image, or one that fills the memory; None is timm's own default."""
+    size, mean, std, share = (cfg.get(key) for key in ("input_size", "mean", "std", "crop_pct"))
+    sides = size[1:] if _are_numbers(size) and size[0] == 3 else [0]
+    are_sides = all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sides)
+    smallest = (max(sides) or 224) / _LARGEST_SIDE
+    checks = (
+        ("input_size", are_sides, f"[3, height, width] with sides up to {_LARGEST_SIDE}"),
+        ("mean", _are_numbers(mean), "three numbers"),
+        ("std", _are_numbers(std) and min(std) > 0, "three numbers above 0"),
+        ("interpolation", cfg.get("interpolation") in _INTERPOLATIONS, " or ".join(_INTERPOLATIONS)),
+        ("crop_mode", cfg.get("crop_mode") in _CROP_MODES, " or ".join(_CROP_MODES)),
+        ("crop_pct", is_number(share) and smallest <= share <= 10, "a share of the image"),
+    )
+    for key, is_right, wanted in checks:
+        if cfg.get(key) is not None and not is_right:
             raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {short(cfg[key])}")
 
-    def is_size(value: Any) -> bool:
-        return (
-            _are_numbers(value, 3)
-            and value[0] == 3
-            and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in value)
-        )
 
-    check("input_size", is_size, f"[3, height, width] with sides up to {_LARGEST_SIDE}")
-    check("mean", lambda value: _are_numbers(value, 3), "three numbers")
-    check("std", lambda value: _are_numbers(value, 3) and min(value) > 0, "three numbers above 0")
-    check("interpolation", lambda value: value in _INTERPOLATIONS, " or ".join(_INTERPOLATIONS))
-    check("crop_mode", lambda value: value in _CROP_MODES, " or ".join(_CROP_MODES))
-    longest = max((cfg.get("input_size") or [3, 224, 224])[1:])
-    check(
-        "crop_pct", lambda value: is_number(value) and longest / _LARGEST_SIDE <= value <= 10, "a share of the picture"
-    )
-
-
-def short(value: Any) -> str:
-    """Return a value as Python writes it, cut to 60 characters, for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, numpy's scalars too; booleans are none."""
-    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    # compared before isfinite, which fails on whole numbers that no float can hold
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30 and math.isfinite(value)
-    )
-
-
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == count and all(map(is_number, value))
-
-
-def _given(values: dict[str, Any], key: str, default: Any) -> Any:
-    """Return a value of config.json; only where it is absent or null, the default."""
-    value = values.get(key)
-    return default if value is None else value
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
 
 
 def _labels_of(id2label: Any) -> list[str]:
     """Return the names of transformers' id2label in the order of their numbers, which must be those from 0 on."""
-    if id2label is None:
-        return []
     if not isinstance(id2label, dict) or set(map(str, id2label)) != set(map(str, range(len(id2label)))):
         raise AimonkError("id2label in config.json must number the attributes from 0 on")
     return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
-
-
-def resolve_thresholds(attributes: list[str], stored: dict[str, float], override: Any = None) -> dict[str, float]:
-    """Return the thresholds that hold: the stored ones, one number for all, an array [K], or stored ones with some replaced by name.
-
-    A score equal to the threshold counts as present. Raises `AimonkError` on unknown names and on numbers outside [0, 1].
-    """
-    if override is None or isinstance(override, dict):
-        return check_thresholds(attributes, check_thresholds(attributes, stored) | (override or {}))
-    return check_thresholds(attributes, override if np.ndim(override) else dict.fromkeys(attributes, override))

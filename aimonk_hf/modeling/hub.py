@@ -1,99 +1,220 @@
-"""Folders from the Hugging Face Hub, and the Hub's failures as one line each."""
+"""Model folders from and to the Hugging Face Hub; each push is one commit, each failure one line."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
+from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.modeling.weights import CARD_FILE, CONFIG_FILE, FINGERPRINT, METRICS_FILE, MODEL_FILES, WEIGHTS_FILE
+from aimonk_hf.storage import check_no_link_outside, read_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+# These files describe one set of weights: a push of other weights removes the Hub's copies.
+_OF_THE_WEIGHTS = (METRICS_FILE, PREPROCESSOR_FILE, "onnx/*")
 
 
-def download(
-    repo_id: str,
-    files: list[str],
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+class HubOptions(TypedDict, total=False):
+    """Options of huggingface_hub that choose a repository's version, and its copy on this machine."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+class PushOptions(TypedDict, total=False):
+    """Options of a push; the branch `revision` is created where missing, a public repository refuses `private`."""
+
+    private: bool | None
+    token: str | bool | None
+    revision: str | None
+    commit_message: str | None
+    create_pr: bool
+
+
+class Pushed(NamedTuple):
+    """The page of the commit or pull request, and the repository; an unchanged one got no commit."""
+
+    url: str
+    repo_id: str
+    changed: bool
+
+
+def model_folder(
+    name: str | PathLike[str], files: list[str], subfolder: str | None = None, **options: Unpack[HubOptions]
 ) -> Path:
-    """Return a local folder with those of `files` that the repository has, all of one commit; cached copies serve without a network.
+    """Return a local model folder, or one with those of `files` that the Hub repository has."""
+    below = subfolder or ""
+    folder = Path(name, below)
+    if not Path(name).is_dir():
+        folder = download(fspath(name), [f"{below}/{file}".removeprefix("/") for file in files], **options) / below
+    if not (folder / CONFIG_FILE).is_file():
+        raise AimonkError(f"{name} is no model: it has no {CONFIG_FILE}")
+    return folder
 
-    Raises `AimonkError` within moments where the Hub cannot be reached: `snapshot_download` asks once, where single-file downloads retry.
+
+def download(repo_id: str, files: list[str], **options: Unpack[HubOptions]) -> Path:
+    """Return a local folder with those of `files` that the repository has, from the cache where there is no network.
+
+    Raises `AimonkError` at once for an unreachable Hub: `snapshot_download`, unlike single downloads, never retries.
     """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", revision, local_files_only):
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=files,
-            )
-        )
+    revision, local_only = options.get("revision"), options.get("local_files_only", False)
+    with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", revision, local_only):
+        return Path(snapshot_download(repo_id, allow_patterns=files, **options))
 
 
 @contextmanager
 def hub_errors(
     repo_id: str, failure: str, revision: str | None = None, local_files_only: bool = False
 ) -> Iterator[None]:
-    """Turn huggingface_hub's failures inside the block into an `AimonkError` that says what to do; `failure` says what did not succeed."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    """Turn huggingface_hub's errors into an `AimonkError` with the next step; `failure` begins its sentence."""
+    from huggingface_hub import constants, errors
 
+    wanted = f"{repo_id} at {revision!r}" if revision else repo_id
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    not_cached = (
+        f"there is no folder {repo_id}, {offline}, and the cache has no complete copy of {wanted}; go online once"
+    )
+    if local_files_only:
+        not_cached = f"the cache has no complete copy of {wanted}; load it once without local_files_only"
+    advice = {
+        errors.HFValidationError: f"{repo_id!r} is neither a folder nor a Hub repository (user/name)",
+        errors.GatedRepoError: f"{repo_id} is gated: ask for access on its page and pass a token (hf auth login)",
+        errors.RepositoryNotFoundError: (
+            f"there is no folder and no Hub repository {repo_id}; a private one needs a token (hf auth login)"
+        ),
+        errors.RevisionNotFoundError: f"the Hub repository {repo_id} has no revision {revision!r}",
+        errors.LocalEntryNotFoundError: not_cached,
+        errors.LocalTokenNotFoundError: f"{failure}: no token is stored here; log in with `hf auth login`, or pass one",
+        errors.OfflineModeIsEnabled: f"{failure}: offline mode is on; unset HF_HUB_OFFLINE",
+    }
+    answers = {
+        401: "it does not accept the token; log in with `hf auth login`, or pass a valid token",
+        403: f"the token may not do this with {repo_id}; use one with write access, or another repository",
+        412: f"{repo_id} has got another commit meanwhile; try again",
+    }
     try:
         yield
-    except HFValidationError as error:
-        raise AimonkError(f"{repo_id!r} is neither a folder nor a Hub repository (user/name)") from error
-    except GatedRepoError as error:
-        raise AimonkError(f"{repo_id} is gated: ask for access on its page and pass a token (hf auth login)") from error
-    except RepositoryNotFoundError as error:
-        raise AimonkError(
-            f"there is no folder and no Hub repository {repo_id}; a private one needs a token (hf auth login)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise AimonkError(f"the Hub repository {repo_id} has no revision {revision!r}") from error
-    except LocalEntryNotFoundError as error:
-        raise AimonkError(_not_cached(repo_id, revision, local_files_only)) from error
-    except HfHubHTTPError as error:
-        raise AimonkError(_answer(error.response.status_code, repo_id, failure, error)) from error
-    except LocalTokenNotFoundError as error:
-        raise AimonkError(f"{failure}: no token is stored here; log in with `hf auth login`, or pass one") from error
-    except OfflineModeIsEnabled as error:
-        raise AimonkError(f"{failure}: offline mode is on; unset HF_HUB_OFFLINE") from error
-    except RuntimeError as error:  # the client's name for a transfer of bytes that failed
-        raise AimonkError(
-            f"{failure}: {reason_of(error)} ({reason_of(error.__cause__ or error)}); try again"
-        ) from error
-    except (HTTPError, OSError) as error:
+    except tuple(advice) as error:
+        raise AimonkError(next(text for kind, text in advice.items() if isinstance(error, kind))) from error
+    except errors.HfHubHTTPError as error:
+        raise AimonkError(f"{failure}: {answers.get(error.response.status_code, reason_of(error))}") from error
+    except RuntimeError as error:  # an upload of bytes that failed
+        cause = reason_of(error.__cause__ or error)
+        raise AimonkError(f"{failure}: {reason_of(error)} ({cause}); try again") from error
+    except (errors.HTTPError, OSError) as error:
         raise AimonkError(f"{failure}: {reason_of(error)}; check the connection and try again") from error
 
 
-def _not_cached(repo_id: str, revision: str | None, local_files_only: bool) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
+    """Push the files of a model folder and no others as one commit; an unchanged folder makes none.
 
-    wanted = f"{repo_id} at {revision!r}" if revision else repo_id
-    if local_files_only:
-        return f"there is no folder {repo_id}, and the cache has no complete copy of {wanted}; load it once without local_files_only"
-    why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hub cannot be reached"
-    return f"there is no folder {repo_id}, {why}, and the cache has no complete copy of {wanted}; go online once, or name a folder"
+    The commit removes metrics.json, onnx/ and preprocessor_config.json of earlier weights. Raises `AimonkError` for a
+    folder without a model, links to files outside it, an export of other weights, and a refusal of the Hub.
+    """
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    pushed = (*MODEL_FILES, *_OF_THE_WEIGHTS)
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in names if any(fnmatch(name, pattern) for pattern in pushed)
+    }
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]:
+        raise AimonkError(f"{folder} is no model folder: it has no {missing[0]}")
+    check_no_link_outside(folder, [folder / name for name in files])
+    exported = read_json(folder / PREPROCESSOR_FILE).get(FINGERPRINT) if PREPROCESSOR_FILE in files else None
+    if exported and exported != read_json(folder / CONFIG_FILE).get(FINGERPRINT):
+        advice = f"run aimonk-hf export again, or delete onnx/ and {PREPROCESSOR_FILE}"
+        raise AimonkError(f"onnx/ in {folder} was exported from other weights: {advice}")
+    if CARD_FILE in files:
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+        files[CARD_FILE] = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id).encode()
+    with open(folder / WEIGHTS_FILE, "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def stale(remote: dict[str, str]) -> list[str]:
+        gone = [path for path in remote if path not in files]
+        of_others = [path for path in gone if any(fnmatch(path, pattern) for pattern in _OF_THE_WEIGHTS)]
+        return [] if remote.get(WEIGHTS_FILE) == weights else of_others
+
+    return push_files(files, repo_id, "model", stale, **options)
 
 
-def _answer(status: int, repo_id: str, failure: str, error: Exception) -> str:
-    if status == 401:
-        return f"{failure}: it does not accept the token; log in with `hf auth login`, or pass a valid token"
-    if status == 403:
-        return f"{failure}: the token may not do this with {repo_id}; use one with write access, or another repository"
-    if status == 412:
-        return f"{failure}: {repo_id} has got another commit meanwhile; try again"
-    return f"{failure}: {reason_of(error)}"
+def create_repository(
+    repo_id: str, private: bool | None = None, api: "HfApi | None" = None, repo_type: str = "model"
+) -> str:
+    """Create a missing repository and return its full name; refuse a public one where `private` is asked for."""
+    from huggingface_hub import HfApi
+
+    api = api or HfApi()
+    sdk = "gradio" if repo_type == "space" else None
+    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub"):
+        repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
+        if private and not api.repo_info(repo, repo_type=repo_type).private:
+            raise AimonkError(f"{repo} exists and is public: make it private in its settings, or push without private")
+    return repo
+
+
+def push_files(
+    files: dict[str, Path | bytes],
+    repo_id: str,
+    repo_type: str,
+    stale: Callable[[dict[str, str]], list[str]],
+    **options: Unpack[PushOptions],
+) -> Pushed:
+    """Add `files` (path there -> file or content) to a repository, which is created where missing, in one commit.
+
+    `stale` returns the paths to remove, given the repository's files with their hashes (sha256 of large files, git's
+    blob id of others). Another push meanwhile is an error, never a mixture.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    revision, create_pr = options.get("revision"), options.get("create_pr", False)
+    if create_pr and revision not in (None, "main"):
+        raise AimonkError(f"a pull request goes against the main branch: leave out the revision {revision!r}")
+    api = HfApi(token=options.get("token"), library_name="aimonk_hf", library_version=__version__)
+    repo_id = create_repository(repo_id, options.get("private"), api, repo_type)
+    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub", revision):
+        head = _head(api, repo_id, repo_type, revision)
+        remote = {
+            entry.path: (entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            for entry in api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
+            if isinstance(entry, RepoFile)
+        }
+        # create_commit, because upload_folder may cut a large folder into several commits
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()),
+                *(CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale(remote)),
+            ],
+            repo_type=repo_type,
+            commit_message=options.get("commit_message") or f"Upload {repo_type}",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head,
+        )
+    return Pushed(commit.pr_url or str(commit.commit_url), repo_id, commit.oid != head)
+
+
+def _head(api: "HfApi", repo_id: str, repo_type: str, revision: str | None) -> str:
+    """Return the newest commit of the branch; a new branch starts from the main branch."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return str(api.repo_info(repo_id, repo_type=repo_type, revision=revision or "main").sha)
+    except RevisionNotFoundError:
+        if revision is None or revision.startswith("refs/"):
+            raise
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        return _head(api, repo_id, repo_type, revision)

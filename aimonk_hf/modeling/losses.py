@@ -1,9 +1,9 @@
-"""Losses on logits and labels with NaN for "missing": a missing label adds nothing, to the sum or to the count.
+"""Compute losses on logits and labels with NaN for "missing": a missing label adds nothing, to sum or count.
 
-All take logits [N, K], labels [N, K] in [0, 1] or NaN (mixed and smoothed labels lie between), and `pos_weight` [K], the weight of the
-positive part, and return a scalar in float32. The sum is divided by `normalizer`, by default the number of observed labels in this batch;
-under several processes pass (observed labels of all of them) / (number of processes), because their gradients are averaged. Without an
-observed label the loss is 0 and its gradient too.
+All take logits [N, K], labels [N, K] in [0, 1] or NaN, and `pos_weight` [K], the weight of the positive part, and
+return a scalar in float32. The sum is divided by `normalizer`, by default the number of observed labels in this
+batch; several processes pass (observed labels of all) / (number of processes), because their gradients are averaged.
+Without an observed label the loss is 0 and its gradient too.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,8 @@ def masked_focal_loss(
     gamma: float = 2.0,
 ) -> Tensor:
     """Return the focal loss (Lin et al., ICCV 2017): cross-entropy times (1 - probability of the label) ** gamma."""
-    return masked_asymmetric_loss(
-        logits, labels, pos_weight, normalizer, gamma_positive=gamma, gamma_negative=gamma, clip=0.0
-    )
+    focus = {"gamma_positive": gamma, "gamma_negative": gamma, "clip": 0.0}
+    return masked_asymmetric_loss(logits, labels, pos_weight, normalizer, **focus)
 
 
 def masked_asymmetric_loss(
@@ -53,22 +52,17 @@ def masked_asymmetric_loss(
     gamma_negative: float = 4.0,
     clip: float = 0.05,
 ) -> Tensor:
-    """Return the asymmetric loss (Ben-Baruch et al., ICCV 2021).
+    """Return the asymmetric loss (Ben-Baruch et al., ICCV 2021): a focal loss with an exponent for each class.
 
-    A focal loss with an exponent for each class; negatives whose score is below `clip` cost nothing and the others as if their score were
-    lower by it.
+    The scores of negatives count as lower by `clip`, and those below it as 0.
     """
-    targets = _defined(labels)
-    logits = logits.float()
-    log_positive, score = functional.logsigmoid(logits), logits.sigmoid()
+    targets, logits = _defined(labels), logits.float()
+    score = logits.sigmoid()
+    shifted, log_negative = score, functional.logsigmoid(-logits)
     if clip:
         shifted = (score - clip).clamp(min=0)
-        log_negative = torch.log1p(
-            -shifted.clamp(max=1 - 1e-7)
-        )  # the clip keeps the score below 1 - clip, but for rounding
-    else:
-        shifted, log_negative = score, functional.logsigmoid(-logits)
-    positive = targets * _power(1 - score, gamma_positive) * log_positive
+        log_negative = torch.log1p(-shifted.clamp(max=1 - 1e-7))  # below 1 - clip, but for rounding
+    positive = targets * _power(1 - score, gamma_positive) * functional.logsigmoid(logits)
     if pos_weight is not None:
         positive = positive * pos_weight
     negative = (1 - targets) * _power(shifted, gamma_negative) * log_negative
@@ -80,9 +74,28 @@ def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
     return labels * (1 - smoothing) + smoothing / 2
 
 
+def positive_weights(
+    labels: NDArray[np.float32],
+    power: float = 1.0,
+    cap: float = 100.0,
+    negatives: str = "observed",
+    image_weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.float32]:
+    """Return the weight of positives [K]: (negatives / positives) ** power over labels [N, K], at most `cap`.
+
+    With `negatives` "all-rows" missing labels count as negative. `image_weights` [N] counts images as often as they
+    are drawn. An attribute with one class only gets 1.
+    """
+    weights = np.ones(len(labels)) if image_weights is None else image_weights
+    positives = weights @ (labels == 1)
+    others = weights @ ((labels == 0) if negatives == "observed" else (labels != 1))
+    ratio = np.where((positives > 0) & (others > 0), others / np.where(positives > 0, positives, 1), 1.0)
+    return np.minimum(ratio**power, cap).astype(np.float32)
+
+
 def _defined(labels: Tensor) -> Tensor:
-    """Put 0 in the place of NaN, which would make NaN gradients even where it is masked later."""
-    return torch.where(torch.isnan(labels), torch.zeros_like(labels), labels).float()
+    """Put 0 in the place of NaN, whose gradient would stay NaN even where it is masked later."""
+    return labels.nan_to_num(0.0).float()
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
@@ -91,26 +104,5 @@ def _power(base: Tensor, exponent: float) -> Tensor:
 
 
 def _masked_mean(losses: Tensor, labels: Tensor, normalizer: Normalizer) -> Tensor:
-    observed = ~torch.isnan(labels)
-    total = torch.where(observed, losses, torch.zeros_like(losses)).sum()
-    return total / (observed.sum().clamp(min=1) if normalizer is None else normalizer)
-
-
-def positive_weights(
-    labels: NDArray[np.float32],
-    power: float = 1.0,
-    cap: float = 100.0,
-    negatives: str = "observed",
-    image_weights: NDArray[np.float64] | None = None,
-) -> NDArray[np.float32]:
-    """Return the weight of positives per attribute [K]: (negatives / positives) ** power over labels [N, K], at most `cap`.
-
-    `power` 1 balances fully, 0.5 by the square root, 0 not at all. With `negatives` "all-rows" everything but the positives counts as
-    negative, missing labels too. `image_weights` [N] counts images as often as they are drawn. An attribute without positives or without
-    negatives gets 1: there is nothing to weigh.
-    """
-    weights = np.ones(len(labels)) if image_weights is None else image_weights
-    positives = weights @ (labels == 1)
-    others = weights @ ((labels == 0) if negatives == "observed" else (labels != 1))
-    ratio = np.where((positives > 0) & (others > 0), others / np.where(positives > 0, positives, 1), 1.0)
-    return np.minimum(ratio**power, cap).astype(np.float32)
+    observed = ~labels.isnan()
+    return losses.where(observed, 0.0).sum() / (observed.sum().clamp(min=1) if normalizer is None else normalizer)

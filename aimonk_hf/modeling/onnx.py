@@ -1,4 +1,4 @@
-"""ONNX: the network for onnxruntime and for Transformers.js, checked against torch, and what int8 costs."""
+"""Export the network to ONNX for onnxruntime and Transformers.js, checked against torch."""
 
 import copy
 import logging
@@ -18,14 +18,14 @@ from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS
-from aimonk_hf.modeling.config import AimonkConfig
+from aimonk_hf.modeling.config import CONFIG_FILE, AimonkConfig
+from aimonk_hf.modeling.hub import PREPROCESSOR_FILE
 from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT
+from aimonk_hf.modeling.weights import FINGERPRINT
 from aimonk_hf.storage import atomic_path, make_folder, read_json, write_json
 
-PREPROCESSOR_FILE = "preprocessor_config.json"
 # Transformers.js finds these by its dtypes "fp32" and "q8"
 FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 COMPARISON_FILE = "onnx/comparison.json"
@@ -37,12 +37,17 @@ _logger = logging.getLogger(__name__)
 
 
 def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[Path]:
-    """Make `folder` a model folder with onnx/model.onnx and preprocessor_config.json; `int8` adds onnx/model_quantized.onnx.
+    """Write onnx/model.onnx and preprocessor_config.json into a model folder, new or of the same model.
 
-    The ONNX input `pixel_values` is float [N, 3, H, W] as `model.transform` makes it, N free; the output `logits` is [N, K]. Returns the
-    ONNX files. Raises `AimonkError` where another model lies in the folder, or where onnxruntime and torch disagree.
+    `int8` adds onnx/model_quantized.onnx. The ONNX input `pixel_values` is float [N, 3, H, W] of `model.transform`, the
+    output `logits` [N, K], N free. Returns the ONNX files. Raises `AimonkError` for a folder of another model, and
+    where onnxruntime and torch disagree.
     """
-    _require_packages()
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise AimonkError(f"export needs {name}: pip install 'aimonk_hf[onnx]'") from error
     _save_model(model, folder)
     make_folder(folder / "onnx")
     for old in (INT8_FILE, COMPARISON_FILE, PREPROCESSOR_FILE):
@@ -50,13 +55,11 @@ def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[
     files = [folder / FP32_FILE]
     with atomic_path(files[0]) as temporary:
         _export_network(model, temporary)
-        difference = largest_difference(
-            model, temporary, [draw_garment(np.random.default_rng(seed)).image for seed in range(3)]
-        )
+        images = [draw_garment(np.random.default_rng(seed)).image for seed in range(3)]
+        difference = largest_difference(model, temporary, images)
         if not difference < _LARGEST_DIFFERENCE:
-            raise AimonkError(
-                f"onnxruntime and torch disagree by {difference:.1e} on {model.config.architecture}: nothing was exported"
-            )
+            found = f"disagree by {difference:.1e} on {model.config.architecture}"
+            raise AimonkError(f"onnxruntime and torch {found}: nothing was exported")
     if int8:
         files.append(folder / INT8_FILE)
         with atomic_path(files[1]) as temporary:
@@ -86,8 +89,7 @@ def preprocessor_config(config: AimonkConfig) -> dict[str, Any] | None:
     return {
         "do_resize": True,
         "size": size,
-        # Lanczos, whatever the model was trained with: in Node, Transformers.js filters with no other one when it makes pictures smaller (a
-        # photograph of 1600 x 2000 pixels then differs by .6 of 255 from Pillow's bicubic pixels on average, by 8 to 9 otherwise)
+        # Lanczos for every model: in Node, Transformers.js filters with no other one when it makes images smaller
         "resample": int(Image.Resampling.LANCZOS),
         "do_center_crop": size != {"height": height, "width": width},
         "crop_size": {"height": height, "width": width},
@@ -113,29 +115,36 @@ def onnx_network(path: Path, transform: EvalTransform) -> Callable[[Tensor], Ten
     return network
 
 
-def largest_difference(model: AimonkModel, path: Path, images: Iterable[ImageSource]) -> float:
-    """Return the largest difference between the logits of torch and of an ONNX file on pictures."""
-    images = list(images)
-    expected = torch_logits(images, model)
+def largest_difference(model: AimonkModel, path: Path, images: list[ImageSource]) -> float:
+    """Return the largest difference between the logits of torch and of an ONNX file on images."""
     found = logits_of(images, model.transform, onnx_network(path, model.transform))
-    return float(np.nanmax(np.abs(expected - found)))
+    return float(np.nanmax(np.abs(torch_logits(images, model) - found)))
 
 
-def _require_packages() -> None:
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise AimonkError(f"export needs {name}: pip install 'aimonk_hf[onnx]'") from error
+def torch_logits(sources: Iterable[ImageSource], model: AimonkModel) -> NDArray[np.float64]:
+    """Return the model's logits [N, K] in eval mode, NaN rows for images that cannot be read."""
+    was_training = model.training
+    try:
+        return logits_of(sources, model.eval().transform, model.logits_of_pixels)
+    finally:
+        model.train(was_training)
+
+
+def logits_of(
+    sources: Iterable[ImageSource], transform: EvalTransform, network: Callable[[Tensor], Tensor]
+) -> NDArray[np.float64]:
+    """Return a network's logits [N, K], NaN rows for images that cannot be read."""
+    rows = [logits for _, logits in stream_logits(sources, transform.pixels, network)]
+    width = next((len(row) for row in rows if not isinstance(row, ImageError)), 1)
+    return np.array([[np.nan] * width if isinstance(row, ImageError) else row.tolist() for row in rows])
 
 
 def _save_model(model: AimonkModel, folder: Path) -> None:
-    """Save into a new folder, or find the same model there and leave its files as they are."""
+    """Save into a new folder; refuse one that holds another model, and leave the files of the same one."""
     if not (folder / CONFIG_FILE).exists():
         model.save_pretrained(folder)
         return
-    present = AimonkModel.from_pretrained(folder)
-    own, theirs = model.timm_model.state_dict(), present.timm_model.state_dict()
+    own, theirs = model.state_dict(), AimonkModel.from_pretrained(folder).state_dict()
     if own.keys() != theirs.keys() or not all(torch.equal(own[name].cpu(), theirs[name]) for name in own):
         raise AimonkError(f"{folder} holds another model: name another --output")
 
@@ -160,49 +169,26 @@ def _export_network(model: AimonkModel, path: Path) -> None:
         cause: BaseException = error
         while cause.__cause__ is not None:  # torch's own text is a page on how to report it
             cause = cause.__cause__
-        raise AimonkError(
-            f"torch cannot export {model.config.architecture} to ONNX ({reason_of(cause)}): nothing was exported"
-        ) from error
+        refused = f"torch cannot export {model.config.architecture} to ONNX ({reason_of(cause)})"
+        raise AimonkError(f"{refused}: nothing was exported") from error
 
 
 def _quantize(source: Path, target: Path) -> None:
     """Turn weights into 8 bits, and activations at run time.
 
-    Convolutions in groups stay float: their few weights differ too much in size for one common scale (mobilenetv2_100 on photographs: logits
-    correlate with the float ones by .34 with them in 8 bits, by .97 without). Unsigned, because onnxruntime's integer convolution knows no
-    other weights.
+    Convolutions in groups stay float: their few weights differ too much in size for one common scale. Unsigned,
+    because onnxruntime's integer convolution knows no other weights.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     graph = onnx.load(source)
-    add_pre_process_metadata(
-        graph
-    )  # torch has folded batch norms and constants already; otherwise a warning advises it
-    del graph.graph.value_info[
-        :
-    ]  # torch leaves shapes from before its own optimisations, which the quantizer takes for errors
+    add_pre_process_metadata(graph)  # a warning advises it otherwise; torch has folded norms and constants already
+    del graph.graph.value_info[:]  # shapes from before torch's optimisations, which the quantizer takes for errors
     grouped = [
         node.name
         for node in graph.graph.node
         if node.op_type == "Conv" and any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
     ]
     quantize_dynamic(graph, target, weight_type=QuantType.QUInt8, nodes_to_exclude=grouped)
-
-
-def torch_logits(sources: Iterable[ImageSource], model: AimonkModel) -> NDArray[np.float64]:
-    was_training = model.training
-    try:
-        return logits_of(sources, model.eval().transform, model.logits_of_pixels)
-    finally:
-        model.train(was_training)
-
-
-def logits_of(
-    sources: Iterable[ImageSource], transform: EvalTransform, network: Callable[[Tensor], Tensor]
-) -> NDArray[np.float64]:
-    """Return logits [N, K], NaN rows where a picture cannot be read."""
-    rows = [logits for _, logits in stream_logits(sources, transform.pixels, network)]
-    width = next((len(row) for row in rows if not isinstance(row, ImageError)), 1)
-    return np.array([[np.nan] * width if isinstance(row, ImageError) else row.tolist() for row in rows])

@@ -1,4 +1,4 @@
-"""From an RGB image to pixel values: the eval transform, timm's own."""
+"""Turn an RGB image into pixel values by timm's own eval transform."""
 
 from typing import Any
 
@@ -9,26 +9,25 @@ from torch import Tensor
 
 
 class EvalTransform:
-    """timm's eval transform for a `pretrained_cfg`, cut in two: resizing and cropping in uint8, then normalising.
+    """timm's eval transform for a `pretrained_cfg`, in two halves: resize and crop in uint8, then normalise.
 
-    Calling it on an RGB image gives float [3, H, W], bit for bit what `timm.data.create_transform` and transformers'
-    TimmWrapperImageProcessor give. The halves let workers hand over bytes and the device normalise a whole batch.
+    Calling it on an RGB image gives float [3, H, W], bit for bit as `timm.data.create_transform` and transformers'
+    TimmWrapperImageProcessor. The halves let workers hand over bytes and the device normalise a whole batch.
     """
 
     def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
         self.data_config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
         self._resize_and_crop = timm.data.create_transform(**self.data_config, is_training=False, normalize=False)
-        self._mean = torch.tensor(self.data_config["mean"]).view(-1, 1, 1)
-        self._std = torch.tensor(self.data_config["std"]).view(-1, 1, 1)
+        self._mean, self._std = (torch.tensor(self.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pixels that the model sees."""
+        """Return height and width of the pixels."""
         return tuple(self.data_config["input_size"][-2:])
 
     @property
     def fingerprint(self) -> str:
-        """Everything that the pixels depend on but the image."""
+        """Return the settings that the pixels depend on."""
         keys = ("input_size", "crop_pct", "crop_mode", "interpolation")
         return "eval " + " ".join(str(self.data_config[key]) for key in keys)
 
@@ -37,7 +36,7 @@ class EvalTransform:
         return self._resize_and_crop(image)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 [..., 3, H, W] into float of the same shape, on the device where it lies."""
+        """Turn uint8 [..., 3, H, W] into float of the same shape, on the same device."""
         return pixels.float().div(255).sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
 
     def __call__(self, image: Image.Image) -> Tensor:
