@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,7 +22,7 @@ CONFIG_FILE = "config.json"
 DEFAULT_THRESHOLD = 0.5
 PROBLEM_TYPE = "multi_label_classification"
 MODEL_TYPE = "timm_wrapper"
-# Arguments of timm that name files to be read and unpickled, weights to fetch, or a machine's device, and one that we set.
+# Arguments of timm that are ours, or name files to unpickle, weights to fetch, or a machine's device.
 _FOREIGN_ARGS = (
     *("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
     *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "device", "dtype"),
@@ -61,9 +63,7 @@ class AimonkConfig:
         if foreign := [name for name in _FOREIGN_ARGS if name in self.model_args]:
             raise AimonkError(f"model_args must not hold {foreign[0]}: it describes no network; remove it")
         if (channels := self.model_args.get("in_chans", 3)) != 3:
-            raise AimonkError(
-                f"model_args: in_chans must be 3, because images are read as RGB, found {short(channels)}"
-            )
+            raise AimonkError(f"model_args: in_chans must be 3 for RGB images, found {short(channels)}")
         _check_sizes(self.model_args)
         _check_preprocessing(self.pretrained_cfg)
 
@@ -100,14 +100,9 @@ class AimonkConfig:
         """Read config.json's content, also after transformers saved it; missing thresholds are 0.5."""
         given = {key: value for key, value in values.items() if value is not None}
         if (model_type := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
-            raise AimonkError(
-                f"config.json has model_type {short(model_type)}; a folder of this library has {MODEL_TYPE!r}"
-            )
+            raise AimonkError(f"config.json has model_type {short(model_type)}; this library saves {MODEL_TYPE!r}")
         if (problem := values.get("problem_type")) != PROBLEM_TYPE:
-            raise AimonkError(
-                f"config.json has problem_type {short(problem)}, not {PROBLEM_TYPE!r}: "
-                "its scores are not one sigmoid per attribute"
-            )
+            raise AimonkError(f"config.json has problem_type {short(problem)}: not one sigmoid per attribute")
         named = _labels_of(given.get("id2label", {}))
         config = cls(
             architecture=values.get("architecture", ""),
@@ -117,9 +112,7 @@ class AimonkConfig:
             pretrained_cfg=given.get("pretrained_cfg", {}),
         )
         if (width := given.get("num_classes", len(config.attributes))) != len(config.attributes):
-            raise AimonkError(
-                f"config.json names {len(config.attributes)} attributes but num_classes is {short(width)}"
-            )
+            raise AimonkError(f"config.json names {len(config.attributes)} attributes, num_classes is {short(width)}")
         if named and named != config.attributes:
             raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
         ours = config.to_dict()
@@ -162,17 +155,15 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
     """
     if isinstance(thresholds, np.ndarray):  # as `tune_thresholds` returns them
         if thresholds.shape != (len(attributes),):
-            raise AimonkError(
-                f"an array of thresholds needs the shape [{len(attributes)}], found {list(thresholds.shape)}"
-            )
+            found = list(thresholds.shape)
+            raise AimonkError(f"an array of thresholds needs the shape [{len(attributes)}], found {found}")
         thresholds = dict(zip(attributes, thresholds, strict=True))
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
     known = set(attributes)
     if unknown := [name for name in thresholds if name not in known]:
-        raise AimonkError(
-            f"thresholds for unknown attributes: {_listed(unknown[:8])}; the model has {_listed(attributes[:50])}"
-        )
+        has = f"the model has {_listed(attributes[:50])}"
+        raise AimonkError(f"thresholds for unknown attributes: {_listed(unknown[:8])}; {has}")
     for name, value in thresholds.items():
         if not is_number(value) or not 0 <= value <= 1:
             raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {short(value)}")
@@ -220,25 +211,27 @@ def _check_sizes(value: Any) -> None:
 
 def _check_preprocessing(cfg: dict[str, Any]) -> None:
     """Refuse values that allow no image, or one that fills the memory; None is timm's own default."""
-    size, mean, std, share = (cfg.get(key) for key in ("input_size", "mean", "std", "crop_pct"))
-    sides = size[1:] if _are_numbers(size) and size[0] == 3 else [0]
-    are_sides = all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sides)
-    smallest = (max(sides) or 224) / _LARGEST_SIDE
-    checks = (
-        ("input_size", are_sides, f"[3, height, width] with sides up to {_LARGEST_SIDE}"),
-        ("mean", _are_numbers(mean), "three numbers"),
-        ("std", _are_numbers(std) and min(std) > 0, "three numbers above 0"),
-        ("interpolation", cfg.get("interpolation") in _INTERPOLATIONS, " or ".join(_INTERPOLATIONS)),
-        ("crop_mode", cfg.get("crop_mode") in _CROP_MODES, " or ".join(_CROP_MODES)),
-        ("crop_pct", is_number(share) and smallest <= share <= 10, "a share of the image"),
+
+    def are_numbers(value: Any, above: float = -math.inf) -> bool:
+        return isinstance(value, list | tuple) and len(value) == 3 and all(is_number(x) and x > above for x in value)
+
+    def is_size(value: Any) -> bool:
+        return are_numbers(value, 0) and value[0] == 3 and all(type(x) is int and x <= _LARGEST_SIDE for x in value)
+
+    def is_share(value: Any) -> bool:
+        return is_number(value) and max(cfg.get("input_size") or [224]) / _LARGEST_SIDE <= value <= 10
+
+    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("input_size", is_size, f"[3, height, width] with sides up to {_LARGEST_SIDE}"),
+        ("mean", are_numbers, "three numbers"),
+        ("std", partial(are_numbers, above=0), "three numbers above 0"),
+        ("interpolation", _INTERPOLATIONS.__contains__, " or ".join(_INTERPOLATIONS)),
+        ("crop_mode", _CROP_MODES.__contains__, " or ".join(_CROP_MODES)),
+        ("crop_pct", is_share, "a share of the image"),
     )
     for key, is_right, wanted in checks:
-        if cfg.get(key) is not None and not is_right:
+        if cfg.get(key) is not None and not is_right(cfg[key]):
             raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {short(cfg[key])}")
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
 
 
 def _labels_of(id2label: Any) -> list[str]:

@@ -52,7 +52,7 @@ def convert_checkpoint(
     attributes: list[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
 ) -> AimonkModel:
-    """Return the model, in eval mode, of a .pth state dict with torchvision's or timm's names for a timm `architecture`.
+    """Return the model, in eval mode, of a .pth state dict with torchvision's or timm's names.
 
     `attributes` are Attr1..AttrK by default; `preprocessing` overrides keys of `PREPROCESSING`. Raises `AimonkError`
     for a pickle of more than tensors and plain values, which is never run, and for tensors that do not fit.
@@ -127,7 +127,7 @@ def _strip_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename torchvision's efficientnet layers, and heads inside a Sequential (`fc.1`, `classifier.1`), to timm's names."""
+    """Rename torchvision's efficientnet layers, and heads in a Sequential (`fc.1`, `classifier.1`), as in timm."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         name = _rename_efficientnet(key) if "features.0.0.weight" in state else key

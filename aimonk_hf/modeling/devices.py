@@ -22,7 +22,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's mallo
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Return "float32", "bf16" or "fp16" for one of `PRECISIONS`; "auto" depends on the device's kind, not on timing."""
+    """Return "float32", "bf16" or "fp16" for one of `PRECISIONS`; "auto" depends on the kind of device alone."""
     if requested not in PRECISIONS:
         raise AimonkError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, found {requested!r}")
     if requested != "auto":
@@ -59,8 +59,9 @@ def give_back_freed_memory() -> None:
 def _mallopt(values: Mapping[int, int]) -> None:
     # C libraries other than glibc have no mallopt
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for parameter, value in values.items() if mallopt else ():
-        mallopt(parameter, value)
+    if mallopt is not None:
+        for parameter, value in values.items():
+            mallopt(parameter, value)
 
 
 def default_workers(n_processes: int) -> int:
@@ -74,18 +75,12 @@ def explain_failure(
 ) -> AimonkError | None:
     """Return the line for a failure of the machine or of torch that a user can mend, or None for another error."""
     if any(words in str(error) for words in _LOST_PROCESS):
-        return AimonkError(
-            "another process of this run has ended: its own message says why; --resume goes on from the last checkpoint"
-        )
+        return AimonkError("another process of this run has ended: its own message says why; --resume goes on")
     if "Expected more than 1 value per channel when training" in str(error):
+        advice = f"use a --batch-size above {batch_size}, or a larger --image-size"
         if n_images is not None and n_images <= batch_size:
-            reason = (
-                f"cannot train on one image, and no more are left to train on of {n_images} usable ones: add images"
-            )
-        else:
-            advice = f"use a --batch-size above {batch_size}, or a larger --image-size"
-            reason = f"needs more than one value per channel: {advice}"
-        return AimonkError(f"batch norm {reason}")
+            advice = f"only one of {n_images} usable images is left to train on: add images"
+        return AimonkError(f"batch norm needs more than one value per channel: {advice}")
     return out_of_memory(error, batch_size, image_size)
 
 

@@ -1,7 +1,7 @@
 """Model folders from and to the Hugging Face Hub; each push is one commit, each failure one line."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from os import PathLike, fspath
@@ -50,7 +50,7 @@ class Pushed(NamedTuple):
 
 
 def model_folder(
-    name: str | PathLike[str], files: list[str], subfolder: str | None = None, **options: Unpack[HubOptions]
+    name: str | PathLike[str], files: Sequence[str], subfolder: str | None = None, **options: Unpack[HubOptions]
 ) -> Path:
     """Return a local model folder, or one with those of `files` that the Hub repository has."""
     below = subfolder or ""
@@ -88,7 +88,7 @@ def hub_errors(
     )
     if local_files_only:
         not_cached = f"the cache has no complete copy of {wanted}; load it once without local_files_only"
-    advice = {
+    advice: dict[type[Exception], str] = {
         errors.HFValidationError: f"{repo_id!r} is neither a folder nor a Hub repository (user/name)",
         errors.GatedRepoError: f"{repo_id} is gated: ask for access on its page and pass a token (hf auth login)",
         errors.RepositoryNotFoundError: (

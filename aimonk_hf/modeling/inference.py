@@ -70,7 +70,7 @@ def stream_logits(
 
 
 def in_own_threads(compute: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield `compute` of each item, in order, by threads that share torch's cores evenly, without waiting for each other.
+    """Yield `compute` of each item, in order, by threads that share torch's cores evenly.
 
     At most `2 * workers` items are held. `compute` itself must enter torch's modes, such as autocast.
     """
@@ -97,10 +97,8 @@ def finite(logits: Tensor, source: ImageSource | Tensor | None = None) -> Tensor
     """Return the logits of an image; raise `NotFiniteError` for an infinite or NaN one."""
     if not logits.isfinite().all():
         name = shown_name(os.fspath(source)) if isinstance(source, str | os.PathLike) else "this image"
-        raise NotFiniteError(
-            f"the network's output for {name} is not finite (infinite or NaN): "
-            "these weights give no scores, train with a lower --lr"
-        )
+        advice = "these weights give no scores, train with a lower --lr"
+        raise NotFiniteError(f"the network's output for {name} is not finite (infinite or NaN): {advice}")
     return logits
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.config import CONFIG_FILE, AimonkConfig, resolve_thresholds
 from aimonk_hf.modeling.devices import AUTOCAST, resolve_precision
-from aimonk_hf.modeling.hub import PushOptions, model_folder, push_model_folder
-from aimonk_hf.modeling.inference import as_readable, stream_logits
+from aimonk_hf.modeling.hub import HubOptions, PushOptions, model_folder, push_model_folder
+from aimonk_hf.modeling.inference import Source, as_readable, stream_logits
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
@@ -32,8 +32,7 @@ from aimonk_hf.modeling.weights import (
     METRICS_FILE,
     MODEL_FILES,
     WEIGHTS_FILE,
-    built_for,
-    check_state,
+    build_for,
     load_weights,
     plain_names,
     require_finite,
@@ -44,7 +43,18 @@ from aimonk_hf.storage import staged_folder, write_json, write_text
 _logger = logging.getLogger(__name__)
 
 ImageLike = ImageSource | Tensor
+Images = Iterable[ImageLike]
+Raise = Literal["raise"]
 Thresholds = float | dict[str, float] | NDArray[np.floating[Any]] | None
+
+
+class Options(TypedDict, total=False):
+    """Options of `AimonkModel.stream`, and thus of `predict`."""
+
+    batch_size: int
+    tta: bool
+    workers: int | None
+    precision: str
 
 
 class AimonkOutput(tuple[Tensor, ...]):
@@ -141,7 +151,7 @@ class AimonkModel(nn.Module):
 
     @torch.inference_mode()
     def logits_of_pixels(self, pixels: Tensor, tta: bool = False, precision: str = "float32") -> Tensor:
-        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` averages those of mirrored pixels."""
+        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` adds mirrored ones."""
         device, dtype = self.device, AUTOCAST.get(precision)
         values = self.transform.normalize(pixels.to(device, non_blocking=True)).to(next(self.parameters()).dtype)
         if device.type == "cpu":
@@ -154,13 +164,13 @@ class AimonkModel(nn.Module):
 
     def stream(
         self,
-        images: Iterable[ImageLike],
+        images: Iterable[Source],
         thresholds: Thresholds = None,
         batch_size: int = 32,
         tta: bool = False,
         workers: int | None = None,
         precision: str = "float32",
-    ) -> Iterator[tuple[ImageLike, Prediction | ImageError]]:
+    ) -> Iterator[tuple[Source, Prediction | ImageError]]:
         """Yield each image with its prediction, or with the error that prevented it, in bounded memory.
 
         `precision` is float32, bf16, fp16, or auto: the fastest that suits the device; scores then differ slightly.
@@ -172,7 +182,7 @@ class AimonkModel(nn.Module):
         network, on_cpu = partial(self.logits_of_pixels, tta=tta, precision=precision), self.device.type == "cpu"
         rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
 
-        def predictions() -> Iterator[tuple[ImageLike, Prediction | ImageError]]:
+        def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
             was_training = self.training
             self.eval()
             try:
@@ -188,46 +198,35 @@ class AimonkModel(nn.Module):
         return predictions()
 
     @overload
-    def predict(
-        self, images: ImageLike, thresholds: Thresholds = ..., *, on_error: Literal["raise"] = ..., **options: Any
+    def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
+        self, images: ImageLike, thresholds: Thresholds = ..., *, on_error: Raise = ..., **options: Unpack[Options]
     ) -> Prediction: ...
     @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
+        self, images: ImageLike, thresholds: Thresholds = ..., *, on_error: str, **options: Unpack[Options]
+    ) -> Prediction | None: ...
+    @overload
     def predict(
-        self,
-        images: Iterable[ImageLike],
-        thresholds: Thresholds = ...,
-        *,
-        on_error: Literal["raise"] = ...,
-        **options: Any,
+        self, images: Images, thresholds: Thresholds = ..., *, on_error: Raise = ..., **options: Unpack[Options]
     ) -> list[Prediction]: ...
     @overload
-    def predict(self, images: ImageLike, thresholds: Thresholds = ..., **options: Any) -> Prediction | None: ...
-    @overload
     def predict(
-        self, images: Iterable[ImageLike], thresholds: Thresholds = ..., **options: Any
+        self, images: Images, thresholds: Thresholds = ..., *, on_error: str, **options: Unpack[Options]
     ) -> list[Prediction | None]: ...
     def predict(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        thresholds: Thresholds = None,
-        batch_size: int = 32,
-        on_error: str = "raise",
-        tta: bool = False,
-        precision: str = "float32",
+        self, images: Any, thresholds: Thresholds = None, *, on_error: str = "raise", **options: Unpack[Options]
     ) -> Any:
         """Return the `Prediction` of one image, or a list for an iterable of images.
 
         An image is a path, PIL image, uint8 array [H, W, 3] or tensor [3, H, W], or the bytes of a file. `thresholds`
         replaces the stored ones, by one number, by name, or by an array [K]. A bad image raises `ImageError`;
-        `on_error="skip"` puts None in its place. `precision` is that of `stream`.
+        `on_error="skip"` puts None in its place. `options` are those of `stream`: `batch_size`, `tta`, ...
         """
         if on_error not in ("raise", "skip"):
             raise AimonkError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
         is_one = isinstance(images, str | bytes) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
         predictions: list[Prediction | None] = []
-        for source, prediction in self.stream(
-            [images] if is_one else images, thresholds, batch_size, tta, precision=precision
-        ):
+        for source, prediction in self.stream([images] if is_one else images, thresholds, **options):
             if isinstance(prediction, Prediction):
                 # the caller's own image; a stream keeps none, so that its memory stays bounded
                 prediction.source = as_readable(source)
@@ -246,17 +245,15 @@ class AimonkModel(nn.Module):
         repo_id: str | None = None,
         **options: Unpack[PushOptions],
     ) -> None:
-        """Write config.json, model.safetensors, README.md and, if known, metrics.json; a new folder appears whole.
+        """Write config.json, model.safetensors, README.md and any metrics.json; a new folder appears whole.
 
-        `push_to_hub` pushes the folder to `repo_id`, by default the folder's name; `options` are those of `push_to_hub`.
+        `push_to_hub` pushes the folder to `repo_id`, by default of the folder's name, with the options of that method.
         Raises `AimonkError`, and writes nothing, for weights that are not finite, or not of the config's architecture.
         """
         require_finite(self.timm_model, f"{folder} was not written")
         folder, config = Path(folder), self.config
         state = plain_names(self.timm_model.state_dict())
-        with built_for(state, folder / WEIGHTS_FILE):
-            fresh = build_network(config.architecture, len(config.attributes), config.pretrained_cfg, config.model_args)
-        check_state(fresh, state, folder / WEIGHTS_FILE)
+        build_for(state, folder / WEIGHTS_FILE, lambda: AimonkModel(config))
         with staged_folder(folder) as stage:
             fingerprint = save_weights(stage / WEIGHTS_FILE, state)
             write_json(stage / CONFIG_FILE, config.to_dict() | {FINGERPRINT: fingerprint})
@@ -297,22 +294,18 @@ class AimonkModel(nn.Module):
         Raises `AimonkError` for missing, surplus, misshapen or non-finite tensors. `device` and `dtype` hold for the
         loaded weights; the other options are huggingface_hub's.
         """
-        folder = model_folder(
-            name,
-            list(MODEL_FILES),
-            subfolder,
+        options = HubOptions(
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        folder = model_folder(name, MODEL_FILES, subfolder, **options)
         config = AimonkConfig.from_pretrained(folder)
         # each save writes its own, in the same place, so that an unchanged model makes equal files
         state = load_weights(folder / WEIGHTS_FILE, config.extra.pop(FINGERPRINT, None))
-        with built_for(state, folder / WEIGHTS_FILE):
-            model = cls(config)
-        check_state(model.timm_model, state, folder / WEIGHTS_FILE)
+        model = build_for(state, folder / WEIGHTS_FILE, lambda: cls(config))
         model.load_state_dict(state)
         require_finite(model.timm_model, str(folder / WEIGHTS_FILE))
         if (folder / METRICS_FILE).is_file():

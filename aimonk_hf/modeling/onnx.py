@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def onnx_network(path: Path, transform: EvalTransform) -> Callable[[Tensor], Ten
     return network
 
 
-def largest_difference(model: AimonkModel, path: Path, images: list[ImageSource]) -> float:
+def largest_difference(model: AimonkModel, path: Path, images: Sequence[ImageSource]) -> float:
     """Return the largest difference between the logits of torch and of an ONNX file on images."""
     found = logits_of(images, model.transform, onnx_network(path, model.transform))
     return float(np.nanmax(np.abs(torch_logits(images, model) - found)))

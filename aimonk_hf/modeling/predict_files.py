@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
-from aimonk_hf.data.images import IMAGE_EXTENSIONS, ImageSource, shown_name
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.storage import csv_line, score_columns
@@ -29,9 +29,10 @@ def list_images(inputs: list[Path]) -> list[Path]:
         if not os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
             paths.append(given)
             continue
-        found: list[Path] = []
-        for place, _, files in os.walk(given, onerror=lambda error: found.append(Path(error.filename))):
-            found += (Path(place, name) for name in files if name.lower().endswith(IMAGE_EXTENSIONS))
+        closed: list[OSError] = []
+        walked = [(folder, name) for folder, _, files in os.walk(given, onerror=closed.append) for name in files]
+        found = [Path(folder, name) for folder, name in walked if name.lower().endswith(IMAGE_EXTENSIONS)]
+        found += (Path(error.filename) for error in closed)
         if not found:
             raise AimonkError(f"there are no images in {given} (looked for {' '.join(IMAGE_EXTENSIONS)})")
         paths += sorted(found)
@@ -39,7 +40,7 @@ def list_images(inputs: list[Path]) -> list[Path]:
 
 
 def predict_files(
-    stream: Iterable[tuple[ImageSource, Prediction | ImageError]],
+    stream: Iterable[tuple[Path, Prediction | ImageError]],
     attributes: list[str],
     total: int,
     format: str,
@@ -82,7 +83,7 @@ def predict_files(
 
 
 def csv_cells(image: str, prediction: Prediction | None, attributes: list[str]) -> list[str]:
-    """Return a row's image, present attributes as a JSON array, and scores to six digits; empty without a prediction."""
+    """Return a row's image, present attributes as a JSON array, and scores to six digits, if there are any."""
     if prediction is None:
         return [image, "", *[""] * len(attributes)]
     present = json.dumps(prediction.attributes, ensure_ascii=False)

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,8 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
 
 # This key in config.json and in the header of model.safetensors tells files of two different saves apart.
 FINGERPRINT = "weights_sha256"
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
@@ -63,9 +64,7 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
     except (SafetensorError, OSError, ValueError) as error:
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
     if fingerprint and found and fingerprint != found:
-        raise AimonkError(
-            f"{path} and {CONFIG_FILE} beside it come from two different saves; restore both from one copy"
-        )
+        raise AimonkError(f"{path} and {CONFIG_FILE} come from two different saves; restore both from one copy")
     return state
 
 
@@ -76,12 +75,11 @@ def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Raise `AimonkError` unless the tensors are exactly the network's, each of its shape and kind of number."""
-    own = network.state_dict()
-    missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
-    if missing:
+    own = {name.removeprefix("timm_model."): tensor for name, tensor in network.state_dict().items()}
+    if missing := [name for name in own if name not in state]:
         first = f"{missing[0]}{near_names(missing[0], list(state))}"
         raise AimonkError(f"{path} lacks {len(missing)} tensor(s) of the architecture, first {first}")
-    if surplus:
+    if surplus := [name for name in state if name not in own]:
         raise AimonkError(f"{path} holds {len(surplus)} tensor(s) unknown to the architecture, first {surplus[0]}")
     for name, tensor in own.items():
         given, wants = state[name], "the architecture wants"
@@ -104,9 +102,8 @@ def require_finite(network: nn.Module, whose: str) -> None:
             )
 
 
-@contextmanager
-def built_for(state: dict[str, Tensor], path: Path) -> Iterator[None]:
-    """Build networks without random initialisation, because the tensors of `path` replace their parameters.
+def build_for(state: dict[str, Tensor], path: Path, build: Callable[[], Built]) -> Built:
+    """Return the network of `build`, without random initialisation, for the tensors of `path`, which must fit it.
 
     An architecture far larger than these tensors raises `AimonkError` before its memory is touched.
     """
@@ -119,16 +116,16 @@ def built_for(state: dict[str, Tensor], path: Path) -> Iterator[None]:
         if parameter is not None and threading.get_ident() == thread:
             left -= parameter.numel()
             if left < 0:
-                raise AimonkError(
-                    f"{path} holds far fewer numbers than the architecture in {CONFIG_FILE} beside it wants"
-                )
+                raise AimonkError(f"{path} holds far fewer numbers than the architecture in {CONFIG_FILE} wants")
 
     handle = register_module_parameter_registration_hook(register)
     try:
         with _NoInitialisation():
-            yield
+            network = build()
     finally:
         handle.remove()
+    check_state(network, state, path)
+    return network
 
 
 class _NoInitialisation(TorchFunctionMode):
