@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in this process: what the real client asks of it when repositories are created, pushed to and read."""
+"""A Hugging Face Hub in this process, for the real client: repositories are created, pushed to and read."""
 
 import base64
 import hashlib
@@ -41,9 +41,6 @@ class Repo:
         self.messages.append(message)
         return sha
 
-    def sha_of(self, revision: str) -> str | None:
-        return self.branches.get(revision) or (revision if revision in self.commits else None)
-
     def files(self, revision: str = "main") -> dict[str, bytes]:
         return self.commits[self.branches[revision]]
 
@@ -56,7 +53,7 @@ class HubError(Exception):
 
 
 class LoopbackHub:
-    """The Hub's state, and the requests in the order in which they came; `broken_uploads` LFS uploads answer with `broken_status`."""
+    """The Hub's state and its requests in order; `broken_uploads` LFS uploads answer with `broken_status`."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -69,32 +66,26 @@ class LoopbackHub:
 
     def app(self) -> Starlette:
         repo = "/api/{kind}s/{owner}/{name}"
-        routes = [
-            ("GET", "/api/whoami-v2", self.whoami),
-            ("POST", "/api/repos/create", self.create),
-            ("POST", "/api/validate-yaml", self.validate_yaml),
-            ("POST", repo + "/preupload/{revision:path}", self.preupload),
-            ("POST", repo + "/commit/{revision:path}", self.commit),
-            ("POST", repo + "/branch/{branch:path}", self.branch),
-            ("GET", repo + "/tree/{revision}", self.tree),
-            ("GET", repo + "/revision/{revision:path}", self.info),
-            ("GET", repo, self.info),
-            ("PUT", "/objects/{oid}", self.upload),
-            ("POST", "/verify", self.verify),
-            *(
-                ("POST", prefix + "/{owner}/{name}.git/info/lfs/objects/batch", self.lfs_batch)
-                for prefix in ("/{kind}s", "")
-            ),
-            *(
-                ("GET", prefix + "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve)
-                for prefix in ("/spaces", "")
-            ),
-        ]
-        return Starlette(
-            routes=[Route(path, self._answer(handler), methods=[method]) for method, path, handler in routes]
-        )
+        routes = {
+            "GET /api/whoami-v2": self.whoami,
+            "POST /api/repos/create": self.create,
+            "POST /api/validate-yaml": self.validate_yaml,
+            f"POST {repo}/preupload/{{revision:path}}": self.preupload,
+            f"POST {repo}/commit/{{revision:path}}": self.commit,
+            f"POST {repo}/branch/{{branch:path}}": self.branch,
+            f"GET {repo}/tree/{{revision}}": self.tree,
+            f"GET {repo}/revision/{{revision:path}}": self.info,
+            f"GET {repo}": self.info,
+            "PUT /objects/{oid}": self.upload,
+            "POST /verify": self.verify,
+            "POST /{kind}s/{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
+            "POST /{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
+            "GET /spaces/{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
+            "GET /{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
+        }
+        return Starlette(routes=[self._route(*place.split(" "), handler) for place, handler in routes.items()])
 
-    def _answer(self, handler: Handler) -> Handler:
+    def _route(self, method: str, path: str, handler: Handler) -> Route:
         async def endpoint(request: Request) -> Response:
             self.requests.append((request.method, request.url.path))
             try:
@@ -102,45 +93,45 @@ class LoopbackHub:
             except HubError as error:
                 return error.response
 
-        return endpoint
+        return Route(path, endpoint, methods=[method])
 
-    def _user(self, request: Request) -> str | None:
+    def _user(self, request: Request, required: bool = False) -> str | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if given and given not in USERS:
+        if (given or required) and given not in USERS:
             raise HubError(401, "Invalid credentials in Authorization header")
         return USERS.get(given)
 
     def _repo(self, request: Request, write: bool = False) -> tuple[str, str, Repo]:
-        """Return kind, id and repository; a private one does not exist for others, as on the real Hub."""
+        """Return page, id and repository; a private one does not exist for others, as on the real Hub."""
         kind = request.path_params.get("kind") or ("space" if request.url.path.startswith("/spaces/") else "model")
-        repo_id = f"{request.path_params['owner']}/{request.path_params['name']}"
+        owner = request.path_params["owner"]
+        repo_id = f"{owner}/{request.path_params['name']}"
         user, repo = self._user(request), self.repos.get((kind, repo_id))
-        if repo is None or (repo.private and user != request.path_params["owner"]):
+        if repo is None or (repo.private and user != owner):
             raise HubError(404 if user else 401, "Repository not found", "RepoNotFound")
-        if write and user != request.path_params["owner"] and "create_pr" not in request.query_params:
+        if write and user != owner and "create_pr" not in request.query_params:
             raise HubError(403 if user else 401, "Forbidden: you have no write access")
-        return kind, repo_id, repo
+        return self._page(kind, repo_id), repo_id, repo
+
+    def _page(self, kind: str, repo_id: str) -> str:
+        return f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
 
     def _sha(self, repo: Repo, revision: str) -> str:
-        sha = repo.sha_of(revision)
-        if sha is None:
+        sha = repo.branches.get(revision, revision)
+        if sha not in repo.commits:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha
 
     async def whoami(self, request: Request) -> Response:
-        user = self._user(request)
-        if user is None:
-            raise HubError(401, "Invalid username or password.")
+        user = self._user(request, required=True)
         return JSONResponse({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
     async def create(self, request: Request) -> Response:
-        user = self._user(request)
-        if user is None:
-            raise HubError(401, "Invalid username or password.")
-        asked = await request.json()
-        kind, repo_id = asked.get("type") or "model", f"{asked.get('organization') or user}/{asked['name']}"
-        url = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
-        if repo_id.split("/")[0] != user:
+        user, asked = self._user(request, required=True), await request.json()
+        kind, owner = asked.get("type") or "model", asked.get("organization") or user
+        repo_id = f"{owner}/{asked['name']}"
+        url = self._page(kind, repo_id)
+        if owner != user:
             raise HubError(403, "You don't have the rights to create a repository under this namespace")
         if (kind, repo_id) in self.repos:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
@@ -161,23 +152,19 @@ class LoopbackHub:
         _, _, repo = self._repo(request, write=True)
         present = repo.commits[self._sha(repo, request.path_params["revision"])]
         answer = []
-        for file in (await request.json())["files"]:
-            lfs = file["path"].endswith(_LFS_SUFFIXES)
-            oid = _oid(file["path"], present[file["path"]]) if file["path"] in present else None
-            answer.append(
-                {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
-            )
+        for path in [file["path"] for file in (await request.json())["files"]]:
+            mode = "lfs" if path.endswith(_LFS_SUFFIXES) else "regular"
+            oid = _oid(path, present[path]) if path in present else None
+            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return JSONResponse({"files": answer})
 
     async def lfs_batch(self, request: Request) -> Response:
-        self._repo(request, write=False)
+        self._repo(request)
         objects = []
         for wanted in (await request.json())["objects"]:
-            actions = {
-                "upload": {"href": f"{self.url}/objects/{wanted['oid']}"},
-                "verify": {"href": f"{self.url}/verify"},
-            }
-            objects.append(wanted | ({} if wanted["oid"] in self.objects else {"actions": actions}))
+            upload, verify = f"{self.url}/objects/{wanted['oid']}", f"{self.url}/verify"
+            actions = {"actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
+            objects.append(wanted | ({} if wanted["oid"] in self.objects else actions))
         return JSONResponse({"transfer": "basic", "objects": objects})
 
     async def upload(self, request: Request) -> Response:
@@ -195,33 +182,27 @@ class LoopbackHub:
 
     async def commit(self, request: Request) -> Response:
         self.before_commit()
-        kind, repo_id, repo = self._repo(request, write=True)
+        page, _, repo = self._repo(request, write=True)
         branch = request.path_params["revision"]
         parent = self._sha(repo, branch)
         files, header = dict(repo.commits[parent]), {}
-        for line in (await request.body()).splitlines():
-            item = json.loads(line)
-            value = item["value"]
-            if item["key"] == "header":
+        for item in map(json.loads, (await request.body()).splitlines()):
+            key, value = item["key"], item["value"]
+            if key == "header":
                 header = value
-            elif item["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif item["key"] == "lfsFile":
-                files[value["path"]] = self.objects[value["oid"]]
-            elif item["key"] == "deletedFile":
+            elif key == "deletedFile":
                 del files[value["path"]]
             else:
-                raise HubError(400, f"unknown operation {item['key']}")
+                content = self.objects[value["oid"]] if key == "lfsFile" else base64.b64decode(value["content"])
+                files[value["path"]] = content
         if header.get("parentCommit", parent) != parent:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         number = sum(name.startswith("refs/pr/") for name in repo.branches) + 1
         create_pr = "create_pr" in request.query_params
         sha = repo.commit(f"refs/pr/{number}" if create_pr else branch, files, header["summary"])
-        page = f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
         pull_request = f"{page}/discussions/{number}" if create_pr else None
-        return JSONResponse(
-            {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "pullRequestUrl": pull_request}
-        )
+        answer = {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}"}
+        return JSONResponse(answer | {"pullRequestUrl": pull_request})
 
     async def branch(self, request: Request) -> Response:
         _, _, repo = self._repo(request, write=True)
@@ -232,13 +213,12 @@ class LoopbackHub:
         _, repo_id, repo = self._repo(request)
         sha = self._sha(repo, request.path_params.get("revision", "main"))
         files = repo.commits[sha]
-        siblings = [{"rfilename": path} for path in files]
         card = yaml.safe_load(files["README.md"].decode().split("---")[1]) if "README.md" in files else {}
         known = {key: card[key] for key in ("pipeline_tag", "library_name", "tags") if key in card}
         identity = {"_id": sha[:24], "id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0], "sha": sha}
-        return JSONResponse(
-            identity | known | {"private": repo.private, "siblings": siblings, "cardData": card, "gated": False}
-        )
+        siblings = [{"rfilename": path} for path in files]
+        state = {"private": repo.private, "siblings": siblings, "cardData": card, "gated": False}
+        return JSONResponse(identity | known | state)
 
     async def tree(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
@@ -252,16 +232,12 @@ class LoopbackHub:
 
     async def resolve(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
-        sha = self._sha(repo, request.path_params["revision"])
-        path = request.path_params["path"]
+        sha, path = self._sha(repo, request.path_params["revision"]), request.path_params["path"]
         if path not in repo.commits[sha]:
             raise HubError(404, "Entry not found", "EntryNotFound")
         content = repo.commits[sha][path]
-        return Response(
-            content,
-            headers={"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'},
-            media_type="application/octet-stream",
-        )
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'}
+        return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 def _blob_id(content: bytes) -> str:

@@ -7,174 +7,155 @@ import sys
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from hub_support import hub
 from huggingface_hub import ModelCard
-from loopback_hub import READER, WRITER, LoopbackHub
+from loopback_hub import READER, WRITER, LoopbackHub, Repo
+from timm.models import get_pretrained_cfg
 
-from aimonk_hf import AimonkModel
+from aimonk_hf import AimonkConfig, AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.evaluation.metrics import build_report
 from aimonk_hf.modeling.hub import push_model_folder
 
 __all__ = ["hub"]  # a fixture
 
 ATTRIBUTES = ["collar", "belt", "long sleeves"]
 REPO = "user/model"
+MODEL_FILES = {"config.json", "model.safetensors", "README.md"}
 
 
 @pytest.fixture
 def model() -> AimonkModel:
-    return make_model(0)
+    """A model with figures."""
+    model = make_model(0)
+    labels = np.array([[1, 0, 1], [0, 1, np.nan], [1, 0, 0]], dtype=np.float32)
+    scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.8, 0.5], [0.7, 0.3, 0.2]])
+    model.metrics = build_report(labels, scores, scores >= 0.5, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 0.5))
+    return model
 
 
 def make_model(seed: int) -> AimonkModel:
     torch.manual_seed(seed)
     model = AimonkModel.from_timm("test_efficientnet", ATTRIBUTES, pretrained=False).eval()
     model.config.thresholds = {"collar": 0.41, "belt": 0.5, "long sleeves": 0.7}
-    model.metrics = None if seed else _metrics()
     return model
 
 
-def _metrics() -> dict:
-    import numpy as np
-
-    from aimonk_hf.evaluation.report import build_report
-
-    labels = np.array([[1, 0, 1], [0, 1, np.nan], [1, 0, 0]], dtype=np.float32)
-    scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.8, 0.5], [0.7, 0.3, 0.2]])
-    return build_report(labels, scores, scores >= 0.5, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 0.5))
+def pushed(hub: LoopbackHub) -> Repo:
+    return hub.repos["model", REPO]
 
 
-def _batch(model: AimonkModel) -> torch.Tensor:
+def batch(model: AimonkModel) -> torch.Tensor:
     return torch.randn(2, 3, *model.transform.size, generator=torch.Generator().manual_seed(1))
 
 
-def _logits(model: AimonkModel) -> torch.Tensor:
+def logits(model: AimonkModel) -> torch.Tensor:
     with torch.no_grad():
-        return model(_batch(model)).logits
+        return model(batch(model)).logits
+
+
+def same(model: AimonkModel, **options: object) -> bool:
+    return torch.equal(logits(AimonkModel.from_pretrained(REPO, **options)), logits(model))
 
 
 def test_push_and_load_from_a_clean_cache(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
     url = model.push_to_hub(REPO, commit_message="First version")
-    repo = hub.repos["model", REPO]
-    assert set(repo.files()) == {".gitattributes", "config.json", "model.safetensors", "README.md", "metrics.json"}
+    repo = pushed(hub)
+    assert set(repo.files()) == {".gitattributes", "metrics.json", *MODEL_FILES}
     assert repo.messages == ["initial commit", "First version"]
     assert url == f"{hub.url}/{REPO}/commit/{repo.branches['main']}"
     assert not repo.private
     loaded = AimonkModel.from_pretrained(REPO, cache_dir=tmp_path / "clean")
-    assert torch.equal(_logits(loaded), _logits(model))
-    assert loaded.config == model.config
-    assert loaded.metrics == model.metrics
-    assert not loaded.training
+    assert torch.equal(logits(loaded), logits(model))
+    assert (loaded.config, loaded.metrics, loaded.training) == (model.config, model.metrics, False)
     assert (tmp_path / "clean" / "models--user--model").is_dir()
+    card = ModelCard(repo.files()["README.md"].decode())
+    assert f'from_pretrained("{REPO}")' in card.text
+    assert f"hf-hub:{REPO}" in card.text
+    assert "PATH_OR_REPO" not in card.text
+    card.validate(repo_type="model")
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "timm")
+    measured = {(result.metric_type, round(result.metric_value, 4)) for result in card.data.eval_results}
+    assert ("f1", round(model.metrics["macro"]["f1"], 4)) in measured
 
 
-def test_an_unchanged_model_makes_no_commit(hub: LoopbackHub, model: AimonkModel, capsys, tmp_path: Path):
+def test_saving_can_push_and_subfolders_load(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
+    model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id=REPO, revision="v2", private=True)
+    repo = pushed(hub)
+    assert repo.private
+    assert set(repo.files("v2")) >= MODEL_FILES
+    repo.commit("main", {f"inner/{path}": content for path, content in repo.files("v2").items()}, "moved")
+    assert same(model, subfolder="inner", force_download=True)
+    config = AimonkConfig.from_pretrained(REPO, subfolder="inner")
+    assert config.thresholds == model.config.thresholds
+    with pytest.raises(AimonkError, match=f"{REPO} is no model: it has no config.json"):
+        AimonkModel.from_pretrained(REPO)
+
+
+def test_an_unchanged_model_makes_no_commit_and_a_threshold_one_without_the_weights(
+    hub: LoopbackHub, model: AimonkModel, capsys, tmp_path: Path
+):
     first = model.push_to_hub(REPO)
     assert AimonkModel.from_pretrained(REPO).push_to_hub(REPO) == first
-    assert len(hub.repos["model", REPO].messages) == 2
     model.save_pretrained(tmp_path / "model")
     assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", REPO]) == 0
     assert f"unchanged: {first}" in capsys.readouterr().out
-    assert len(hub.repos["model", REPO].messages) == 2
-
-
-def test_a_changed_threshold_is_one_commit_without_uploading_the_weights_again(hub: LoopbackHub, model: AimonkModel):
-    model.push_to_hub(REPO)
+    assert len(pushed(hub).messages) == 2
     hub.requests.clear()
     model.config.thresholds["belt"] = 0.25
     model.push_to_hub(REPO, commit_message="Lower threshold of belt")
-    assert hub.repos["model", REPO].messages[2:] == ["Lower threshold of belt"]
+    assert pushed(hub).messages[2:] == ["Lower threshold of belt"]
     assert not [request for request in hub.requests if request[0] == "PUT"]
     assert AimonkModel.from_pretrained(REPO).config.thresholds["belt"] == 0.25
-
-
-def test_the_card_names_the_repository_and_its_metadata_the_task(hub: LoopbackHub, model: AimonkModel):
-    model.push_to_hub(REPO)
-    card = hub.repos["model", REPO].files()["README.md"].decode()
-    assert f'from_pretrained("{REPO}")' in card
-    assert f"hf-hub:{REPO}" in card
-    assert "PATH_OR_REPO" not in card
-    info = huggingface_hub.HfApi().model_info(REPO)
-    assert (info.pipeline_tag, info.library_name) == ("image-classification", "timm")
-
-
-def test_the_card_is_valid_by_the_hubs_own_check(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
-    model.save_pretrained(tmp_path / "out")
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    card.validate(repo_type="model")
-    assert card.data.eval_results is not None
-    measured = {(result.metric_type, round(result.metric_value, 6)) for result in card.data.eval_results}
-    assert ("f1", round(model.metrics["macro"]["f1"], 6)) in {
-        (kind.removeprefix("macro_"), value) for kind, value in measured
-    }
 
 
 def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys):
     folder = tmp_path / "run"
     model.save_pretrained(folder)
-    (folder / "checkpoints" / "step-1").mkdir(parents=True)
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
-    (folder / "preprocessor_config.json").write_text("{}")
-    for name in (
-        "history.csv",
-        "split.csv",
-        "loss_curve.png",
-        "train_config.json",
-        "scores.csv",
-        "checkpoints/step-1/model.safetensors",
-    ):
-        (folder / name).write_text("private")
+    private = "history.csv split.csv loss_curve.png train_config.json scores.csv checkpoints/step-1/model.safetensors"
+    for name in (*private.split(), "onnx/model.onnx", "preprocessor_config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
     assert main(["push", "--model", str(folder), "--repo-id", REPO, "--private"]) == 0
     assert f"pushed:    {hub.url}/{REPO}/commit/" in capsys.readouterr().out
-    allowed = {
-        "config.json",
-        "model.safetensors",
-        "README.md",
-        "metrics.json",
-        "onnx/model.onnx",
-        "preprocessor_config.json",
-    }
-    assert set(hub.repos["model", REPO].files()) == {".gitattributes", *allowed}
-    assert hub.repos["model", REPO].private
-
-
-def test_other_weights_remove_what_was_true_of_the_old_ones(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
-    folder = tmp_path / "run"
-    model.save_pretrained(folder)
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
-    push_model_folder(folder, REPO)
+    exported = {"metrics.json", "onnx/model.onnx", "preprocessor_config.json"}
+    assert set(pushed(hub).files()) == {".gitattributes", *MODEL_FILES, *exported}
+    assert pushed(hub).private
     model.push_to_hub(REPO)  # the same weights: the export stays
-    assert "onnx/model.onnx" in hub.repos["model", REPO].files()
+    assert "onnx/model.onnx" in pushed(hub).files()
     make_model(1).push_to_hub(REPO)
-    assert set(hub.repos["model", REPO].files()) == {".gitattributes", "config.json", "model.safetensors", "README.md"}
+    assert set(pushed(hub).files()) == {".gitattributes", *MODEL_FILES}
 
 
-def test_an_export_of_other_weights_is_not_pushed(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
+def test_folders_of_other_weights_or_without_a_model_are_not_pushed(
+    hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys
+):
     model.save_pretrained(tmp_path / "run")
     (tmp_path / "run" / "preprocessor_config.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(AimonkError, match="exported from other weights: run aimonk-hf export again"):
         push_model_folder(tmp_path / "run", REPO)
+    (tmp_path / "empty").mkdir()
+    assert main(["push", "--model", str(tmp_path / "empty"), "--repo-id", REPO]) == 2
+    assert capsys.readouterr().err == f"aimonk-hf: {tmp_path / 'empty'} is no model: it has no config.json\n"
     assert not hub.repos
 
 
-def test_branch_revision_and_pull_request(hub: LoopbackHub, model: AimonkModel):
+def test_revisions_and_pull_requests(hub: LoopbackHub, model: AimonkModel):
     model.push_to_hub(REPO)
-    first = hub.repos["model", REPO].branches["main"]
-    other = make_model(1)
+    first, other = pushed(hub).branches["main"], make_model(1)
     other.push_to_hub(REPO, revision="v2")
     url = make_model(2).push_to_hub(REPO, create_pr=True, commit_message="Proposal")
     assert url == f"{hub.url}/{REPO}/discussions/1"
-    assert hub.repos["model", REPO].branches["main"] == first
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO)), _logits(model))
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO, revision=first)), _logits(model))
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO, revision="v2")), _logits(other))
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO, revision="refs/pr/1")), _logits(make_model(2)))
+    assert pushed(hub).branches["main"] == first
+    assert same(model)
+    assert same(model, revision=first)
+    assert same(other, revision="v2")
+    assert same(make_model(2), revision="refs/pr/1")
     with pytest.raises(AimonkError, match="goes against the main branch"):
         other.push_to_hub(REPO, revision="v2", create_pr=True)
     with pytest.raises(AimonkError, match=f"{REPO} has no revision 'v9'"):
@@ -183,8 +164,8 @@ def test_branch_revision_and_pull_request(hub: LoopbackHub, model: AimonkModel):
 
 def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, tmp_path: Path, monkeypatch):
     model.push_to_hub(REPO, private=True)
-    assert hub.repos["model", REPO].private
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO, token=WRITER)), _logits(model))
+    assert pushed(hub).private
+    assert same(model, token=WRITER)
     clean = tmp_path / "clean"
     with pytest.raises(AimonkError, match=f"no Hub repository {REPO}; a private one needs a token"):
         AimonkModel.from_pretrained(REPO, token=READER, cache_dir=clean)
@@ -194,46 +175,33 @@ def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, t
         model.push_to_hub("user/new", token="hf_wrong")
     with pytest.raises(AimonkError, match="the token may not do this with user/other"):
         model.push_to_hub("user/other", token=READER)
+    model.push_to_hub("user/open")
+    with pytest.raises(AimonkError, match="exists and is public: make it private in its settings"):
+        model.push_to_hub("user/open", private=True)
+    assert len(hub.repos["model", "user/open"].messages) == 2
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(AimonkError, match="log in with `hf auth login`"):
         model.push_to_hub("user/new")
-    assert list(hub.repos) == [("model", REPO)]
+    assert len(hub.repos) == 2
 
 
-def test_private_is_not_silently_public(hub: LoopbackHub, model: AimonkModel):
-    model.push_to_hub(REPO)
-    model.config.thresholds["belt"] = 0.1
-    with pytest.raises(AimonkError, match="exists and is public: make it private in its settings"):
-        model.push_to_hub(REPO, private=True)
-    assert len(hub.repos["model", REPO].messages) == 2
-
-
-def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel):
+def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel, monkeypatch):
     hub.broken_uploads, hub.broken_status = 1, 403
-    with pytest.raises(
-        AimonkError, match=r"Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$"
-    ) as failure:
+    told = r"^cannot push .*Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$"
+    with pytest.raises(AimonkError, match=told):
         model.push_to_hub(REPO)
-    assert "\n" not in str(failure.value)
-    assert hub.repos["model", REPO].messages == ["initial commit"]
-    with pytest.raises(AimonkError, match=r"user/model is no model: it has no config.json"):
-        AimonkModel.from_pretrained(REPO)
-    model.push_to_hub(REPO)
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO)), _logits(model))
-
-
-def test_a_passing_disturbance_is_retried_by_itself(hub: LoopbackHub, model: AimonkModel, monkeypatch):
+    assert pushed(hub).messages == ["initial commit"]
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    hub.broken_uploads = 2
+    hub.broken_uploads, hub.broken_status = 2, 500  # a passing disturbance is retried by itself
     model.push_to_hub(REPO)
-    assert [request[0] for request in hub.requests].count("PUT") == 3
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO)), _logits(model))
+    assert [request[0] for request in hub.requests].count("PUT") == 4
+    assert same(model)
 
 
 def test_two_pushes_at_once_never_mix(hub: LoopbackHub, model: AimonkModel):
     model.push_to_hub(REPO)
-    repo = hub.repos["model", REPO]
+    repo = pushed(hub)
     hub.before_commit = lambda: repo.commit("main", repo.files() | {"config.json": b"{}"}, "somebody else") and None
     with pytest.raises(AimonkError, match="has got another commit meanwhile; try again"):
         make_model(1).push_to_hub(REPO)
@@ -244,17 +212,14 @@ def test_cached_copies_serve_without_the_hub(hub: LoopbackHub, model: AimonkMode
     model.push_to_hub(REPO)
     AimonkModel.from_pretrained(REPO)
     hub.requests.clear()
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO, local_files_only=True)), _logits(model))
-    assert not hub.requests
+    assert same(model, local_files_only=True)
     with pytest.raises(AimonkError, match="no complete copy of user/none; load it once without local_files_only"):
         AimonkModel.from_pretrained("user/none", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert torch.equal(_logits(AimonkModel.from_pretrained(REPO)), _logits(model))
+    assert same(model)
     with pytest.raises(AimonkError, match="HF_HUB_OFFLINE is set, and the cache has no complete copy of user/none"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(
-        AimonkError, match="cannot push to user/model on the Hub: offline mode is on; unset HF_HUB_OFFLINE"
-    ):
+    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: offline mode is on; unset HF_HUB_OFF"):
         model.push_to_hub(REPO)
     assert not hub.requests
 
@@ -266,21 +231,10 @@ def test_no_network_and_unknown_repository_are_one_line(hub: LoopbackHub, model:
     with pytest.raises(AimonkError, match=r"'a/b/c' is neither a folder nor a Hub repository \(user/name\)"):
         AimonkModel.from_pretrained("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(
-        AimonkError, match=r"the Hub cannot be reached, and the cache has no complete copy of user/none; go online once"
-    ):
+    with pytest.raises(AimonkError, match="the Hub cannot be reached, and the cache has no complete copy of user/none"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(
-        AimonkError, match=r"cannot push to user/model on the Hub: .*; check the connection and try again"
-    ):
+    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*; check the connection and try"):
         model.push_to_hub(REPO)
-
-
-def test_a_folder_that_is_no_model_is_not_pushed(hub: LoopbackHub, tmp_path: Path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert main(["push", "--model", str(tmp_path / "empty"), "--repo-id", REPO]) == 2
-    assert capsys.readouterr().err == f"aimonk-hf: {tmp_path / 'empty'} is no model: it has no config.json\n"
-    assert not hub.requests
 
 
 READERS = """
@@ -289,72 +243,48 @@ import timm, torch
 from transformers import AutoModelForImageClassification, pipeline
 from aimonk_hf import AimonkModel
 
-repo, picture, pixels = sys.argv[1:]
+repo, image, pixels = sys.argv[1:]
 ours = AimonkModel.from_pretrained(repo)
 values = torch.load(pixels, weights_only=True)
 network = timm.create_model("hf-hub:" + repo, pretrained=True).eval()
 transformer = AutoModelForImageClassification.from_pretrained(repo).eval()
 with torch.no_grad():
     logits = {"aimonk_hf": ours(values).logits, "timm": network(values), "transformers": transformer(values).logits}
-scores = {row["label"]: row["score"] for row in pipeline(model=repo)(picture, top_k=1000)}
+scores = {row["label"]: row["score"] for row in pipeline(model=repo)(image, top_k=1000)}
 print(json.dumps({name: value.tolist() for name, value in logits.items()} | {"scores": scores}))
 """
 
 
 def test_timm_and_transformers_load_by_repository_id(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
     model.push_to_hub(REPO)
-    pictures = write_sample_data(tmp_path / "data", 1) / "images"
-    picture = next(pictures.iterdir())
-    values = _batch(model)
-    torch.save(values, tmp_path / "pixels.pt")
+    image = next((write_sample_data(tmp_path / "data", 1) / "images").iterdir())
+    torch.save(batch(model), tmp_path / "pixels.pt")
     environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_CACHE": str(tmp_path / "clean"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "OMP_NUM_THREADS": "1",
+        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "clean")},
+        **{"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"},
     }
-    run = subprocess.run(
-        [sys.executable, "-c", READERS, REPO, str(picture), str(tmp_path / "pixels.pt")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", READERS, REPO, str(image), str(tmp_path / "pixels.pt")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(run.stdout.splitlines()[-1])
-    expected = _logits(model)
     for reader in ("aimonk_hf", "timm", "transformers"):
-        assert torch.allclose(torch.tensor(found[reader]), expected, atol=1e-5), reader
-    assert found["scores"] == pytest.approx(model.predict(picture).scores, abs=1e-5)
+        assert torch.allclose(torch.tensor(found[reader]), logits(model), atol=1e-5), reader
+    assert found["scores"] == pytest.approx(model.predict(image).scores, abs=1e-5)
 
 
-def test_a_hub_repository_is_an_architecture(hub: LoopbackHub):
-    source = AimonkModel.from_timm(
-        "mobilenetv2_100", ["a"], pretrained=False, image_size=64, pad_type="same", drop_rate=0.3
-    )
+def test_repositories_and_timm_names_are_architectures(hub: LoopbackHub):
+    source = AimonkModel.from_timm("mobilenetv2_100", ["a"], pretrained=False, image_size=64, drop_rate=0.3)
     source.push_to_hub(REPO)
-    started = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES)
-    assert started.config.architecture == "mobilenetv2_100"
-    assert started.config.model_args == {"pad_type": "same", "drop_rate": 0.3}
-    assert started.transform.size == (64, 64)
-    assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
-    assert started.timm_model.get_classifier().out_features == len(ATTRIBUTES)
+    hub.repos["model", get_pretrained_cfg("mobilenetv2_100").hf_hub_id] = pushed(
+        hub
+    )  # we may not push to timm's account
+    by_repo = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES)
+    assert (by_repo.config.architecture, by_repo.config.model_args) == ("mobilenetv2_100", {"drop_rate": 0.3})
+    assert by_repo.transform.size == (64, 64)
+    for started in (by_repo, AimonkModel.from_timm("mobilenetv2_100", ATTRIBUTES)):
+        assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
+        assert started.timm_model.get_classifier().out_features == len(ATTRIBUTES)
     random = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES, pretrained=False)
     assert not torch.equal(random.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
     with pytest.raises(AimonkError, match="no Hub repository user/other"):
         AimonkModel.from_timm("hf-hub:user/other", ATTRIBUTES)
-
-
-def test_a_timm_name_takes_its_pretrained_weights_from_the_hub(hub: LoopbackHub):
-    from timm.models import get_pretrained_cfg
-
-    source = make_model(3)
-    source.push_to_hub(REPO)
-    hub.repos["model", get_pretrained_cfg("test_efficientnet").hf_hub_id] = hub.repos[
-        "model", REPO
-    ]  # ours may not push to timm's account
-    started = AimonkModel.from_timm("test_efficientnet", ["a", "b"])
-    assert torch.equal(started.timm_model.conv_stem.weight, source.timm_model.conv_stem.weight)
-    assert started.timm_model.get_classifier().out_features == 2

@@ -1,4 +1,4 @@
-"""Pictures on their way through a network: order, reasons, threads, and how far ahead is read."""
+"""Images on their way through a network: order, reasons, threads, and how far ahead is read."""
 
 import threading
 from collections.abc import Iterator
@@ -13,6 +13,8 @@ from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.inference import stream_logits
 
+both = pytest.mark.parametrize("on_cpu", [False, True])
+
 
 def prepare(image: Image.Image) -> Tensor:
     return torch.tensor(image.getpixel((0, 0)), dtype=torch.uint8).view(3, 1, 1)
@@ -23,42 +25,36 @@ def network(pixels: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Forty pictures of one colour each, their number; the third and the thirtieth cannot be read."""
-    paths = []
-    for number in range(40):
-        path = tmp_path / f"{number}.png"
+def images(tmp_path: Path) -> list[Path]:
+    """Forty images of one colour each, their number; the third and the thirtieth cannot be read."""
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    for number, path in enumerate(paths):
         Image.new("RGB", (2, 2), (number, 0, 7)).save(path)
-        paths.append(path)
     paths[3].write_bytes(b"")
     paths[30].unlink()
     return paths
 
 
-@pytest.mark.parametrize("on_cpu", [False, True])
-@pytest.mark.parametrize("workers", [1, 2, 5])
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_every_picture_in_order_with_its_logits_or_its_reason(
-    pictures: list[Path], batch_size: int, workers: int, on_cpu: bool
+@both
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 2), (4, 1), (4, 5), (32, 2)])
+def test_every_image_in_order_with_its_logits_or_its_reason(
+    images: list[Path], batch_size: int, workers: int, on_cpu: bool
 ) -> None:
-    found = list(stream_logits(iter(pictures), prepare, network, batch_size, workers, on_cpu=on_cpu))
-    assert [path for path, _ in found] == pictures
+    found = list(stream_logits(iter(images), prepare, network, batch_size, workers, on_cpu=on_cpu))
+    assert [path for path, _ in found] == images
     for number, (_, logits) in enumerate(found):
-        if number in (3, 30):
-            assert isinstance(logits, ImageError)
-        else:
-            assert logits.tolist() == [number, 0, 7]
+        assert isinstance(logits, ImageError) if number in (3, 30) else logits.tolist() == [number, 0, 7]
 
 
-@pytest.mark.parametrize("on_cpu", [False, True])
-def test_a_long_stream_is_read_only_a_few_batches_ahead(pictures: list[Path], on_cpu: bool) -> None:
+@both
+def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], on_cpu: bool) -> None:
     asked = 0
 
     def endless() -> Iterator[Path]:
         nonlocal asked
         while True:
             asked += 1
-            yield pictures[0]
+            yield images[0]
 
     stream = stream_logits(endless(), prepare, network, 4, 2, on_cpu=on_cpu)
     for _ in range(10):
@@ -69,69 +65,65 @@ def test_a_long_stream_is_read_only_a_few_batches_ahead(pictures: list[Path], on
     assert threading.active_count() <= before - 2, "the threads have ended with the stream"
 
 
-@pytest.mark.parametrize("on_cpu", [False, True])
-def test_what_the_network_raises_reaches_the_caller(pictures: list[Path], on_cpu: bool) -> None:
+@both
+def test_an_error_of_the_network_reaches_the_caller(images: list[Path], on_cpu: bool) -> None:
     def fails(pixels: Tensor) -> Tensor:
         raise RuntimeError("no memory left")
 
     with pytest.raises(RuntimeError, match="no memory left"):
-        list(stream_logits(pictures, prepare, fails, 4, 2, on_cpu=on_cpu))
+        list(stream_logits(images, prepare, fails, 4, 2, on_cpu=on_cpu))
 
 
-def test_threads_that_compute_alone_leave_the_number_of_threads_as_it_was(pictures: list[Path]) -> None:
+def test_inference_threads_leave_the_number_of_threads_as_it_was(images: list[Path]) -> None:
     before = torch.get_num_threads()
+    used: list[int] = []
+
+    def counting(pixels: Tensor) -> Tensor:
+        used.append(torch.get_num_threads())
+        return network(pixels)
+
     try:
         torch.set_num_threads(4)
-        used: list[int] = []
-        list(
-            stream_logits(
-                pictures,
-                prepare,
-                lambda pixels: used.append(torch.get_num_threads()) or network(pixels),
-                4,
-                2,
-                on_cpu=True,
-            )
-        )
+        list(stream_logits(images, prepare, counting, 4, 2, on_cpu=True))
         assert set(used) == {2}
         assert torch.get_num_threads() == 4
-        later: list[int] = []
-        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread = threading.Thread(target=lambda: used.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        assert later == [4]
+        assert used[-1] == 4
     finally:
         torch.set_num_threads(before)
 
 
-def test_many_pictures_have_the_scores_of_each_alone(tiny_model: AimonkModel, sample: Path) -> None:
+def test_many_images_have_the_scores_of_each_alone(tiny_model: AimonkModel, sample: Path) -> None:
     paths = sorted((sample / "images").iterdir())[:20]
     alone = [tiny_model.predict(path).scores for path in paths]
     for workers in (1, 3):
         together = [prediction.scores for _, prediction in tiny_model.stream(paths, workers=workers)]
-        for one, other in zip(alone, together, strict=True):
-            assert other == pytest.approx(one, abs=1e-5)
+        assert all(other == pytest.approx(one, abs=1e-5) for one, other in zip(alone, together, strict=True))
 
 
-def test_bf16_changes_scores_a_little_and_other_precisions_are_refused(tiny_model: AimonkModel, sample: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_changes_scores_a_little(precision: str, tiny_model: AimonkModel, sample: Path) -> None:
     paths = sorted((sample / "images").iterdir())[:8]
-    exact, coarse = tiny_model.predict(paths), tiny_model.predict(paths, precision="bf16")
-    changes = [
-        abs(one.scores[name] - other.scores[name])
-        for one, other in zip(exact, coarse, strict=True)
-        for name in one.scores
+    exact, coarse = tiny_model.predict(paths), tiny_model.predict(paths, precision=precision)
+    pairs = [
+        (one.scores[name], other.scores[name]) for one, other in zip(exact, coarse, strict=True) for name in one.scores
     ]
-    assert 0 < max(changes) < 0.05
-    with pytest.raises(AimonkError, match="precision must be auto, float32, bf16 or fp16, found 'fp8'"):
-        tiny_model.predict(paths, precision="fp8")
+    assert 0 < max(abs(one - other) for one, other in pairs) < 0.05
 
 
-@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"workers": 0}])
-def test_no_pictures_at_a_time_and_no_workers_are_refused(
-    tiny_model: AimonkModel, pictures: list[Path], sizes: dict[str, int]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size and workers must be at least 1"),
+        ({"workers": 0}, "batch_size and workers must be at least 1"),
+        ({"precision": "fp8"}, "precision must be auto, float32, bf16 or fp16, found 'fp8'"),
+    ],
+)
+def test_options_without_sense_are_refused_before_an_image_is_read(
+    options: dict, message: str, tiny_model: AimonkModel
 ) -> None:
-    with pytest.raises(AimonkError, match="batch_size and workers must be at least 1"):
-        tiny_model.stream(pictures, **sizes)
-    if "batch_size" in sizes:
-        with pytest.raises(AimonkError, match="batch_size and workers must be at least 1"):
-            tiny_model.predict(pictures, **sizes)
+    for call in (tiny_model.stream, tiny_model.predict):
+        with pytest.raises(AimonkError, match=message):
+            call(["none.png"], **options)

@@ -43,52 +43,43 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
 
     Raises `AimonkError` for unknown names (with near ones) and for weights that cannot be had.
     """
-    source, separator, place = architecture.partition(":")
-    if separator and source == "local-dir":
-        return _from_folder(Path(place), pretrained)
-    if separator and source == "hf-hub":
+    source, _, place = architecture.partition(":")
+    if source == "hf-hub":
         return _from_folder(download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained), pretrained)
-    if "/" in architecture or separator:
-        advice = "use hf-hub:user/repo for the Hub or local-dir:PATH for a folder"
-        raise AimonkError(f"{architecture!r} is no timm name: {advice}")
-    name, _ = split_model_name_tag(architecture)
-    if not is_model(name):
-        raise AimonkError(f"timm has no architecture {name!r}{near_names(name, list_models())}")
+    if source == "local-dir":
+        return _from_folder(Path(place), pretrained)
+    if "/" in architecture or place:
+        raise AimonkError(f"{architecture!r} is no timm name: use hf-hub:user/repo, or local-dir:PATH for a folder")
+    name = _known(split_model_name_tag(architecture)[0])
     try:
         pretrained_cfg = get_pretrained_cfg(architecture)
     except RuntimeError as error:
-        known = ", ".join(list_models(name + ".*", pretrained=True)) or f"none for {name}"
+        known = ", ".join(list_models(name + ".*", pretrained=True)) or "none"
         raise AimonkError(f"timm has no weights {architecture!r}; it has {known}") from error
     cfg = pretrained_cfg.to_dict() if pretrained_cfg else {}
     return Backbone(name, {}, cfg, _fetch_weights(architecture, cfg) if pretrained else None)
 
 
 def build_network(
-    architecture: str,
-    num_classes: int,
-    pretrained_cfg: dict[str, Any],
-    model_args: dict[str, Any],
-    weights: Path | None = None,
+    architecture: str, num_classes: int, pretrained_cfg: dict[str, Any], model_args: dict[str, Any], weights: Path | None = None
 ) -> nn.Module:
     """Create the network, random or with `weights`, of which a head of another size is left out."""
-    if not is_model(architecture):
-        near = near_names(architecture, list_models())
-        raise AimonkError(f"timm {timm.__version__} has no architecture {architecture!r}{near}")
     try:
         network: nn.Module = timm.create_model(
-            architecture,
+            _known(architecture),
             pretrained=weights is not None,
             pretrained_cfg=dict(pretrained_cfg) or None,
             pretrained_cfg_overlay={"file": str(weights)} if weights else None,
             num_classes=num_classes,
             **model_args,
         )
+    except AimonkError:
+        raise
     except REFUSALS as error:
         given = f"{architecture} with {str(model_args)[:200]}"
         raise AimonkError(f"timm cannot build {given}: {reason_of(error)}") from error
     if any(parameter.is_meta for parameter in network.parameters()):
-        advice = "load the model outside of torch.device('meta')"
-        raise AimonkError(f"torch's default device is meta, which holds no weights: {advice}")
+        raise AimonkError("torch's default device is meta, which holds no weights: choose another one")
     if weights:
         require_finite(network, str(weights))
     return network
@@ -122,33 +113,33 @@ def trim_pretrained_cfg(pretrained_cfg: dict[str, Any], num_classes: int) -> dic
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
+def _known(name: Any) -> str:
+    if not isinstance(name, str) or not is_model(name):
+        near = near_names(str(name), list_models())
+        raise AimonkError(f"timm {timm.__version__} has no architecture {name!r}{near}")
+    return name
+
+
 def _from_folder(folder: Path, pretrained: bool) -> Backbone:
     if not folder.is_dir():
-        raise AimonkError(f"there is no folder {folder} with a config.json")
+        raise AimonkError(f"there is no folder {folder} with a {CONFIG_FILE}")
     values, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
-    name = values.get("architecture")
-    if not isinstance(name, str) or not is_model(name):
-        names = f"names no architecture that timm {timm.__version__} has (found {name!r})"
-        raise AimonkError(f"{folder / CONFIG_FILE} {names}")
     if pretrained and not weights.is_file():
         raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
     args, cfg = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
+    name = _known(values.get("architecture"))
     return Backbone(name, args, cfg, weights if pretrained else None, values.get("label_names"))
 
 
 def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:
     repo_id, filename = cfg.get("hf_hub_id"), cfg.get("hf_hub_filename") or WEIGHTS_FILE
-    advice = (
-        "pass --no-pretrained to start from random weights, or --architecture local-dir:PATH with a downloaded copy"
-    )
+    advice = "pass --no-pretrained for random weights, or --architecture local-dir:PATH with a downloaded copy"
     if not repo_id or not filename.endswith(".safetensors"):
         raise AimonkError(f"timm has no safetensors weights for {architecture}: {advice}")
     try:
         weights = download(repo_id, [filename]) / filename
     except AimonkError as error:
-        raise AimonkError(
-            f"cannot fetch the pretrained weights of {architecture} ({repo_id}) from the Hub: {advice}"
-        ) from error
+        raise AimonkError(f"cannot fetch the weights of {architecture} ({repo_id}) from the Hub: {advice}") from error
     if not weights.is_file():
         raise AimonkError(f"{repo_id} has no {filename}: {advice}")
     return weights

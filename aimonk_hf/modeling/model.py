@@ -86,9 +86,7 @@ class AimonkModel(nn.Module):
     def __init__(self, config: AimonkConfig, *, weights: Path | None = None) -> None:
         super().__init__()
         width = len(config.attributes)
-        self.timm_model = build_network(
-            config.architecture, width, config.pretrained_cfg, config.model_args, weights=weights
-        )
+        self.timm_model = build_network(config.architecture, width, config.pretrained_cfg, config.model_args, weights)
         cfg = trim_pretrained_cfg(self.timm_model.pretrained_cfg, width) | config.pretrained_cfg
         self.config = replace(config, pretrained_cfg=cfg | {"num_classes": width})
         self.transform = EvalTransform(self.config.pretrained_cfg)
@@ -134,9 +132,8 @@ class AimonkModel(nn.Module):
         except REFUSALS as error:
             raise cannot_compute(self.config.architecture, self.transform.size, error) from error
         if logits.shape != (wanted := (1, len(self.config.attributes))):
-            found = f"outputs of shape {list(logits.shape)} for one image instead of {list(wanted)}"
-            given = f"{self.config.architecture} with {str(self.config.model_args)[:200]}"
-            raise AimonkError(f"{given} gives {found}: change model_args")
+            found = f"{self.config.architecture} gives outputs of shape {list(logits.shape)} for one image"
+            raise AimonkError(f"{found} instead of {list(wanted)}: change model_args")
         return self.train(was_training)
 
     @property
@@ -173,7 +170,7 @@ class AimonkModel(nn.Module):
     ) -> Iterator[tuple[Source, Prediction | ImageError]]:
         """Yield each image with its prediction, or with the error that prevented it, in bounded memory.
 
-        `precision` is float32, bf16, fp16, or auto: the fastest that suits the device; scores then differ slightly.
+        `tta` averages with the mirrored image; `precision` is float32, bf16, fp16, or auto for the device's fastest.
         """
         precision = resolve_precision(precision, self.device)
         if batch_size < 1 or (workers is not None and workers < 1):

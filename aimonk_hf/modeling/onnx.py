@@ -43,11 +43,11 @@ def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[
     output `logits` [N, K], N free. Returns the ONNX files. Raises `AimonkError` for a folder of another model, and
     where onnxruntime and torch disagree.
     """
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
+    try:
+        for name in ("onnx", "onnxruntime", "onnxscript"):
             import_module(name)
-        except ImportError as error:
-            raise AimonkError(f"export needs {name}: pip install 'aimonk_hf[onnx]'") from error
+    except ImportError as error:
+        raise AimonkError(f"export needs {name}: pip install 'aimonk_hf[onnx]'") from error
     _save_model(model, folder)
     make_folder(folder / "onnx")
     for old in (INT8_FILE, COMPARISON_FILE, PREPROCESSOR_FILE):
