@@ -18,9 +18,10 @@ def run(sample: Path, out: Path, flags: str) -> int:
 
 
 def test_a_finished_run_is_pushed(hub: LoopbackHub, sample: Path, tmp_path: Path, capsys):
-    assert run(sample, tmp_path / "run", "--push-to-hub user/run") == 0
+    assert run(sample, tmp_path / "run", "--folds 2 --push-to-hub user/run --private") == 0
     repo = hub.repos["model", "user/run"]
     assert f"pushed:   {hub.url}/user/run/commit/{repo.branches['main']}" in capsys.readouterr().out
+    assert repo.private
     assert set(repo.files()) == {".gitattributes", "config.json", "model.safetensors", "README.md", "metrics.json"}
     pushed, kept = AimonkModel.from_pretrained("user/run"), AimonkModel.from_pretrained(tmp_path / "run")
     assert pushed.metrics == kept.metrics
@@ -42,9 +43,3 @@ def test_obstacles_are_reported_before_the_run(hub: LoopbackHub, sample: Path, t
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run" / "history.csv").exists()
     assert hub.repos["model", "user/open"].files() == before
-
-
-def test_a_run_of_folds_is_pushed_to_a_private_repository(hub: LoopbackHub, sample: Path, tmp_path: Path):
-    assert run(sample, tmp_path / "run", "--folds 2 --push-to-hub user/shut --private") == 0
-    assert hub.repos["model", "user/shut"].private
-    assert "model.safetensors" in hub.repos["model", "user/shut"].files()
