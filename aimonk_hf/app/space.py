@@ -7,8 +7,7 @@ from pathlib import Path
 
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.card import template_file
-from aimonk_hf.modeling.hub import Pushed, push_files
-from aimonk_hf.modeling.weights import MODEL_FILES
+from aimonk_hf.modeling.hub import MODEL_FILES, Pushed, push_files
 from aimonk_hf.storage import check_no_link_outside, staged_folder, write_text
 
 _PACKAGE = Path(__file__).parents[1]

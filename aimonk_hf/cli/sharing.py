@@ -111,7 +111,7 @@ def _numbers(text: str) -> list[float]:
 
 def _convert(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.convert import convert_checkpoint
-    from aimonk_hf.modeling.weights import CONFIG_FILE
+    from aimonk_hf.modeling.hub import CONFIG_FILE
 
     if (options.output / CONFIG_FILE).exists():
         raise AimonkError(f"{options.output} holds a model already: name another --output")

@@ -10,9 +10,8 @@ from timm.models import get_pretrained_cfg, is_model, list_models, split_model_n
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
-from aimonk_hf.modeling.config import CONFIG_FILE
-from aimonk_hf.modeling.hub import download
-from aimonk_hf.modeling.weights import WEIGHTS_FILE, require_finite
+from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, download
+from aimonk_hf.modeling.weights import require_finite
 from aimonk_hf.storage import read_json
 
 # The keys of timm's pretrained_cfg that a reader of the saved folder needs.
@@ -61,7 +60,11 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
 
 
 def build_network(
-    architecture: str, num_classes: int, pretrained_cfg: dict[str, Any], model_args: dict[str, Any], weights: Path | None = None
+    architecture: str,
+    num_classes: int,
+    pretrained_cfg: dict[str, Any],
+    model_args: dict[str, Any],
+    weights: Path | None = None,
 ) -> nn.Module:
     """Create the network, random or with `weights`, of which a head of another size is left out."""
     try:

@@ -7,18 +7,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.hub import CONFIG_FILE, HubOptions, model_folder
 from aimonk_hf.storage import is_text, make_folder, read_json, write_json
 
-if TYPE_CHECKING:
-    from aimonk_hf.modeling.hub import HubOptions
-
-CONFIG_FILE = "config.json"
 DEFAULT_THRESHOLD = 0.5
 PROBLEM_TYPE = "multi_label_classification"
 MODEL_TYPE = "timm_wrapper"
@@ -121,11 +118,9 @@ class AimonkConfig:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | PathLike[str], subfolder: str | None = None, **options: Unpack["HubOptions"]
+        cls, name: str | PathLike[str], subfolder: str | None = None, **options: Unpack[HubOptions]
     ) -> "AimonkConfig":
         """Load the config.json of a model folder or a Hub repository; `options` are huggingface_hub's."""
-        from aimonk_hf.modeling.hub import model_folder
-
         path = model_folder(name, [CONFIG_FILE], subfolder, **options) / CONFIG_FILE
         values = read_json(path)
         try:

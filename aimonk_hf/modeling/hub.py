@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.modeling.weights import CARD_FILE, CONFIG_FILE, FINGERPRINT, METRICS_FILE, MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import check_no_link_outside, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
 PREPROCESSOR_FILE = "preprocessor_config.json"
+# This key in config.json and in the header of model.safetensors tells files of two different saves apart.
+FINGERPRINT = "weights_sha256"
 # These files describe one set of weights: a push of other weights removes the Hub's copies.
 _OF_THE_WEIGHTS = (METRICS_FILE, PREPROCESSOR_FILE, "onnx/*")
 
@@ -81,21 +87,16 @@ def hub_errors(
     """Turn huggingface_hub's errors into an `AimonkError` with the next step; `failure` begins its sentence."""
     from huggingface_hub import constants, errors
 
-    wanted = f"{repo_id} at {revision!r}" if revision else repo_id
     offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-    not_cached = (
-        f"there is no folder {repo_id}, {offline}, and the cache has no complete copy of {wanted}; go online once"
-    )
-    if local_files_only:
-        not_cached = f"the cache has no complete copy of {wanted}; load it once without local_files_only"
+    why = "load it once without local_files_only" if local_files_only else f"{offline}: go online once"
+    wanted = f"{repo_id} at {revision!r}" if revision else repo_id
+    missing = f"there is no folder and no Hub repository {repo_id}; a private one needs a token (hf auth login)"
     advice: dict[type[Exception], str] = {
         errors.HFValidationError: f"{repo_id!r} is neither a folder nor a Hub repository (user/name)",
         errors.GatedRepoError: f"{repo_id} is gated: ask for access on its page and pass a token (hf auth login)",
-        errors.RepositoryNotFoundError: (
-            f"there is no folder and no Hub repository {repo_id}; a private one needs a token (hf auth login)"
-        ),
+        errors.RepositoryNotFoundError: missing,
         errors.RevisionNotFoundError: f"the Hub repository {repo_id} has no revision {revision!r}",
-        errors.LocalEntryNotFoundError: not_cached,
+        errors.LocalEntryNotFoundError: f"there is no folder, and no complete copy of {wanted} in the cache; {why}",
         errors.LocalTokenNotFoundError: f"{failure}: no token is stored here; log in with `hf auth login`, or pass one",
         errors.OfflineModeIsEnabled: f"{failure}: offline mode is on; unset HF_HUB_OFFLINE",
     }
@@ -125,9 +126,8 @@ def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]
     """
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     pushed = (*MODEL_FILES, *_OF_THE_WEIGHTS)
-    files: dict[str, Path | bytes] = {
-        name: folder / name for name in names if any(fnmatch(name, pattern) for pattern in pushed)
-    }
+    chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in pushed)]
+    files: dict[str, Path | bytes] = {name: folder / name for name in chosen}
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]:
         raise AimonkError(f"{folder} is no model folder: it has no {missing[0]}")
     check_no_link_outside(folder, [folder / name for name in files])

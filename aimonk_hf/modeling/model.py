@@ -18,26 +18,26 @@ from aimonk_hf.data.images import ImageSource
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.modeling.card import render_card
-from aimonk_hf.modeling.config import CONFIG_FILE, AimonkConfig, resolve_thresholds
+from aimonk_hf.modeling.config import AimonkConfig, resolve_thresholds
 from aimonk_hf.modeling.devices import AUTOCAST, resolve_precision
-from aimonk_hf.modeling.hub import HubOptions, PushOptions, model_folder, push_model_folder
+from aimonk_hf.modeling.hub import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FINGERPRINT,
+    METRICS_FILE,
+    MODEL_FILES,
+    WEIGHTS_FILE,
+    HubOptions,
+    PushOptions,
+    model_folder,
+    push_model_folder,
+)
 from aimonk_hf.modeling.inference import Source, as_readable, stream_logits
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
-from aimonk_hf.modeling.weights import (
-    CARD_FILE,
-    FINGERPRINT,
-    METRICS_FILE,
-    MODEL_FILES,
-    WEIGHTS_FILE,
-    build_for,
-    load_weights,
-    plain_names,
-    require_finite,
-    save_weights,
-)
+from aimonk_hf.modeling.weights import build_for, load_weights, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
 
 _logger = logging.getLogger(__name__)
@@ -249,7 +249,9 @@ class AimonkModel(nn.Module):
         """
         require_finite(self.timm_model, f"{folder} was not written")
         folder, config = Path(folder), self.config
-        state = plain_names(self.timm_model.state_dict())
+        # torch.compile and data parallelism put theirs before timm's names
+        plain = ((name.replace("_orig_mod.", ""), tensor) for name, tensor in self.timm_model.state_dict().items())
+        state = {name.removeprefix("module."): tensor for name, tensor in plain}
         build_for(state, folder / WEIGHTS_FILE, lambda: AimonkModel(config))
         with staged_folder(folder) as stage:
             fingerprint = save_weights(stage / WEIGHTS_FILE, state)

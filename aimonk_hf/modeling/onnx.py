@@ -18,12 +18,11 @@ from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS
-from aimonk_hf.modeling.config import CONFIG_FILE, AimonkConfig
-from aimonk_hf.modeling.hub import PREPROCESSOR_FILE
+from aimonk_hf.modeling.config import AimonkConfig
+from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, PREPROCESSOR_FILE
 from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.modeling.weights import FINGERPRINT
 from aimonk_hf.storage import atomic_path, make_folder, read_json, write_json
 
 # Transformers.js finds these by its dtypes "fp32" and "q8"

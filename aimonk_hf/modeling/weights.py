@@ -16,15 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from aimonk_hf.errors import AimonkError, NotFiniteError, near_names
-from aimonk_hf.modeling.config import CONFIG_FILE
-
-WEIGHTS_FILE = "model.safetensors"
-METRICS_FILE = "metrics.json"
-CARD_FILE = "README.md"
-MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
-
-# This key in config.json and in the header of model.safetensors tells files of two different saves apart.
-FINGERPRINT = "weights_sha256"
+from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -66,11 +58,6 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
     if fingerprint and found and fingerprint != found:
         raise AimonkError(f"{path} and {CONFIG_FILE} come from two different saves; restore both from one copy")
     return state
-
-
-def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under timm's own names, without the prefixes of torch.compile and data parallelism."""
-    return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
