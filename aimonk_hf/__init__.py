@@ -1,6 +1,7 @@
 """Multi-label image attributes with missing labels: train, judge honestly, serve and share any timm backbone.
 
-Names are imported on first use (PEP 562), so that `import aimonk_hf` costs milliseconds and needs neither torch nor timm.
+Names are imported on first use (PEP 562), so that `import aimonk_hf` costs milliseconds and needs neither torch nor
+timm.
 """
 
 from importlib import import_module

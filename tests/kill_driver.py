@@ -1,7 +1,8 @@
-"""Run a training again and again, killing it at random moments, until one attempt gets to its end; prints how often it was killed.
+"""Run a training again and again, killing it at random moments, until one attempt gets to its end; prints how often it
+was killed.
 
-Every attempt is a fork of this process, which has imported everything and computed nothing: an attempt costs its own work only.
-`python kill_driver.py KILLS SEED FLAGS...` with the flags of `aimonk-hf train`.
+Every attempt is a fork of this process, which has imported everything and computed nothing: an attempt costs its own
+work only. `python kill_driver.py KILLS SEED FLAGS...` with the flags of `aimonk-hf train`.
 """
 
 import os

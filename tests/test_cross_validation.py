@@ -1,4 +1,6 @@
-"""`--folds K`: what is written, that no image is scored by a model that has seen it, and that resuming keeps finished folds."""
+"""`--folds K`: what is written, that no image is scored by a model that has seen it, and that resuming keeps finished
+folds.
+"""
 
 import csv
 import json
@@ -129,7 +131,9 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
 def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibration(
     changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    """The run starts from a model without batch norm, and learns nothing; its scores tell the labels apart, but are too high."""
+    """The run starts from a model without batch norm, and learns nothing; its scores tell the labels apart, but are too
+    high.
+    """
     torch.manual_seed(0)
     start = AimonkModel.from_timm(
         "test_convnext", ["sleeves", "stripes", "collar", "belt"], pretrained=False, image_size=32

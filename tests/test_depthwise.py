@@ -61,7 +61,8 @@ def gradients(
     real = depthwise._input_gradient
     monkeypatch.setattr(depthwise, "_input_gradient", lambda *values: calls.append(1) or real(*values))
     torch.manual_seed(0)
-    # .eval(): batch norms that count their batch cancel most of their own weights' gradients, and what is left is bf16's noise
+    # .eval(): batch norms that count their batch cancel most of their own weights' gradients, and what is left is
+    # bf16's noise
     network = timm.create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).contiguous(
         memory_format=torch.channels_last

@@ -19,7 +19,7 @@ from aimonk_hf import AimonkConfig, AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.metrics import build_report
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.hub import push_model_folder
 
 __all__ = ["hub"]  # a fixture

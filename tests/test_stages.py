@@ -1,4 +1,6 @@
-"""Runs in stages: freezing, features computed once, plateau, early stopping, the best epoch, and resuming at any step of them."""
+"""Runs in stages: freezing, features computed once, plateau, early stopping, the best epoch, and resuming at any step
+of them.
+"""
 
 import csv
 import shutil

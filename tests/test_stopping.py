@@ -209,7 +209,9 @@ def test_other_attributes_are_refused_at_resume_even_where_forced(stopped: tuple
 
 
 def test_rows_in_another_order_are_refused_at_resume(stopped: tuple[Path, Path], tmp_path: Path) -> None:
-    """By the order and the seed the images were divided: in another one the model would report from images that it was trained on."""
+    """By the order and the seed the images were divided: in another one the model would report from images that it was
+    trained on.
+    """
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(stopped[0], data)
     shutil.copytree(stopped[1], out)
@@ -338,7 +340,8 @@ def test_a_run_goes_on_with_a_gradient_scaler_that_its_checkpoint_lacks(
     assert (out / "model.safetensors").is_file()
 
 
-# Ctrl-C reaches the whole process group while the first features are computed; SIGTERM comes when the model is about to be saved
+# Ctrl-C reaches the whole process group while the first features are computed; SIGTERM comes when the model is about to
+# be saved
 INTERRUPTED = {
     "caching": """
 import os, signal

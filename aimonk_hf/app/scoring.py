@@ -15,9 +15,9 @@ from aimonk_hf.app.uploads import Budget, Limits, Upload, decoded, unpacked
 from aimonk_hf.data.images import MAX_PIXELS
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
+from aimonk_hf.modeling.hub import CONFIG_FILE
 from aimonk_hf.modeling.inference import finite
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.modeling.weights import CONFIG_FILE
 from aimonk_hf.storage import read_json, write_json
 
 THUMBNAIL = (224, 224)

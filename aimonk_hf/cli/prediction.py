@@ -30,7 +30,7 @@ def add_prediction_commands(command: Command) -> None:
     flag("--tta", action="store_true", help="average with the mirrored image")
     flag("--batch-size", type=int, default=32)
     flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
-    precisions = ("float32", "bf16")
+    precisions = ("auto", "float32", "bf16", "fp16")
     flag("--precision", choices=precisions, default="float32", help="bf16 is faster on new hardware, and less exact")
 
     app = command("app", _app, "serve a model as a web page")

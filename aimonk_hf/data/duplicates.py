@@ -1,6 +1,7 @@
 """Find images that are copies of each other: byte for byte, or nearly so, confirmed on their pixels."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def thumbnail(path: Path) -> Thumbnails:
         return np.asarray(read_image(image, in_place=True).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def find_duplicates(paths: list[Path], thumbnails: list[Thumbnails | None]) -> list[Pair]:
+def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) -> list[Pair]:
     """Return the pairs of rows with identical bytes, and those whose thumbnails agree in structure and in colour.
 
     No pair is missed, as those of different hashes would be; n copies of one file give n - 1 pairs with its first row.

@@ -17,6 +17,7 @@ from aimonk_hf.modeling.hub import CONFIG_FILE, HubOptions, model_folder
 from aimonk_hf.storage import is_text, make_folder, read_json, write_json
 
 DEFAULT_THRESHOLD = 0.5
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
 PROBLEM_TYPE = "multi_label_classification"
 MODEL_TYPE = "timm_wrapper"
 # Arguments of timm that are ours, or name files to unpickle, weights to fetch, or a machine's device.

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.config import PRECISIONS
 
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # torch's allocator, and its loader of a worker that the system killed or that ran out of shared memory
@@ -26,7 +26,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     if requested not in PRECISIONS:
         raise AimonkError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, found {requested!r}")
     if requested != "auto":
-        return "float32" if requested == "no" else requested
+        return requested
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and _is_faster_in_bf16(torch.cpu.get_capabilities()) else "float32"
@@ -39,12 +39,9 @@ def _is_faster_in_bf16(processor: Mapping[str, Any]) -> bool:
     return bool(processor.get("avx512_bf16")) and "intel" not in str(processor.get("cpu_name", "")).lower()
 
 
-def keep_freed_memory(largest: int = 1 << 30, kept: int = (1 << 31) - 1) -> None:
-    """Let glibc keep freed blocks for the next training step, which the kernel would otherwise zero anew.
-
-    Blocks above `largest` bytes are given back nevertheless, and so is a free end of the heap above `kept` bytes.
-    """
-    _mallopt({_M_MMAP_THRESHOLD: largest, _M_TRIM_THRESHOLD: kept})
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks of up to 1 GB for the next training step, which the kernel would otherwise zero anew."""
+    _mallopt({_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1})
 
 
 def give_back_freed_memory() -> None:

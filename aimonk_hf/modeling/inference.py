@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import ImageSource, read_image, shown_name
 from aimonk_hf.errors import ImageError, NotFiniteError
 from aimonk_hf.modeling.devices import default_workers
@@ -30,7 +31,7 @@ def stream_logits(
     network: Callable[[Tensor], Tensor],
     batch_size: int = 32,
     workers: int | None = None,
-    cache: Any = None,  # ImageCache | None
+    cache: ImageCache | None = None,
     on_cpu: bool = False,
 ) -> Iterator[tuple[Source, Tensor | ImageError]]:
     """Yield each source, in order, with its finite logits [K], or with the `ImageError` that prevented them.

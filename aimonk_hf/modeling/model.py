@@ -37,7 +37,7 @@ from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
-from aimonk_hf.modeling.weights import build_for, load_weights, require_finite, save_weights
+from aimonk_hf.modeling.weights import build_for, load_weights, plain_names, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
 
 _logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class AimonkModel(nn.Module):
         self.config = replace(config, pretrained_cfg=cfg | {"num_classes": width})
         self.transform = EvalTransform(self.config.pretrained_cfg)
         self.metrics: dict[str, Any] | None = None
+        self.folder: Path | None = None  # the origin of the weights; its split.csv tells which images they have seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
         self.register_load_state_dict_pre_hook(_take_plain_names)
 
@@ -249,9 +250,7 @@ class AimonkModel(nn.Module):
         """
         require_finite(self.timm_model, f"{folder} was not written")
         folder, config = Path(folder), self.config
-        # torch.compile and data parallelism put theirs before timm's names
-        plain = ((name.replace("_orig_mod.", ""), tensor) for name, tensor in self.timm_model.state_dict().items())
-        state = {name.removeprefix("module."): tensor for name, tensor in plain}
+        state = plain_names(self.timm_model.state_dict())
         build_for(state, folder / WEIGHTS_FILE, lambda: AimonkModel(config))
         with staged_folder(folder) as stage:
             fingerprint = save_weights(stage / WEIGHTS_FILE, state)
@@ -313,6 +312,7 @@ class AimonkModel(nn.Module):
             except AimonkError as error:
                 model.metrics_problem = str(error)
                 _logger.warning("%s: %s; the model is loaded without its metrics", folder, error)
+        model.folder = folder
         return model.eval().to(device=device, dtype=dtype).check_outputs()
 
 

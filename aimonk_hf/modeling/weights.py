@@ -126,3 +126,8 @@ class _NoInitialisation(TorchFunctionMode):
         if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in self._SKIPPED:
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's tensors by timm's names, without the prefixes of torch.compile and data parallelism."""
+    return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}

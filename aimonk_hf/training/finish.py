@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
-from aimonk_hf.modeling.hub_push import push_model_folder
+from aimonk_hf.modeling.hub import push_model_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.training.epoch_choice import best_epoch
@@ -48,7 +48,7 @@ def finish(
     plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
     run.write_config(resolved, finished=True)
     if config.push_to_hub:
-        print(f"pushed:   {push_model_folder(run.path, config.push_to_hub, config.private or None).url}")
+        print(f"pushed:   {push_model_folder(run.path, config.push_to_hub, private=config.private or None).url}")
     hand_on(accelerator, model)
     return model
 

@@ -14,7 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_precision
-from aimonk_hf.modeling.hub_push import create_repository
+from aimonk_hf.modeling.hub import create_repository
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.callbacks import TrainCallback
 from aimonk_hf.training.finish import finish

@@ -13,7 +13,7 @@ from aimonk_hf.data.images import check_image
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.split_file import SPLIT_FILE, write_parts
-from aimonk_hf.modeling.weights import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
+from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import make_folder, read_json, score_columns, write_csv, write_json
 from aimonk_hf.training.settings import TrainConfig
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, get_args, get_origin
 from aimonk_hf.data.splits import SPLIT_METHODS
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
+from aimonk_hf.modeling.config import PRECISIONS
 from aimonk_hf.training.recipes import get_recipe
 
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
 AUGMENTATIONS = ("none", "flip", "light", "strong", "trivial-augment", "two-stage", "partial")
 LOSSES = ("bce", "focal", "asymmetric")
 SAMPLINGS = ("shuffle", "balanced")
