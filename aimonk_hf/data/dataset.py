@@ -2,22 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from aimonk_hf.data.formats import format_of
-from aimonk_hf.data.images import check_image, read_image
+from aimonk_hf.data.images import ImageSource, check_image, read_image
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
 from aimonk_hf.errors import AimonkError, near_names
 
@@ -34,6 +35,7 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         self.labels = labels
         self.images_dir = Path(images_dir)
         self.transform = transform
+        self._temporary: TemporaryDirectory[str] | None = None  # of images in memory; removed with the last dataset
 
     @classmethod
     def from_folder(
@@ -53,6 +55,36 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         if not images_dir:
             images_dir = path.parent if format_of(path).images_beside else find_images_dir(path.parent, table.images)
         return cls(table, images_dir, transform)
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Sequence[ImageSource],
+        labels: ArrayLike,
+        attributes: list[str],
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> "AttributeDataset":
+        """Make a dataset of paths, PIL images, arrays [H, W, 3] uint8 or bytes, with labels [N, K] in {0, 1, NaN}.
+
+        Images in memory become PNG files in a temporary folder for as long as the dataset lives: copies are found by
+        content, and a run resumes with the same images, as with files; the image cache serves one dataset only.
+        """
+        temporary = TemporaryDirectory(prefix="aimonk_hf-")
+        names = []
+        for number, image in enumerate(images):
+            if isinstance(image, str | os.PathLike):
+                names.append(str(Path(image).absolute()))
+            else:
+                names.append(f"image_{number:06d}.png")
+                read_image(image).save(Path(temporary.name, names[-1]), compress_level=1)
+        values, wanted = np.asarray(labels, dtype=np.float32), (len(names), len(attributes))
+        if values.shape != wanted or not np.isin(values[~np.isnan(values)], (0, 1)).all():
+            raise AimonkError(f"labels must be {list(wanted)} of 0, 1 and NaN, found shape {list(values.shape)}")
+        if len(set(names)) < len(names):
+            raise AimonkError("an image file is listed twice")
+        dataset = cls(Labels(names, list(attributes), values, "labels"), temporary.name, transform)
+        dataset._temporary = temporary
+        return dataset
 
     @property
     def attributes(self) -> list[str]:
@@ -76,7 +108,7 @@ class AttributeDataset(Dataset[dict[str, Any]]):
 
     def select(self, rows: Iterable[int]) -> "AttributeDataset":
         """Return the dataset of the given rows."""
-        return AttributeDataset(self.labels.select(rows), self.images_dir, self.transform)
+        return self._with(self.labels.select(rows))
 
     def columns_of(self, attributes: list[str]) -> list[int]:
         """Return the label columns of a model's `attributes`, by name; raises `AimonkError` where one is missing."""
@@ -93,7 +125,12 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         """Return the dataset with the label columns of a model's `attributes`, in their order, as `columns_of`."""
         values = self.labels.values[:, self.columns_of(attributes)]
         labels = replace(self.labels, attributes=list(attributes), values=values)
-        return AttributeDataset(labels, self.images_dir, self.transform)
+        return self._with(labels)
+
+    def _with(self, labels: Labels) -> "AttributeDataset":
+        dataset = AttributeDataset(labels, self.images_dir, self.transform)
+        dataset._temporary = self._temporary
+        return dataset
 
     def find_problems(
         self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False

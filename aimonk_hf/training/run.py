@@ -38,8 +38,7 @@ def train(
     """Train, write the run directory, and return the kept model in eval mode.
 
     `model` (left as it is) takes the place of the settings' architecture, `dataset` that of their data folder;
-    attributes are matched by name. Images of a dataset that are no files are not cached; copies are found, and changes
-    noticed at --resume, by content all the same.
+    attributes are matched by name.
 
     Every process of an `accelerate launch` calls this; the first one writes, and all return when the run directory is
     complete. The caller's accelerate state is put back, and the process group stays open. Raises `AimonkError` with one
@@ -50,11 +49,10 @@ def train(
     run = RunDirectory(config)
     run.check()
     if run.finished:
-        _check_finished(config, run, dataset)
+        _check_finished(config, run, model, dataset)
         print(f"{run.path} is finished: nothing to resume")
         return AimonkModel.from_pretrained(run.path)
-    listed = _listed(config, dataset)
-    listed = listed if model is None else listed.match(model.config.attributes)
+    listed = _listed(config, model, dataset)
     listed.labels.check_observed("listed images")
     with _own_accelerate_state():
         accelerator = _start_accelerator(config)
@@ -103,16 +101,18 @@ def _run(
     return finish(trainer, run, validation, report_set, out_of_fold)
 
 
-def _listed(config: TrainConfig, dataset: AttributeDataset | None) -> AttributeDataset:
-    if dataset is not None:
-        return dataset
-    return AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
+    if dataset is None:
+        dataset = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+    return dataset if model is None else dataset.match(model.config.attributes)
 
 
-def _check_finished(config: TrainConfig, run: RunDirectory, dataset: AttributeDataset | None) -> None:
+def _check_finished(
+    config: TrainConfig, run: RunDirectory, model: AimonkModel | None, dataset: AttributeDataset | None
+) -> None:
     """Raise `AimonkError` where the data of a finished run has changed; data that has gone is only said."""
     try:
-        listed = _listed(config, dataset)
+        listed = _listed(config, model, dataset)
     except AimonkError as error:
         print(f"warning: the data cannot be compared with that of the run: {error}")
     else:
