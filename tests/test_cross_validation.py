@@ -1,6 +1,4 @@
-"""`--folds K`: what is written, that no image is scored by a model that has seen it, and that resuming keeps finished
-folds.
-"""
+"""`--folds K`: its files, scores by models that have not seen the image, and resuming, which keeps finished folds."""
 
 import csv
 import json
@@ -12,24 +10,16 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
-from aimonk_hf.audit.suspects import read_scores
+from aimonk_hf.audit.suspects import read_scores, write_labels
 from aimonk_hf.cli.main import main
-from aimonk_hf.data.labels import Labels, write_labels
+from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.evaluation.report import score_images
-from aimonk_hf.training.loop import Trainer
 
 
 def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
-    values: dict[str, Any] = {
-        "recipe": "demo",
-        "epochs": 1,
-        "folds": 3,
-        "image_size": 32,
-        "num_workers": 0,
-        "mixed_precision": "no",
-    }
-    return TrainConfig(data_dir=str(data), output_dir=str(out), **(values | changes))
+    values: dict[str, Any] = {"recipe": "demo", "epochs": 1, "folds": 3, "image_size": 32, "num_workers": 0}
+    return TrainConfig(data_dir=str(data), output_dir=str(out), **(values | {"mixed_precision": "no"} | changes))
 
 
 def column(path: Path, name: str) -> dict[str, str]:
@@ -40,7 +30,7 @@ def column(path: Path, name: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawings, of which one lies there twice."""
-    folder = write_sample_data(tmp_path_factory.mktemp("data") / "sample", n_images=60, seed=3)
+    folder = write_sample_data(tmp_path_factory.mktemp("data") / "sample", n_images=30, seed=3)
     images = folder / "images"
     (images / "garment_0001.png").write_bytes((images / "garment_0000.png").read_bytes())
     return folder
@@ -57,7 +47,7 @@ def test_scores_come_from_the_model_that_left_the_image_out(run: tuple[Path, Aim
     dataset = AttributeDataset.from_folder(data)
     fold_of = column(out / "folds.csv", "fold")
     assert sorted(set(fold_of.values())) == ["1", "2", "3"]
-    assert max(np.bincount([int(fold) for fold in fold_of.values()])[1:]) <= 22
+    assert max(np.bincount([int(fold) for fold in fold_of.values()])[1:]) <= 12
     assert fold_of["garment_0000.png"] == fold_of["garment_0001.png"]
     written = read_scores(out / "oof.csv", dataset.labels.images, dataset.attributes)
     for fold in "123":
@@ -83,20 +73,7 @@ def test_out_of_fold_scores_keep_their_attribute_whatever_it_is_called(data: Pat
     labels = tmp_path / "labels.csv"
     labels.write_text("".join(["image,image,Error,score:image,a\n", *rows[1:]]))
     flags = ["--data-dir", str(data), "--labels", str(labels), "--images-dir", str(data / "images")]
-    run = [
-        "--recipe",
-        "demo",
-        "--folds",
-        "2",
-        "--epochs",
-        "1",
-        "--image-size",
-        "32",
-        "--num-workers",
-        "0",
-        "--mixed-precision",
-        "no",
-    ]
+    run = ["--recipe", "demo", "--folds", "2", "--epochs", "1", "--image-size", "32", "--num-workers", "0"]
     assert main(["train", *flags, *run, "--output-dir", str(tmp_path / "out")]) == 0
     with open(tmp_path / "out" / "oof.csv", newline="") as file:
         header, *written = csv.reader(file)
@@ -112,7 +89,7 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
     out, model = run
     assert set(column(out / "split.csv", "part").values()) == {"train"}
     report = json.loads((out / "metrics.json").read_text())
-    assert report["n_images"] == 60
+    assert report["n_images"] == 30
     assert report["measured_on"]["images"] == "out-of-fold scores of 3 folds"
     assert report["verdict"]
     assert all(row["p_value"] is not None for row in report["per_attribute"].values() if row["auroc"] is not None)
@@ -131,9 +108,7 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
 def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibration(
     changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    """The run starts from a model without batch norm, and learns nothing; its scores tell the labels apart, but are too
-    high.
-    """
+    """The run starts from a model without batch norm and learns nothing; its scores rank well, but are too high."""
     torch.manual_seed(0)
     start = AimonkModel.from_timm(
         "test_convnext", ["sleeves", "stripes", "collar", "belt"], pretrained=False, image_size=32
@@ -162,38 +137,32 @@ def test_a_recipe_that_chooses_an_epoch_takes_its_validation_images_from_inside(
     train(settings(data, tmp_path / "out", folds=2, metric_for_best_model="macro_auroc", val_split=0.25))
     for fold in "12":
         parts = column(tmp_path / "out" / "folds" / f"fold-{fold}" / "split.csv", "part")
-        assert 5 <= list(parts.values()).count("validation") <= 10
-    assert 12 <= list(column(tmp_path / "out" / "split.csv", "part").values()).count("validation") <= 18
+        assert 2 <= list(parts.values()).count("validation") <= 6
+    assert 6 <= list(column(tmp_path / "out" / "split.csv", "part").values()).count("validation") <= 9
 
 
-def test_resuming_keeps_finished_folds_and_ends_the_same(
+def test_resuming_keeps_finished_folds_and_ends_the_same_and_overwriting_removes_them(
     run: tuple[Path, AimonkModel], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    real = Trainer.fit
-    started: list[str] = []
+    out, saved, real = tmp_path / "out", [], AimonkModel.save_pretrained
 
-    def fit(trainer: Trainer, run: Any, *given: Any) -> None:
-        started.append(run.path.name)
-        if len(started) == 2:
+    def save(model: AimonkModel, folder: Path, *given: Any, **named: Any) -> None:
+        saved.append(Path(folder).name)
+        if len(saved) == 2:
             raise KeyboardInterrupt
-        real(trainer, run, *given)
+        real(model, folder, *given, **named)
 
-    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(AimonkModel, "save_pretrained", save)
     with pytest.raises(KeyboardInterrupt):
         train(settings(data, out))
     resumed = train(settings(data, out, resume=True))
-    assert started == ["fold-1", "fold-2", "fold-2", "fold-3", "out"]
+    assert saved == ["fold-1", "fold-2", "fold-2", "fold-3", "out"]
     assert (out / "oof.csv").read_bytes() == (run[0] / "oof.csv").read_bytes()
     whole = run[1].timm_model.state_dict()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.timm_model.state_dict().items())
-
-
-def test_overwriting_removes_the_folds(data: Path, tmp_path: Path) -> None:
-    train(settings(data, tmp_path / "out", folds=2))
-    train(settings(data, tmp_path / "out", folds=0, overwrite=True))
-    assert not (tmp_path / "out" / "folds").exists()
-    assert not (tmp_path / "out" / "oof.csv").exists()
+    train(settings(data, out, folds=0, overwrite=True))
+    assert not (out / "folds").exists()
+    assert not (out / "oof.csv").exists()
 
 
 def test_an_attribute_rarer_than_the_folds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -9,36 +9,44 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.training.batches import EpochBatches
-from aimonk_hf.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # without batch norm, dropout or augmentation, so that only the division of the work differs
-SETTINGS = [
-    "--architecture",
-    "test_vit",
-    "--no-pretrained",
-    "--image-size",
-    "32",
-    "--augmentation",
-    "none",
-    "--drop-rate",
-    "0",
-]
-SETTINGS += ["--mixed-precision", "no"]
+SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none"]
+SETTINGS += ["--drop-rate", "0", "--mixed-precision", "no", "--num-workers", "0", "--epochs", "2"]
+# name: batch size of one process, which is twice that of each of two, and further flags
+JOBS: dict[str, tuple[int, list[str]]] = {
+    "curve": (14, []),
+    "folds": (
+        14,  # no batch norm, and first layers that are a plain chain
+        ["--folds", "2", "--stage-epochs", "1,1", "--stage-freeze", "backbone,first-2", "--ema-decay", "0.9"]
+        + ["--architecture", "test_convnext"],
+    ),
+    "half": (2, ["--val-split", "0"]),  # every second image has no label at all
+    "single": (2, ["--val-split", "0"]),  # fewer images than processes
+    "norm": (12, ["--architecture", "test_resnet", "--epochs", "1", "--val-split", "0"]),  # one step
+}
+ALL_JOBS = """
+import json, sys
+from aimonk_hf.cli.main import main
+sys.exit(any([main(command) for command in json.loads(sys.argv[1])]))
+"""
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def torchrun(processes: int) -> list[str]:
@@ -56,122 +64,6 @@ def torchrun(processes: int) -> list[str]:
     ]
 
 
-def launch(sample: Path, out: Path, processes: int, batch_size: int, *more: str) -> str:
-    flags = [
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(out),
-        "--epochs",
-        "2",
-        "--batch-size",
-        str(batch_size),
-        "--num-workers",
-        "0",
-    ]
-    command = [*torchrun(processes), "train.py", *flags, *SETTINGS, *more]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def launch_two_machines(sample: Path, outs: list[Path], batch_size: int, *more: str) -> list[tuple[int, str]]:
-    """Run one process on each of two "machines" that meet over the loopback, and return status and stderr of both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    flags = [
-        "--data-dir",
-        str(sample),
-        "--epochs",
-        "2",
-        "--batch-size",
-        str(batch_size),
-        "--num-workers",
-        "0",
-        *SETTINGS,
-        *more,
-    ]
-    machines = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nnodes",
-                "2",
-                "--node_rank",
-                str(rank),
-                "--nproc_per_node",
-                "1",
-            ]
-            + ["--master_addr", "127.0.0.1", "--master_port", port, "train.py", "--output-dir", str(out), *flags],
-            **{
-                "cwd": ROOT,
-                "env": environment(),
-                "stdout": subprocess.DEVNULL,
-                "stderr": subprocess.PIPE,
-                "text": True,
-            },
-        )
-        for rank, out in enumerate(outs)
-    ]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
-    return [(machine.returncode, told) for machine, told in zip(machines, errors, strict=True)]
-
-
-def test_two_machines_train_as_one_process_and_must_share_the_folder(sample: Path, tmp_path: Path) -> None:
-    one, two, apart = tmp_path / "one", tmp_path / "two", tmp_path / "apart"
-    launch(sample, one, 1, 14)
-    for status, told in launch_two_machines(sample, [two, two], 7):
-        assert status == 0, told
-    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
-    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
-    record = (two / "train_config.json").read_text()
-    (two / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
-    for status, told in launch_two_machines(sample, [two, apart], 7, "--resume"):
-        assert status != 0
-        assert "all machines must share the output folder" in told
-
-
-def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(sample: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(sample, one, 1, 14)
-    printed = launch(sample, two, 2, 7)
-    assert '"processes": 2' in (two / "train_config.json").read_text()
-    assert '"processes": 1' in (one / "train_config.json").read_text()
-    assert printed.count("epoch 1/2") == 1  # only the first process speaks
-    curves = [load_checkpoint(out / "checkpoints") for out in (one, two)]
-    losses = [curve["losses"].numpy() for curve in curves if curve]
-    assert len(losses[0]) == 2 * 4  # 48 images in at most 14 a step: four steps of 12, of which one process takes 6
-    np.testing.assert_allclose(*losses, atol=1e-4)
-    histories = [list(csv.DictReader((out / "history.csv").open())) for out in (one, two)]
-    for column in ("train_loss", "val_loss", "macro_auroc", "macro_average_precision"):
-        np.testing.assert_allclose(*[[float(row[column]) for row in history] for history in histories], atol=1e-4)
-
-
-def test_two_processes_freeze_fold_and_score_as_one(sample: Path, tmp_path: Path) -> None:
-    more = ("--folds", "2", "--stage-epochs", "1,1", "--stage-freeze", "backbone,first-2", "--ema-decay", "0.9")
-    more += (
-        "--architecture",
-        "test_convnext",
-        "--prefix-views",
-        "1",
-    )  # no batch norm, and a prefix that can be cut off
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(sample, one, 1, 14, *more)
-    printed = launch(sample, two, 2, 7, *more)
-    assert printed.count("fold 1 of 2") == 1
-    tables = [list(csv.DictReader((out / "oof.csv").open())) for out in (one, two)]
-    for mine, other in zip(*tables, strict=True):
-        assert mine["image"] == other["image"]
-        np.testing.assert_allclose(
-            *[[float(row[name]) for name in row if name != "image"] for row in (mine, other)], atol=1e-4
-        )
-    losses = [load_checkpoint(out / "checkpoints")["losses"].numpy() for out in (one, two)]
-    np.testing.assert_allclose(*losses, atol=1e-4)
-
-
 def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], bool]) -> Path:
     """The first rows of the drawings; those not `observed` have no label at all."""
     folder.mkdir()
@@ -182,41 +74,118 @@ def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], 
     return folder
 
 
-def test_batches_without_labels_on_one_process_only(sample: Path, tmp_path: Path) -> None:
-    data = few_labels(sample, tmp_path / "data", 11, lambda row: row % 2 == 0)
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(data, one, 1, 2, "--val-split", "0")
-    launch(data, two, 2, 1, "--val-split", "0")
-    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
-    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
-    for name, tensor in states[0]["network"].items():
-        np.testing.assert_allclose(tensor.numpy(), states[1]["network"][name].numpy(), atol=1e-3)
+class Runs(NamedTuple):
+    """The folders of each job's run by one process and by two, and what the two printed."""
+
+    one: Path
+    two: Path
+    printed: str
+
+    def pair(self, job: str, file: str) -> list[Path]:
+        return [runs / job / file for runs in (self.one, self.two)]
 
 
-def test_more_processes_than_images(sample: Path, tmp_path: Path) -> None:
-    data = few_labels(sample, tmp_path / "data", 1, lambda row: True)
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(data, one, 1, 2, "--val-split", "0")
-    launch(data, two, 2, 1, "--val-split", "0")
-    states = [load_checkpoint(out / "checkpoints") for out in (one, two)]
-    np.testing.assert_allclose(*[state["losses"].numpy() for state in states if state], atol=1e-4)
+@pytest.fixture(scope="module")
+def runs(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Train every job in this process, and all of them in one pair of processes."""
+    folder = tmp_path_factory.mktemp("jobs")
+    data = dict.fromkeys(JOBS, sample) | {
+        "half": few_labels(sample, folder / "half", 11, lambda row: row % 2 == 0),
+        "single": few_labels(sample, folder / "single", 1, lambda row: True),
+        "norm": few_labels(sample, folder / "norm", 12, lambda row: True),
+    }
+    commands: dict[str, list[list[str]]] = {"one": [], "two": []}
+    for job, (batch_size, more) in JOBS.items():
+        for who, size in (("one", batch_size), ("two", batch_size // 2)):
+            places = ["--data-dir", str(data[job]), "--output-dir", str(folder / who / job)]
+            commands[who].append(["train", *places, *SETTINGS, "--batch-size", str(size), *more])
+    assert [main(command) for command in commands["one"]] == [0] * len(JOBS)
+    (folder / "program.py").write_text(ALL_JOBS)
+    command = [*torchrun(2), str(folder / "program.py"), json.dumps(commands["two"])]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Runs(folder / "one", folder / "two", done.stdout)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_close(tables: list[list[dict[str, str]]], columns: Iterable[str], tolerance: float = 1e-4) -> None:
+    for column in columns:
+        one, two = ([float(row[column]) for row in table] for table in tables)
+        np.testing.assert_allclose(one, two, atol=tolerance, err_msg=column)
+
+
+def launch_two_machines(sample: Path, outs: list[Path], batch_size: int, *more: str) -> list[tuple[int, str]]:
+    """Run one process on each of two "machines" that meet over the loopback, and return status and stderr of both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", port]
+    flags = ["--data-dir", str(sample), "--batch-size", str(batch_size), *SETTINGS, *more]
+    machines = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(rank), "train.py", "--output-dir", str(out), *flags],
+            **{"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    return [(machine.returncode, told) for machine, told in zip(machines, errors, strict=True)]
+
+
+def test_two_machines_train_as_one_process_and_must_share_the_folder(runs: Runs, sample: Path, tmp_path: Path) -> None:
+    two, apart = tmp_path / "two", tmp_path / "apart"
+    for status, told in launch_two_machines(sample, [two, two], 7):
+        assert status == 0, told
+    check_close([rows_of(runs.one / "curve" / "history.csv"), rows_of(two / "history.csv")], ["train_loss", "val_loss"])
+    record = (two / "train_config.json").read_text()
+    (two / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
+    for status, told in launch_two_machines(sample, [two, apart], 7, "--resume"):
+        assert status != 0
+        assert "all machines must share the output folder" in told
+
+
+def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) -> None:
+    one, two = (json.loads(path.read_text())["resolved"] for path in runs.pair("curve", "train_config.json"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert runs.printed.count("epoch 1/2") == len(JOBS) - 1 + 2  # only the first process speaks; "folds" trains thrice
+    tables = [rows_of(path) for path in runs.pair("curve", "history.csv")]
+    check_close(tables, ("train_loss", "val_loss", "macro_auroc", "macro_average_precision"))
+    for checkpoints in runs.pair("curve", "checkpoints"):
+        # 48 images in at most 14 a step: four steps of 12, of which one process takes 6
+        assert sorted(path.name for path in checkpoints.glob("step-*"))[-1] == "step-00000008"
+
+
+def test_two_processes_freeze_fold_and_score_as_one(runs: Runs) -> None:
+    assert runs.printed.count("fold 1 of 2") == 1
+    tables = [rows_of(path) for path in runs.pair("folds", "oof.csv")]
+    assert [row["image"] for row in tables[0]] == [row["image"] for row in tables[1]]
+    check_close(tables, [name for name in tables[0][0] if name != "image"])
+    check_close([rows_of(path) for path in runs.pair("folds", "history.csv")], ["train_loss"])
+
+
+@pytest.mark.parametrize("job", ["half", "single"])
+def test_batches_without_labels_or_images_on_one_process_only(job: str, runs: Runs) -> None:
+    check_close([rows_of(path) for path in runs.pair(job, "history.csv")], ["train_loss"])
+    one, two = (load_file(path) for path in runs.pair(job, "model.safetensors"))
+    for name, tensor in one.items():
+        np.testing.assert_allclose(tensor.numpy(), two[name].numpy(), atol=1e-3)
+
+
+def test_batch_norm_goes_by_the_images_of_every_process(runs: Runs) -> None:
+    one, two = (load_file(path) for path in runs.pair("norm", "model.safetensors"))
+    first = next(name for name in one if name.endswith("running_mean"))
+    np.testing.assert_allclose(one[first].numpy(), two[first].numpy(), atol=1e-6)
 
 
 def run_of_two(data: Path, out: Path) -> subprocess.Popen[str]:
     """A long run of two processes that has written a checkpoint."""
-    flags = [
-        "--data-dir",
-        str(data),
-        "--output-dir",
-        str(out),
-        "--epochs",
-        "1000",
-        "--batch-size",
-        "8",
-        "--num-workers",
-        "0",
-        *SETTINGS,
-    ]
+    flags = ["--data-dir", str(data), "--output-dir", str(out), *SETTINGS, "--epochs", "1000", "--batch-size", "8"]
     command = [*torchrun(2), "train.py", *flags]
     run = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -240,17 +209,7 @@ def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_pa
         or "Signal 9 (SIGKILL)" in errors
     )
     assert not any(psutil.pid_exists(pid) for pid in trainers)
-    assert load_checkpoint(out / "checkpoints") is not None
-
-
-def test_batch_norm_goes_by_the_images_of_every_process(sample: Path, tmp_path: Path) -> None:
-    data = few_labels(sample, tmp_path / "data", 12, lambda row: True)
-    one, two = tmp_path / "one", tmp_path / "two"
-    for out, processes, batch_size in ((one, 1, 12), (two, 2, 6)):  # one step
-        launch(data, out, processes, batch_size, "--architecture", "test_resnet", "--epochs", "1", "--val-split", "0")
-    networks = [load_checkpoint(out / "checkpoints")["network"] for out in (one, two)]
-    first = next(name for name in networks[0] if name.endswith("running_mean"))
-    np.testing.assert_allclose(*[network[first].numpy() for network in networks], atol=1e-6)
+    assert list((out / "checkpoints").glob("step-*"))
 
 
 # the process group of the program gives up after 10 seconds; the first process takes longer to save a fold
@@ -280,12 +239,12 @@ def slow(model, folder, *more, **named):
     return save(model, folder, *more, **named)
 
 AimonkModel.stream, AimonkModel.save_pretrained = counted, slow
-small = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1, "num_workers": 0, "mixed_precision": "no"}
-small |= json.loads(sys.argv[3])
-model = train(TrainConfig(data_dir=sys.argv[2], output_dir=str(here / "out"), recipe="demo", tune_thresholds=True, **small))
-record = {"scored": scored, "complete": (here / "out" / "sample_predictions.png").is_file(), "thresholds": model.config.thresholds,
-          "metrics": model.metrics, "weights": [tensor.double().sum().item() for tensor in model.state_dict().values()],
-          "group": dist.is_initialized()}
+small = {"recipe": "demo", "image_size": 32, "epochs": 1, "num_workers": 0, "mixed_precision": "no"}
+small |= {"tune_thresholds": True} | json.loads(sys.argv[3])
+model = train(TrainConfig(sys.argv[2], str(here / "out"), **small))
+record = {"scored": scored, "complete": (here / "out" / "sample_predictions.png").is_file(),
+          "thresholds": model.config.thresholds, "metrics": model.metrics, "group": dist.is_initialized(),
+          "weights": [tensor.double().sum().item() for tensor in model.state_dict().values()]}
 (here / f"record-{rank}.json").write_text(json.dumps(record))
 """
 
@@ -296,9 +255,7 @@ def test_all_processes_score_wait_for_the_first_and_return_its_model(
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [*torchrun(2), str(tmp_path / "program.py"), str(tmp_path), str(sample), json.dumps(settings)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"record-{rank}.json").read_text()) for rank in (0, 1))
     for record in (first, second):
@@ -322,14 +279,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(sample: Path, tmp
     assert said, errors
     assert "another process of this run has ended" not in errors
     assert not any(trainer.is_running() for trainer in trainers)
-    assert load_checkpoint(out / "checkpoints")["step"] == int(said[1])
+    assert max((out / "checkpoints").glob("step-*")).name == f"step-{int(said[1]):08}"
 
 
 def rank_of(process: psutil.Process) -> str:
     return str(process.environ()["RANK"])
 
 
-@pytest.mark.parametrize("format", ["csv", "json"])
+@pytest.mark.parametrize("format", ["csv", pytest.param("json", marks=pytest.mark.soak)])
 def test_two_processes_predict_into_the_file_of_one(
     format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel
 ) -> None:

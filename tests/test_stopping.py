@@ -2,191 +2,206 @@
 
 import csv
 import os
+import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from forked_runs import ForkedRuns
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from aimonk_hf import TrainConfig, train
+from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.training.checkpoints import load_checkpoint
-from aimonk_hf.training.loop import Trainer
 
-ROOT = Path(__file__).parents[1]
-KILLS = 20
+SMALL = ["--architecture", "local-dir:start", "--pretrained", "--image-size", "32"]
+SMALL += ["--num-workers", "0", "--mixed-precision", "no"]
+DEMO = ["train", "--recipe", "demo", "--epochs", "1", "--batch-size", "16", *SMALL]
 # two stages, averaged weights, dropout, mixing, a plateau, early stopping, the best epoch: all that a state must hold
-FLAGS = (
-    *(
-        "--recipe",
-        "efficientnet-b0-two-stage",
-        "--architecture",
-        "test_resnet",
-        "--no-pretrained",
-        "--image-size",
-        "32",
-    ),
-    *("--num-workers", "0", "--batch-size", "8", "--stage-epochs", "4,6", "--ema-decay", "0.9", "--mixup", "0.2"),
-    *(
-        "--mixed-precision",
-        "bf16",
-        "--early-stopping-patience",
-        "3",
-        "--plateau-patience",
-        "0",
-        "--checkpoint-minutes",
-        "1e-9",
-    ),
-)
+EVERYTHING = ["train", "--recipe", "efficientnet-b0-two-stage", *SMALL, "--mixed-precision", "bf16", "--mixup", "0.2"]
+EVERYTHING += ["--ema-decay", "0.9", "--batch-size", "8", "--checkpoint-minutes", "1e-9"]
+EVERYTHING += ["--early-stopping-patience", "3", "--plateau-patience", "0"]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="module")
+def runs(start: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRuns]:
+    forked = ForkedRuns(tmp_path_factory.mktemp("runs"))
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 drawings, of which 19 make three steps of at most 8."""
+    return write_sample_data(tmp_path_factory.mktemp("few") / "data", n_images=24, seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work beside a model folder `start` of few channels, the backbone of every run."""
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.manual_seed(0)
+        channels = [4, 4, 8, 8]
+        AimonkModel.from_timm("test_resnet", ["a"], pretrained=False, channels=channels).save_pretrained("start")
+        yield
 
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """A script that starts pytest with & has it ignore Ctrl-C, and by inheritance every run that a test starts."""
+    """A script that starts pytest with & has it ignore Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+def folders(data: Path, out: Path) -> list[str]:
+    return ["--data-dir", str(data), "--output-dir", str(out)]
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+
+
 def rows_without_times(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
-        return [
-            {key: row[key] for key in row if key not in ("seconds", "images_per_second")}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
 
 
-def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(sample: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for out, kills in ((whole, 0), (killed, KILLS)):
-        command = [
-            sys.executable,
-            str(ROOT / "tests" / "kill_driver.py"),
-            str(kills),
-            "1",
-            "--data-dir",
-            str(sample),
-            "--output-dir",
-            str(out),
-        ]
-        done = subprocess.run([*command, *FLAGS], env=environment(), capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"killed {kills} times" in done.stdout
-    places = re.findall(r"step-\d+", done.stdout)
-    assert len(places) == KILLS
-    assert len(set(places)) > KILLS / 2
+def check_same_end(killed: Path, whole: Path) -> None:
+    """Compare all but times, bit for bit."""
     for name in ("model.safetensors", "metrics.json", "config.json", "split.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert rows_without_times(killed / "history.csv") == rows_without_times(whole / "history.csv")
-    states = [load_checkpoint(out / "checkpoints") for out in (killed, whole)]
-    assert states[0]["losses"].tolist() == states[1]["losses"].tolist()
-    left_behind = [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert not left_behind
+    assert checkpoints(killed) == checkpoints(whole)
+    (mine,), (other,) = ((out / "checkpoints" / checkpoints(out)[-1]).glob("*.safetensors") for out in (killed, whole))
+    assert mine.read_bytes() == other.read_bytes()  # with the loss of every step
+    assert not list((killed / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_killed_at_its_weakest_moments_ends_bit_for_bit_as_one_that_was_not(
+    runs: ForkedRuns, few: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = [*EVERYTHING, "--stage-epochs", "2,3"]
+    assert runs.run(*flags, *folders(few, whole)).status == 0
+    reached = []
+    # in the first stage, before a checkpoint is renamed, in a validation, in the second stage, at the end; two steps
+    # are tried before the run, one for each stage, and the network scores an image when it is built
+    for moment, which in (("step", 4), ("rename", 2), ("score", 3), ("step", 6), ("save", 1)):
+        ended = runs.run(*flags, *folders(few, killed), "--resume", at=(moment, which), number=signal.SIGKILL)
+        assert ended.status == -signal.SIGKILL, (moment, ended.printed)
+        reached.append(checkpoints(killed)[-1])
+    assert reached == sorted(reached)
+    assert len(set(reached)) >= 4
+    assert runs.run(*flags, *folders(few, killed), "--resume").status == 0
+    check_same_end(killed, whole)
+
+
+@pytest.mark.soak
+def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(
+    runs: ForkedRuns, few: Path, tmp_path: Path
+) -> None:
+    whole, killed, chance, places = tmp_path / "whole", tmp_path / "killed", random.Random(1), []
+    flags = [*EVERYTHING, "--stage-epochs", "8,16"]
+    assert runs.run(*flags, *folders(few, whole)).status == 0
+    while len(places) < 20:
+        before, process = checkpoints(killed), runs.start([*flags, *folders(few, killed), "--resume"])
+        while checkpoints(killed) == before:  # it gets a step further before it is killed: the run must end some time
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.25))
+        os.kill(process, signal.SIGKILL)
+        if runs.wait(process).status == 0:
+            break  # it was faster
+        places.append(checkpoints(killed)[-1])
+    assert len(set(places)) > 10
+    assert runs.run(*flags, *folders(few, killed), "--resume").status == 0
+    check_same_end(killed, whole)
+
+
+# Ctrl-C reaches the whole process group, those that read images too; two steps are tried before the run
+@pytest.mark.parametrize(
+    ("at", "number", "status", "said"),
+    [
+        (("step", 6), signal.SIGTERM, 143, "stopped and saved after step 4: "),
+        (("step", 6), signal.SIGINT, 130, "stopped and saved after step 4: "),
+        (("batch", 1), signal.SIGINT, 130, "stopped: "),  # while the first features are computed
+        (("save", 1), signal.SIGTERM, 143, "stopped and saved after step 6: "),
+    ],
+)
 def test_a_polite_stop_saves_and_says_how_to_go_on(
-    number: signal.Signals, status: int, sample: Path, tmp_path: Path
+    at: tuple[str, int], number: int, status: int, said: str, runs: ForkedRuns, few: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    flags = [
-        *FLAGS,
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(out),
-        "--checkpoint-minutes",
-        "0",
-        "--num-workers",
-        "1",
-    ]
-    flags += ["--stage-epochs", "1,200", "--early-stopping-patience", "0"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "aimonk_hf", "train", *flags],
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.killpg(run.pid, number) if number is signal.SIGINT else run.send_signal(number)  # Ctrl-C reaches the readers too
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == status, errors
-    said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", errors)
-    assert said
-    assert "Traceback" not in errors
-    state = load_checkpoint(out / "checkpoints")
-    assert state is not None
-    assert state["step"] == int(said[1])
+    flags = [*DEMO, *folders(few, tmp_path / "out"), "--batch-size", "8", "--num-workers", "1"]
+    flags += ["--stage-epochs", "1,1", "--stage-freeze", "backbone,none"]
+    ended = runs.run(*flags, at=at, number=number, group=number == signal.SIGINT)
+    assert ended.status == status, ended.printed
+    assert f"{said}the same command with --resume goes on" in ended.printed
+    assert "Traceback" not in ended.printed
+    if step := re.search(r"step (\d+)", said):
+        assert checkpoints(tmp_path / "out")[-1] == f"step-{int(step[1]):08}"
+    if at[0] != "step":
+        assert main([*flags, "--resume"]) == 0
 
 
-def test_an_interrupt_that_the_run_was_started_to_ignore_stays_ignored_in_a_step_too(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.train_epoch
+def settings(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    small = {"image_size": 32, "num_workers": 0, "mixed_precision": "no"}
+    small |= {"architecture": "local-dir:start", "pretrained": True}
+    return TrainConfig(str(data), str(out), **({"recipe": "demo", "epochs": 1, "batch_size": 16} | small | changes))
 
-    def interrupted(trainer: Trainer, after_step: Callable) -> dict:
-        os.kill(os.getpid(), signal.SIGINT)
-        return real(trainer, after_step)
 
-    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+def test_an_interrupt_that_the_run_was_started_to_ignore_stays_ignored_in_a_step_too(few: Path, tmp_path: Path) -> None:
+    hook = register_optimizer_step_post_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    train(settings(sample, tmp_path / "out"))
+    try:
+        train(settings(few, tmp_path / "out"))
+    finally:
+        hook.remove()
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
-def stopped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def stopped(few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A copy of the data, and a run on it that was stopped before its end."""
     folder = tmp_path_factory.mktemp("stopped")
-    shutil.copytree(sample, folder / "data")
-    from aimonk_hf.training import run as training
-
+    shutil.copytree(few, folder / "data")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(AimonkModel, "save_pretrained", interrupted)
         train(settings(folder / "data", folder / "out"))
     return folder / "data", folder / "out"
 
 
-def settings(data: Path, out: Path, **changes: object) -> TrainConfig:
-    values = {
-        "recipe": "demo",
-        "epochs": 1,
-        "batch_size": 16,
-        "image_size": 32,
-        "num_workers": 0,
-        "mixed_precision": "no",
-    } | changes
-    return TrainConfig(data_dir=str(data), output_dir=str(out), **values)  # type: ignore[arg-type]
+@pytest.fixture
+def copied(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of both, to be changed."""
+    shutil.copytree(stopped[0].parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "data", tmp_path / "out"
 
 
-def test_changed_data_is_named_and_refused_unless_forced(stopped: tuple[Path, Path], tmp_path: Path) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(stopped[0], data)
-    shutil.copytree(stopped[1], out)
+def test_changed_data_is_named_and_refused_unless_forced(copied: tuple[Path, Path]) -> None:
+    data, out = copied
     lines = (data / "labels.csv").read_text().splitlines()
     flipped = lines[2].replace(",1", ",x", 1).replace(",0", ",1", 1).replace(",x", ",0", 1)
     assert flipped != lines[2]
     (data / "labels.csv").write_text("\n".join([*lines[:2], flipped, *lines[3:-1]]) + "\n")
     (data / "images" / "garment_0005.png").write_bytes((data / "images" / "garment_0006.png").read_bytes())
     expected = (
-        r"the data has changed since \(1 image\(s\) gone, first garment_0059.png; "
-        r"1 image\(s\) with other labels, first garment_0001.png; 1 image\(s\) of another file size, first garment_0005.png\)"
+        r"the data has changed since \(1 image\(s\) gone, first garment_0023.png; 1 image\(s\) with other labels, "
+        r"first garment_0001.png; 1 image\(s\) of another file size, first garment_0005.png\)"
     )
     with pytest.raises(AimonkError, match=expected):
         train(settings(data, out, resume=True))
@@ -194,95 +209,53 @@ def test_changed_data_is_named_and_refused_unless_forced(stopped: tuple[Path, Pa
     assert (out / "model.safetensors").is_file()
 
 
-def test_other_attributes_are_refused_at_resume_even_where_forced(stopped: tuple[Path, Path], tmp_path: Path) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(stopped[0], data)
-    shutil.copytree(stopped[1], out)
+def test_other_attributes_are_refused_at_resume_even_where_forced(copied: tuple[Path, Path]) -> None:
+    data, out = copied
     labels = (data / "labels.csv").read_text()
     (data / "labels.csv").write_text(labels.replace("collar", "sash", 1))
+    expected = "trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash"
     for forced in (False, True):
-        with pytest.raises(
-            AimonkError,
-            match="trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash",
-        ):
+        with pytest.raises(AimonkError, match=expected):
             train(settings(data, out, resume=True, ignore_changes=forced))
 
 
-def test_rows_in_another_order_are_refused_at_resume(stopped: tuple[Path, Path], tmp_path: Path) -> None:
-    """By the order and the seed the images were divided: in another one the model would report from images that it was
-    trained on.
-    """
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(stopped[0], data)
-    shutil.copytree(stopped[1], out)
+def test_rows_in_another_order_are_refused_at_resume(copied: tuple[Path, Path]) -> None:
+    """By order and seed the images were divided: in another one, images that were trained on would be reported from."""
+    data, out = copied
     header, *rows = (data / "labels.csv").read_text().splitlines()
     (data / "labels.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
     with pytest.raises(AimonkError, match=r"the data has changed since \(the rows are in another order\)"):
         train(settings(data, out, resume=True))
 
 
-def test_changed_settings_are_named_and_refused_unless_forced(stopped: tuple[Path, Path], tmp_path: Path) -> None:
-    data, out = stopped[0], tmp_path / "out"
-    shutil.copytree(stopped[1], out)
+def test_changed_settings_are_named_and_refused_unless_forced(copied: tuple[Path, Path]) -> None:
+    data, out = copied
     with pytest.raises(AimonkError, match=r"epochs was 1, now 2; .*--ignore-changes"):
         train(settings(data, out, resume=True, epochs=2))
-    train(settings(data, out, resume=True, epochs=2, stage_epochs=[2], ignore_changes=True))
-    other = tmp_path / "other"
-    shutil.copytree(stopped[1], other)
     with pytest.raises(AimonkError, match="the checkpoint does not fit these settings"):
-        train(settings(data, other, resume=True, architecture="test_vit", image_size=160, ignore_changes=True))
+        train(settings(data, out, resume=True, architecture="test_vit", image_size=160, ignore_changes=True))
+    train(settings(data, out, resume=True, epochs=2, stage_epochs=[2], ignore_changes=True))
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(runs: ForkedRuns, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    real = Trainer.train_epoch
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            Trainer,
-            "train_epoch",
-            lambda self, after: real(self, after) if not self.epoch else (_ for _ in ()).throw(KeyboardInterrupt),
-        )
-        train(settings(sample, out, epochs=2))
-    kept = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    flags = [
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(out),
-        "--recipe",
-        "demo",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "16",
-    ]
-    flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", *flags], env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr
-    assert kept[-1] in done.stderr
-    assert "Traceback" not in done.stderr
-    state = load_checkpoint(out / "checkpoints")
-    assert state is not None
-    assert state["epoch"] == 1
+    flags = [*DEMO, "--epochs", "2", *folders(few, out)]
+    assert runs.run(*flags, at=("step", 4), number=signal.SIGKILL).status == -signal.SIGKILL  # in the second epoch
+    kept = checkpoints(out)
+    ended = runs.run(*flags, "--resume", file_limit=20000)
+    assert ended.status == 2, ended.printed
+    assert "cannot write" in ended.printed
+    assert kept[-1] in ended.printed
+    assert "Traceback" not in ended.printed
+    assert checkpoints(out) == kept
+    assert main([*flags, "--resume"]) == 0
 
 
 def test_the_command_line_says_stopped_once(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from aimonk_hf.training import run as training
-
-    monkeypatch.setattr(training, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    flags = ["--data-dir", str(sample), "--output-dir", str(tmp_path / "out"), "--recipe", "demo", "--image-size", "32"]
-    assert main(["train", *flags]) == 130
+    monkeypatch.setattr(AimonkModel, "from_timm", interrupted)
+    assert main([*DEMO, *folders(few, tmp_path / "out")]) == 130
     assert capsys.readouterr().err.strip().endswith("aimonk-hf: stopped")
 
 
@@ -294,41 +267,24 @@ def test_another_machine_is_named_and_refused_unless_forced(
     precision: str,
     processes: int,
     said: str,
-    stopped: tuple[Path, Path],
-    tmp_path: Path,
+    copied: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(stopped[1], out)
-    record = (out / "train_config.json").read_text()
-    (out / "train_config.json").write_text(record.replace('"processes": 1', f'"processes": {processes}'))
+    record = copied[1] / "train_config.json"
+    record.write_text(record.read_text().replace('"processes": 1', f'"processes": {processes}'))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch --mixed_precision bf16` does
-    flags = [
-        "--data-dir",
-        str(stopped[0]),
-        "--output-dir",
-        str(out),
-        "--recipe",
-        "demo",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "16",
-    ]
-    flags += ["--image-size", "32", "--num-workers", "0", "--mixed-precision", "no", "--resume"]
-    assert main(["train", *flags]) == 2
+    flags = [*DEMO, *folders(*copied), "--resume"]
+    assert main(flags) == 2
     told = capsys.readouterr().err
     assert said in told
     assert "--ignore-changes" in told
-    assert main(["train", *flags, "--ignore-changes"]) == 0
+    assert main([*flags, "--ignore-changes"]) == 0
 
 
 def test_a_run_goes_on_with_a_gradient_scaler_that_its_checkpoint_lacks(
-    stopped: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(stopped[1], out)
     real = Accelerator.__init__
 
     def scaled(self: Accelerator, **given: object) -> None:
@@ -336,67 +292,5 @@ def test_a_run_goes_on_with_a_gradient_scaler_that_its_checkpoint_lacks(
         self.scaler = torch.amp.GradScaler("cpu")
 
     monkeypatch.setattr(Accelerator, "__init__", scaled)
-    train(settings(stopped[0], out, resume=True, ignore_changes=True))
-    assert (out / "model.safetensors").is_file()
-
-
-# Ctrl-C reaches the whole process group while the first features are computed; SIGTERM comes when the model is about to
-# be saved
-INTERRUPTED = {
-    "caching": """
-import os, signal
-from torch.utils.data import DataLoader
-begin = DataLoader.__iter__
-def interrupted(loader):
-    batches = begin(loader)
-    yield next(batches)
-    os.killpg(0, signal.SIGINT)
-    yield from batches
-DataLoader.__iter__ = interrupted
-""",
-    "judging": """
-import os, signal
-from aimonk_hf import AimonkModel
-AimonkModel.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
-""",
-}
-
-
-@pytest.mark.parametrize(
-    ("phase", "status", "said"), [("caching", 130, "stopped: "), ("judging", 143, "stopped and saved after step 3: ")]
-)
-def test_a_signal_outside_the_steps_ends_the_run_at_once_and_says_how_to_go_on(
-    phase: str, status: int, said: str, sample: Path, tmp_path: Path
-) -> None:
-    flags = [
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(tmp_path / "out"),
-        "--recipe",
-        "demo",
-        "--architecture",
-        "test_resnet",
-    ]
-    flags += [
-        "--epochs",
-        "1",
-        "--freeze",
-        "backbone",
-        "--feature-views",
-        "1",
-        "--batch-size",
-        "16",
-        "--image-size",
-        "32",
-    ]
-    flags += ["--num-workers", "1", "--no-pretrained"]
-    code = INTERRUPTED[phase] + "import sys; from aimonk_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", *flags]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=280, start_new_session=True
-    )
-    assert done.returncode == status, done.stderr
-    assert f"{said}the same command with --resume goes on" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert main(["train", *flags, "--resume"]) == 0
+    train(settings(*copied, resume=True, ignore_changes=True))
+    assert (copied[1] / "model.safetensors").is_file()
