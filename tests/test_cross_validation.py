@@ -106,7 +106,7 @@ def test_the_final_model_trains_on_all_images_and_is_judged_out_of_fold(run: tup
 
 @pytest.mark.parametrize("changes", [{"folds": 2}, {"folds": 0, "val_split": 0.6}], ids=["folds", "validation"])
 def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibration(
-    changes: dict[str, Any], data: Path, tmp_path: Path
+    changes: dict[str, Any], sample: Path, tmp_path: Path
 ) -> None:
     """The run starts from a model without batch norm and learns nothing; its scores rank well, but are too high."""
     torch.manual_seed(0)
@@ -117,14 +117,14 @@ def test_the_calibration_error_is_that_of_images_that_did_not_fit_the_calibratio
         start.timm_model.get_classifier().weight.normal_(0, 0.5)
         start.timm_model.get_classifier().bias.fill_(2.0)
     start.save_pretrained(tmp_path / "start")
-    dataset = AttributeDataset.from_folder(data)
+    dataset = AttributeDataset.from_folder(sample)
     scores, _ = score_images(start.eval(), dataset.paths)
     flips = np.random.default_rng(0).random(scores.shape) < 0.2
     values = ((scores > np.median(scores, axis=0)) ^ flips).astype(np.float32)
     write_labels(tmp_path / "labels.csv", Labels(dataset.labels.images, dataset.attributes, values))
-    files = {"labels": str(tmp_path / "labels.csv"), "images_dir": str(data / "images")}
+    files = {"labels": str(tmp_path / "labels.csv"), "images_dir": str(sample / "images")}
     kept = {"architecture": f"local-dir:{tmp_path / 'start'}", "lr": 1e-12, "calibrate": True}
-    model = train(settings(data, tmp_path / "out", **kept, **files, **changes))
+    model = train(settings(sample, tmp_path / "out", **kept, **files, **changes))
     assert model.metrics is not None
     rows = model.metrics["per_attribute"].values()
     assert any(row["calibration"]["left_alone"] is None for row in rows)
