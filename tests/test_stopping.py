@@ -232,8 +232,9 @@ def test_changed_settings_are_named_and_refused_unless_forced(copied: tuple[Path
     data, out = copied
     with pytest.raises(AimonkError, match=r"epochs was 1, now 2; .*--ignore-changes"):
         train(settings(data, out, resume=True, epochs=2))
+    forced: dict[str, Any] = {"image_size": 160, "ignore_changes": True}
     with pytest.raises(AimonkError, match="the checkpoint does not fit these settings"):
-        train(settings(data, out, resume=True, architecture="test_vit", image_size=160, ignore_changes=True))
+        train(settings(data, out, resume=True, architecture="test_vit", pretrained=False, **forced))
     train(settings(data, out, resume=True, epochs=2, stage_epochs=[2], ignore_changes=True))
 
 
