@@ -7,7 +7,9 @@ import inspect
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,68 +17,56 @@ from aimonk_hf.cli.main import _parser, main
 
 ROOT = Path(__file__).parents[1]
 # docs/LOG.md and CHANGELOG.md tell of earlier versions, whose commands may be gone.
-DOCUMENTS = sorted(
-    {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/LOG.md"}
-)
-LINKED = [*DOCUMENTS, ROOT / "docs/LOG.md", ROOT / "CHANGELOG.md"]
+HISTORY = [ROOT / "docs/LOG.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")} - {*HISTORY})
 
-# Commands that these tests run as they stand; `--help` of any command is run too.
+# Commands that run here as they are.
 RUN = {"aimonk-hf recipes", "aimonk-hf sample-data"}
-# Commands that these tests only parse, and why; one that no document names is an error.
+# Commands that are only parsed, and the reason; the tests named run them.
 NOT_RUN = {
-    "aimonk-hf train": "trains for minutes: test_training, test_recipes, test_stopping",
+    "aimonk-hf train": "trains for minutes: test_training",
     "aimonk-hf predict": "needs a model: test_cli",
     "aimonk-hf evaluate": "needs a model: test_report",
     "aimonk-hf tune": "needs a model: test_report",
-    "aimonk-hf audit": "needs data and, with --probe, a pretrained backbone: test_audit",
+    "aimonk-hf audit": "needs data, and for --probe a pretrained backbone: test_audit",
     "aimonk-hf app": "serves until it is stopped: test_app_start",
     "aimonk-hf export": "needs a model: test_export",
     "aimonk-hf convert": "needs a checkpoint: test_convert",
     "aimonk-hf push": "needs the Hub: test_hub",
     "aimonk-hf push-space": "needs the Hub: test_spaces",
-    "make": "installs, trains or measures: the target must exist",
-    "pytest": "runs other tests: the files must exist",
-    "benchmarks": "measure for minutes: the script and its flags must exist",
-    "examples": "need data from the network: the script and its flags must exist",
-    "pip": "installs: the extras must exist",
-    "shell": "other programs: cd, curl, hf, and the shell's own assignments",
+    "make": "installs, trains or measures; the target must exist",
+    "pytest": "runs other tests; the files must exist",
+    "benchmarks": "measure for minutes; the script and its flags must exist",
+    "examples": "need an archive from the network; the script and its flags must exist",
+    "pip": "installs; the extras must exist",
+    "other": "cd, curl, hf and assignments of the shell",
 }
 
 
-def texts(kind: str) -> list[tuple[str, str]]:
-    """Return (document, block) of the fenced blocks whose language matches `kind`."""
-    fence = re.compile(rf"^ *```(?:{kind})\n(.*?)^ *```", re.M | re.S)
-    return [(path.name, block) for path in DOCUMENTS for block in fence.findall(path.read_text())]
+def blocks(path: Path, languages: str) -> list[str]:
+    return re.findall(rf"^ *```(?:{languages})\n(.*?)^ *```", path.read_text(), re.M | re.S)
 
 
-def commands() -> list[tuple[str, str]]:
-    """Return (document, command) of the lines of all shell blocks, without comments and line continuations."""
-    found = []
-    for name, block in texts("bash|sh"):
+def prose(path: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.M | re.S)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Yield the words of each command in the shell blocks, without comments."""
+    for block in blocks(path, "bash|sh"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
-                found.append((name, shlex.join(words)))
-    return sorted(set(found))
-
-
-def spans() -> list[tuple[str, str]]:
-    """Return (document, code) of the inline code."""
-    found = set()
-    for path in DOCUMENTS:
-        prose = re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.M | re.S)
-        found |= {(path.name, " ".join(code.split())) for code in re.findall(r"`([^`]+)`", prose)}
-    return sorted(found)
+                yield words
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = [one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    (action,) = (one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
     return dict(action.choices)
 
 
-def aimonk_arguments(words: list[str]) -> list[str] | None:
-    """Return the arguments of the command line that a command amounts to, or None where it is another program."""
-    while words and re.fullmatch(r"\w+=.*", words[0]):  # settings of the environment
-        words = words[1:]
+def arguments_of(words: list[str]) -> list[str]:
+    """Return the arguments of `aimonk-hf` that a command amounts to; none for another program."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]  # settings of the environment
     program = words[0].removeprefix(".venv/bin/") if words else ""
     if program == "aimonk-hf":
         return words[1:]
@@ -84,142 +74,126 @@ def aimonk_arguments(words: list[str]) -> list[str] | None:
         for entrance, before in (("app.py", ["app"]), ("train.py", ["train"]), ("aimonk_hf", [])):
             if entrance in words:
                 return before + words[words.index(entrance) + 1 :]
-    return None
+    return []
 
 
 def kind_of(words: list[str]) -> str:
-    arguments = aimonk_arguments(words)
-    if arguments is not None:
+    if arguments := arguments_of(words):
         return f"aimonk-hf {arguments[0]}"
     program = words[0].removeprefix(".venv/bin/")
-    if program in ("make", "pip"):
-        return program
     if program == "python":
         return words[2] if words[1] == "-m" else words[1].split("/")[0]
-    if program in ("cd", "curl", "hf") or re.match(r"\w+=", program):
-        return "shell"
-    raise AssertionError(f"no rule for the command {shlex.join(words)}")
-
-
-def options_of(path: str) -> set[str]:
-    return set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / path).read_text()))
+    return "other" if program in ("cd", "curl", "hf") or "=" in program else program
 
 
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
-@pytest.mark.parametrize(("document", "command"), commands())
-def test_a_command_is_understood(document: str, command: str, capsys: pytest.CaptureFixture) -> None:
-    words = shlex.split(command)
-    kind = kind_of(words)
-    assert kind in RUN | set(NOT_RUN) or "--help" in words, f"{document}: say in RUN or NOT_RUN what to do with {kind}"
-    if kind.startswith("aimonk-hf"):
-        arguments = aimonk_arguments(words) or []
-        if arguments[-1] != "--help":
+def known_to(words: list[str]) -> tuple[set[str], set[str]]:
+    """Return the names that a command uses, and those that exist, for a command that is not ours."""
+    kind, options = kind_of(words), {word.partition("=")[0] for word in words if word.startswith("--")}
+    if kind == "make":
+        return {word for word in words[1:] if "=" not in word}, make_targets()
+    if kind in ("benchmarks", "examples"):
+        return options, {"--help", *re.findall(r'"(--[a-z0-9-]+)"', (ROOT / words[1]).read_text())}
+    if kind == "pytest":
+        return {word for word in words if word.startswith("tests/")}, {f"tests/{p.name}" for p in ROOT.glob("tests/*")}
+    if kind == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        return set(re.findall(r"\[(\w+)\]", " ".join(words))), set(project["optional-dependencies"])
+    return set(), set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_understood(path: Path, capsys: pytest.CaptureFixture) -> None:
+    problems = []
+    for words in commands(path):
+        kind, command = kind_of(words), shlex.join(words)
+        if kind not in RUN | set(NOT_RUN):
+            problems.append(f"{command}: say in RUN or NOT_RUN what to do with {kind!r}")
+        elif arguments := arguments_of(words):
             try:
                 _parser().parse_args(arguments)
-            except SystemExit:
-                pytest.fail(f"{document}: {command}: {capsys.readouterr().err.splitlines()[-1]}")
-    elif kind == "make":
-        asked = {word for word in words[1:] if "=" not in word and not word.startswith("-")}
-        assert asked <= make_targets(), f"{document}: {command}"
-    elif kind in ("benchmarks", "examples"):
-        used = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert used <= options_of(words[1]), f"{document}: {command}"
-    elif kind == "pytest":
-        assert all((ROOT / word.partition("::")[0]).exists() for word in words if word.startswith("tests/"))
-    elif kind == "pip":
-        known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-        assert {extra for word in words for extra in re.findall(r"\[(\w+)\]", word)} <= known, f"{document}: {command}"
+            except SystemExit as stopped:
+                if stopped.code:
+                    problems.append(f"{command}: {capsys.readouterr().err.splitlines()[-1]}")
+        else:
+            used, existing = known_to(words)
+            problems += [f"{command}: no {name}" for name in used - existing]
+    assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("command", sorted({command for _, command in commands()}))
-def test_a_cheap_command_runs(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    words = shlex.split(command)
-    arguments = aimonk_arguments(words)
-    if arguments is None or (kind_of(words) not in RUN and "--help" not in words):
-        return
+def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
-    try:
-        status = main(arguments)
-    except SystemExit as done:  # --help
-        status = int(done.code or 0)
-    assert status == 0
-    assert capsys.readouterr().out
-
-
-def test_what_is_not_run_is_named_by_a_document() -> None:
-    named = {kind_of(shlex.split(command)) for _, command in commands()}
-    assert set(NOT_RUN) <= named, f"no document names {sorted(set(NOT_RUN) - named)}"
-    assert named <= RUN | set(NOT_RUN)
+    every = [words for path in DOCUMENTS for words in commands(path)]
+    for arguments in [arguments_of(words) for words in every if kind_of(words) in RUN]:
+        assert main(arguments) == 0
+        assert capsys.readouterr().out
+    for name in subcommands():
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert not stopped.value.code
+    named = {kind_of(words) for words in every}
+    assert named == RUN | set(NOT_RUN), "a command of the table that no document names, or the other way round"
     assert {f"aimonk-hf {name}" for name in subcommands()} <= named, "a command without an example"
 
 
-@pytest.mark.parametrize(("document", "code"), spans())
-def test_inline_code_names_flags_that_exist(document: str, code: str) -> None:
-    if code.startswith("make "):
-        asked = {word for word in code.split()[1:] if re.fullmatch(r"[a-z-]+", word)}
-        assert asked <= make_targets(), f"{document}: {code}"
-    elif (match := re.match(r"aimonk-hf ([a-z-]+)", code)) or code.startswith("--"):
-        parsers = subcommands()
-        assert match is None or match[1] in parsers, f"{document}: {code}"
-        asked = [parsers[match[1]]] if match else parsers.values()
-        known = {option for parser in asked for option in parser._option_string_actions}
-        flags = re.findall(r"(?<![\w-])--[a-z0-9-]+", code)
-        if document == "SPEED.md":
-            known |= {option for path in (ROOT / "benchmarks").glob("*.py") for option in options_of(str(path))}
-        assert set(flags) <= known, f"{document}: `{code}` names {sorted(set(flags) - known)}"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_inline_code_names_commands_and_flags_that_exist(path: Path) -> None:
+    problems, parsers = [], subcommands()
+    of_benchmarks = {
+        flag for script in ROOT.glob("benchmarks/*.py") for flag in re.findall(r'"(--[a-z0-9-]+)"', script.read_text())
+    }
+    for code in re.findall(r"`([^`]+)`", prose(path)):
+        flags = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", code))
+        if code.startswith("make "):
+            problems += [
+                f"`{code}`: no {name}" for name in re.findall(r"[a-z-]+", code)[1:] if name not in make_targets()
+            ]
+        elif command := re.match(r"aimonk-hf ([a-z-]+)", code):
+            own = parsers.get(command[1])
+            problems += [f"`{code}`"] if own is None or flags - set(own._option_string_actions) else []
+        elif code.startswith("--"):
+            existing = of_benchmarks | {flag for one in parsers.values() for flag in one._option_string_actions}
+            problems += [f"`{code}`: no {flag}" for flag in flags - existing]
+    assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize(("document", "block"), texts("python"))
-def test_python_compiles_and_its_names_exist(document: str, block: str) -> None:
-    tree = ast.parse(block)
-    known = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "aimonk_hf":
-            module = importlib.import_module(node.module or "")
-            for alias in node.names:
-                known[alias.name] = getattr(module, alias.name)
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and (called := _called(call.func, known)) is not None:
-            parameters = inspect.signature(called).parameters
-            takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-            unknown = [word.arg for word in call.keywords if word.arg and word.arg not in parameters]
-            assert takes_any or not unknown, f"{document}: {ast.unparse(call)} has no {unknown}"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_compiles_and_its_names_exist(path: Path) -> None:
+    for block in blocks(path, "python"):
+        tree, known = ast.parse(block), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("aimonk_hf"):
+                module = importlib.import_module(str(node.module))
+                known |= {alias.name: getattr(module, alias.name) for alias in node.names}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if called := _called(call.func, known):
+                parameters = inspect.signature(called).parameters
+                if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                    assert {word.arg for word in call.keywords} <= set(parameters), ast.unparse(call)
 
 
-def _called(function: ast.expr, known: dict[str, object]) -> object | None:
+def _called(function: ast.expr, known: dict[str, Any]) -> Any:
     """Return the function or class that a call names: an imported one, or a method of an imported class."""
-    if isinstance(function, ast.Name):
-        return known.get(function.id)
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in known:
         return getattr(known[function.value.id], function.attr)
-    return None
+    return known.get(function.id) if isinstance(function, ast.Name) else None
 
 
-@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *HISTORY], ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    prose = re.sub(r"^ *```.*?^ *```|`[^`\n]*`", "", path.read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-        if "://" in target:
-            continue
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(path))):
         file, _, anchor = target.partition("#")
         linked = path.parent / file if file else path
-        assert linked.exists(), f"{path.name} links to {target}"
-        if anchor:
+        assert "://" in target or linked.exists(), target
+        if anchor and "://" not in target:
             titles = re.findall(r"^#+ (.*)", linked.read_text(), re.M)
-            assert anchor in {_anchor(title) for title in titles}, f"{path.name} links to {target}"
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
 def test_the_readme_is_short_and_links_every_document() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 150
-    for path in (ROOT / "docs").glob("*.md"):
-        assert f"](docs/{path.name})" in text
+    assert all(f"]({path.relative_to(ROOT)})" in text for path in (*DOCUMENTS, *HISTORY) if path.name != "README.md")
