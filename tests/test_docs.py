@@ -128,7 +128,7 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.chdir(tmp_path)
     every = [words for path in DOCUMENTS for words in commands(path)]
     for arguments in [arguments_of(words) for words in every if kind_of(words) in RUN]:
-        assert main(arguments) == 0
+        assert main([*arguments, "--images", "4"] if "sample-data" in arguments else arguments) == 0
         assert capsys.readouterr().out
     for name in subcommands():
         with pytest.raises(SystemExit) as stopped:
