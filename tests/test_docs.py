@@ -29,7 +29,7 @@ NOT_RUN = {
     "aimonk-hf evaluate": "needs a model: test_report",
     "aimonk-hf tune": "needs a model: test_report",
     "aimonk-hf audit": "needs data, and for --probe a pretrained backbone: test_audit",
-    "aimonk-hf app": "serves until it is stopped: test_app_start",
+    "aimonk-hf app": "serves until it is stopped: test_app_api",
     "aimonk-hf export": "needs a model: test_export",
     "aimonk-hf convert": "needs a checkpoint: test_convert",
     "aimonk-hf push": "needs the Hub: test_hub",
@@ -135,6 +135,7 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
             main([name, "--help"])
         assert not stopped.value.code
     named = {kind_of(words) for words in every}
+    assert all((ROOT / f"tests/{name}.py").exists() for name in re.findall(r"test_\w+", " ".join(NOT_RUN.values())))
     assert named == RUN | set(NOT_RUN), "a command of the table that no document names, or the other way round"
     assert {f"aimonk-hf {name}" for name in subcommands()} <= named, "a command without an example"
 
