@@ -24,9 +24,10 @@ app: .venv/demo-installed
 test: .venv/dev-installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
-# What takes from minutes to hours: many more of the strange files, labels and damaged weights that `make test` tries a few of.
-soak: .venv/dev-installed
+# Minutes to hours: soaks and long matrices, and twenty times the strange files and labels of `make test`.
+soak: .venv/dev-installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(TESTS)
+	AIMONK_SOAK_FACTOR=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_strange_files.py tests/test_strange_labels.py
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
-"""The public Clothing Attribute archive (Chen, Gallagher, Girod: Describing Clothing by Semantic Attributes, ECCV 2012) as a data folder.
+"""Turn the public Clothing Attribute archive (Chen, Gallagher, Girod, ECCV 2012) into a data folder.
 
     python examples/clothing_attributes.py ARCHIVE DATA
     aimonk-hf train --data-dir DATA --output-dir outputs/clothing
     aimonk-hf evaluate --model outputs/clothing --data-dir DATA --labels DATA/report.csv
 
-ARCHIVE is the unpacked download: images/000001.jpg ... and labels/NAME_GT.mat, each with a vector GT of one value per image: 1 no, 2 yes,
-NaN where the six people who labelled the image did not agree. DATA gets images/, labels.csv (to train and validate on) and report.csv (held
-out, for the figures). Near-duplicates, most of them consecutive frames, stay together in one of the two files. Attributes with more than two
-values (sleevelength, neckline, category) are left out.
+ARCHIVE is the unpacked download: images/000001.jpg ... and labels/NAME_GT.mat, each with a vector GT of one value per
+image: 1 no, 2 yes, NaN where the six people who labelled the image did not agree. DATA gets images/, labels.csv (to
+train and validate on) and report.csv (held out, for the figures). Near-duplicates, most of them consecutive frames,
+stay together in one of the two files. Attributes of several values (sleevelength, neckline, category) are left out.
 """
 
 import argparse
@@ -32,12 +32,15 @@ from aimonk_hf.storage import make_folder, write_text
 RENAMED = {"gender": "female"}
 SEVERAL_VALUED = ("sleevelength", "neckline", "category")
 
-# Correlation of two pictures at 16 x 16 grey pixels. On the archive the number of pairs hardly moves between .99 and .95, and grows below.
+# Correlation of two pictures at 16 x 16 grey pixels. On the archive the number of pairs hardly moves between .99 and
+# .95, and grows below.
 NEAR_DUPLICATE = 0.95
 
 
 def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> dict[str, int]:
-    """Write the data folder; return the number of images in labels.csv and report.csv. Raises `AimonkError` for another archive."""
+    """Write the data folder; return the number of images in labels.csv and report.csv. Raises `AimonkError` for another
+    archive.
+    """
     if (data / "labels.csv").exists():
         raise AimonkError(f"{data} already holds labels: name another folder")
     images = sorted((archive / "images").glob("*.jpg"))

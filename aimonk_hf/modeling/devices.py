@@ -40,7 +40,7 @@ def _is_faster_in_bf16(processor: Mapping[str, Any]) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks of up to 1 GB for the next training step, which the kernel would otherwise zero anew."""
+    """Let glibc keep freed blocks of up to 1 GB for the next step, which the kernel would otherwise zero anew."""
     _mallopt({_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1})
 
 
