@@ -45,7 +45,7 @@ def test_help_needs_no_torch_and_every_setting_is_a_flag() -> None:
         assert "--" + field.name.replace("_", "-") in done.stdout
     assert "--no-pretrained" in done.stdout
     printed = " ".join(done.stdout.split())
-    assert "0 does not (0)" in printed  # --folds
+    assert "0: off (0)" in printed  # --folds
     assert "forward passes per optimiser step (1)" in printed
 
 
@@ -211,7 +211,7 @@ def test_train_from_the_command_line_ends_with_what_to_do_next(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-workers", "-1"], "--num-workers must be at least 0, found -1"),
+        (["--num-workers", "-1"], "--num-workers must not be negative, found -1"),
         (["--threshold-objective", "precision=0"], "unknown objective 'precision=0': use f1, youden, or precision=0.9"),
         (["--stage-epochs", "0,2"], "a stage of 0 epochs trains nothing"),
         (["--lr", "0"], "--lr must be above 0 and at most 1e30, found 0.0"),

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(sample: Path, tmp_path: 
     record = json.loads((tmp_path / "train_config.json").read_text())
     (tmp_path / "train_config.json").write_text(json.dumps(record | {"finished": False}))
     whole = load_file(checkpoint / "state.safetensors")
-    told = r"the checkpoint of step 4 \(delete it to go on from the one before\): fc.weight is not finite"
+    told = r"the checkpoint of step 4 \(delete it to resume from the one before\): fc.weight is not finite"
     for part in ("network", "average"):
         tensors = {name: tensor.clone() for name, tensor in whole.items()}
         tensors[dict(state[part]["pairs"])["fc.weight"]["tensor"]][0, 0] = torch.nan

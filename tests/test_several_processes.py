@@ -148,7 +148,7 @@ def test_two_machines_train_as_one_process_and_must_share_the_folder(runs: Runs,
     (two / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
     for status, told in launch_two_machines(sample, [two, apart], 7, "--resume"):
         assert status != 0
-        assert "all machines must share the output folder" in told
+        assert "machines must share the run directory" in told
 
 
 def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) -> None:

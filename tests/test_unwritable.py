@@ -17,7 +17,7 @@ from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import staged_folder
-from aimonk_hf.training import fitting
+from aimonk_hf.training import loop
 from aimonk_hf.training.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -96,13 +96,13 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place / "out"
-    real = fitting.save_checkpoint
+    real = loop.save_checkpoint
 
     def save_then_close(folder: Path, step: int, state: dict) -> None:
         real(folder, step, state)
         folder.chmod(0o555)
 
-    monkeypatch.setattr(fitting, "save_checkpoint", save_then_close)
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_close)
     with (
         without_rights(),
         pytest.raises(AimonkError, match=r"cannot write .*checkpoints: Permission denied.*last good one is step-\d{8}"),
@@ -112,7 +112,7 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
     state = load_checkpoint(out / "checkpoints")
     assert state is not None
     assert state["epoch"] == 1
-    monkeypatch.setattr(fitting, "save_checkpoint", real)
+    monkeypatch.setattr(loop, "save_checkpoint", real)
     with without_rights():
         run(place, out, resume=True)
     assert AimonkModel.from_pretrained(out).metrics is not None

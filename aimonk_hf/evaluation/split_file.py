@@ -12,7 +12,7 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.weights import plain_names
-from aimonk_hf.storage import csv_line, read_json, write_text
+from aimonk_hf.storage import csv_line, explained, read_json, write_text
 
 SPLIT_FILE = "split.csv"
 
@@ -28,10 +28,13 @@ def write_parts(path: Path, rows: Iterable[Row]) -> None:
 def read_parts(path: Path) -> list[Row]:
     """Return the rows of a split.csv; raises `AimonkError` where it is none."""
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with (
+            explained(f"read the split {path}"),
+            path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
             rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise AimonkError(f"Cannot read the split {path}: {error}") from error
+    except csv.Error as error:
+        raise AimonkError(f"{path} is no split: {error}") from error
     if rows and not {"image", "part"} <= set(rows[0]):
         raise AimonkError(f"{path} is no split: its header must be image,part or image,part,sha256")
     if short := [number for number, row in enumerate(rows, start=2) if row["image"] is None or row["part"] is None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.storage import explained
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -50,10 +51,12 @@ def _preset_files() -> dict[str, Path]:
 
 
 def _read(path: Path, name: str, presets: dict[str, Path], seen: tuple[Path, ...]) -> Recipe:
+    with explained(f"read the recipe {path}"):
+        content = path.read_bytes()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: neither TOML nor UTF-8
-        raise AimonkError(f"Cannot read the recipe {path}: {error}") from error
+        values = tomllib.loads(content.decode())
+    except ValueError as error:  # neither TOML nor UTF-8
+        raise AimonkError(f"{path} is no recipe: {error}") from error
     kinds = {"settings": dict, "extends": str, "system": str, "unsaid": str}
     if wrong := [key for key, value in values.items() if not isinstance(value, kinds.get(key, ()))]:
         raise AimonkError(
