@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
-from aimonk_hf.audit.suspects import read_scores, write_labels
+from aimonk_hf.audit.suspects import read_scores
 from aimonk_hf.cli.main import main
-from aimonk_hf.data.labels import Labels
+from aimonk_hf.data.labels import Labels, write_labels
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.evaluation.report import score_images
 

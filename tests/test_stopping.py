@@ -233,7 +233,7 @@ def test_changed_settings_are_named_and_refused_unless_forced(copied: tuple[Path
     with pytest.raises(AimonkError, match=r"epochs was 1, now 2; .*--ignore-changes"):
         train(settings(data, out, resume=True, epochs=2))
     forced: dict[str, Any] = {"image_size": 160, "ignore_changes": True}
-    with pytest.raises(AimonkError, match="the checkpoint does not fit these settings"):
+    with pytest.raises(AimonkError, match="The checkpoint does not fit these settings"):
         train(settings(data, out, resume=True, architecture="test_vit", pretrained=False, **forced))
     train(settings(data, out, resume=True, epochs=2, stage_epochs=[2], ignore_changes=True))
 
@@ -262,7 +262,7 @@ def test_the_command_line_says_stopped_once(
 
 @pytest.mark.parametrize(
     ("precision", "processes", "said"),
-    [("bf16", 1, "mixed_precision was no, now bf16"), ("no", 2, "processes was 2, now 1")],
+    [("bf16", 1, "mixed_precision was float32, now bf16"), ("no", 2, "processes was 2, now 1")],
 )
 def test_another_machine_is_named_and_refused_unless_forced(
     precision: str,
