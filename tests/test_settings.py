@@ -28,7 +28,7 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave the stage out"),
+        ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave it out"),
         ({"folds": 3, "report_split": 0.5}, "--folds evaluates on out-of-fold scores, .*leave out --report-split"),
         ({"stage_lr": [0.0, 1e-4]}, "--lr must be above 0"),
         ({"folds": 1}, "--folds must be 0 or at least 2"),

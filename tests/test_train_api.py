@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, get_recipe, train
@@ -93,11 +94,12 @@ def test_copies_in_memory_share_a_part_and_an_unlabelled_column_is_refused(tmp_p
 
 
 def test_the_callers_accelerate_state_is_left_alone(sample: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state()  # of other tests
     own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)
     train(TrainConfig(str(sample), str(tmp_path / "out"), **TINY | {"epochs": 1}))
     assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 3)
-    again = Accelerator()
-    assert again.mixed_precision == "bf16"
+    assert Accelerator().mixed_precision == "bf16"
+    AcceleratorState._reset_state()
 
 
 def test_own_recipes_are_files_and_replace_gives_the_recipe(tmp_path: Path, sample: Path) -> None:

@@ -16,6 +16,7 @@ from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, trai
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.training import batches
+from aimonk_hf.training.augmentation import sizes_by_epoch
 from aimonk_hf.training.checkpoints import load_checkpoint
 from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.run_directory import HISTORY_COLUMNS
@@ -358,8 +359,9 @@ def test_training_pictures_grow_from_epoch_to_epoch(sample: Path, tmp_path: Path
         )
         trainer = Trainer(config, Accelerator(cpu=True), build_model(config, dataset.attributes), dataset, dataset)
         assert [tuple(trainer.images[(epoch, 0)][0].shape) for epoch in range(4)] == [(3, side, side) for side in sides]
-    two_stages = TrainConfig(data_dir="", output_dir="", stage_epochs=[1, 3], train_scale=[0.5, 0.84])
-    assert two_stages.train_sizes((256, 192)) == [(128, 96), (128, 96), (160, 128), (224, 160)]
+    two_stages = TrainConfig(stage_epochs=[1, 3], train_scale=[0.5, 0.84])
+    model = AimonkModel.from_timm("test_resnet", ["a"], pretrained=False, preprocessing={"input_size": [3, 256, 192]})
+    assert sizes_by_epoch(two_stages, model) == [(128, 96), (128, 96), (160, 128), (224, 160)]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,16 @@ def train_augmentation(name: str, transform: EvalTransform, size: Size | None = 
 
 def sizes_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Size]:
     """Return height and width of each epoch's training images; networks of a fixed input size get that size."""
-    full = model.transform.size
-    fixed = bool(model.timm_model.pretrained_cfg.get("fixed_input_size"))
-    return [full if fixed else size for size in config.train_sizes(full)]
+    full, (first, last) = model.transform.size, config.train_scale or (1.0, 1.0)
+    if model.timm_model.pretrained_cfg.get("fixed_input_size"):
+        return [full] * config.n_epochs
+    steps = [epoch / max(stage.epochs - 1, 1) for stage in config.stages for epoch in range(stage.epochs)]
+    return [(_scaled(full[0], share), _scaled(full[1], share)) for share in (first + (last - first) * n for n in steps)]
+
+
+def _scaled(side: int, share: float) -> int:
+    """Return a side of an image as a multiple of 32; the whole one as it is."""
+    return side if share == 1 else max(32, 32 * round(side * share / 32))
 
 
 def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augmentation]:

@@ -145,9 +145,7 @@ class TrainConfig:
 
     def __post_init__(self, prefix_views: int | None, given: dict[str, Any] | None) -> None:
         if prefix_views:
-            raise AimonkError(
-                "--prefix-views is gone: only a head-only stage caches features (--feature-views); leave it out"
-            )
+            raise AimonkError("--prefix-views is gone, head-only stages cache features (--feature-views): leave it out")
         if given:
             for name, (resolved, explicit) in given.items():
                 if getattr(self, name) == resolved:
@@ -184,9 +182,7 @@ class TrainConfig:
         self.stages = _stages({name: getattr(self, name) for pair in _STAGED for name in pair}, recipe, values)
         if self.folds:
             if self.report_split:
-                raise AimonkError(
-                    "--folds evaluates on out-of-fold scores, no part is kept to report: leave out --report-split"
-                )
+                raise AimonkError("--folds evaluates on out-of-fold scores, not on a part: leave out --report-split")
             self.report_split = 0.0
         for (single, several), column in zip(_STAGED, zip(*self.stages, strict=True), strict=True):
             setattr(self, several, list(column))
@@ -199,9 +195,7 @@ class TrainConfig:
     def _check(self) -> None:
         for stage in self.stages:
             if stage.epochs < 1:
-                raise AimonkError(
-                    f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave the stage out"
-                )
+                raise AimonkError(f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out")
             if not 0 < stage.lr <= 1e30:
                 raise AimonkError(f"--lr must be above 0 and at most 1e30, found {stage.lr}")
         for name, low, high in (("train_scale", 0, 2), ("asymmetric_gammas", -1e-9, math.inf)):
@@ -217,12 +211,8 @@ class TrainConfig:
         if self.folds == 1:
             raise AimonkError("--folds must be 0 or at least 2, found 1")
         if self.chooses_epoch and not self.val_split:
-            needy = {
-                "--schedule plateau": self.schedule == "plateau",
-                "--early-stopping-patience": self.early_stopping_patience > 0,
-                "--metric-for-best-model": True,
-            }
-            first = next(name for name, asked in needy.items() if asked)
+            other = "--early-stopping-patience" if self.early_stopping_patience else "--metric-for-best-model"
+            first = "--schedule plateau" if self.schedule == "plateau" else other
             raise AimonkError(f"{first} needs validation images: give --val-split a share, or turn it off")
 
     @property
@@ -235,21 +225,9 @@ class TrainConfig:
         """Whether validation images decide how long is trained, how fast, or which epoch is kept."""
         return self.metric_for_best_model != "none" or self.early_stopping_patience > 0 or self.schedule == "plateau"
 
-    def train_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return height and width of the training images of each epoch, for a network of that size; multiples of 32."""
-        first, last = self.train_scale or (1.0, 1.0)
-        shares = [
-            first + (last - first) * n / max(stage.epochs - 1, 1) for stage in self.stages for n in range(stage.epochs)
-        ]
-        return [(_scaled(size[0], share), _scaled(size[1], share)) for share in shares]
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return asdict(self)
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Return the keys of timm's pretrained_cfg that this run sets."""
-        return {key: getattr(self, key) for key in ("crop_mode", "crop_pct") if getattr(self, key) is not None}
 
 
 def flag(name: str) -> str:
@@ -277,10 +255,6 @@ def _stages(given: dict[str, Any], recipe: dict[str, Any], values: dict[str, Any
             raise AimonkError(f"{flag(several)} has {len(column)} value(s) for {n_stages} stage(s): give one for each")
         columns.append(column)
     return [Stage(*stage) for stage in zip(*columns, strict=True)]
-
-
-def _scaled(side: int, share: float) -> int:
-    return side if share == 1 else max(32, 32 * round(side * share / 32))
 
 
 # The lowest value of each field that has one; a share lies in [0, 1), a factor in (0, 1].
@@ -316,9 +290,7 @@ def _check_value(setting: "Field[Any]", value: Any) -> None:
     if (choices := setting.metadata.get("choices")) and value not in choices:
         raise AimonkError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
     if (low := _LOWEST.get(setting.name)) is not None and value < low:
-        raise AimonkError(
-            f"{name} must be at least {low}, found {value}" if low else f"{name} must not be negative, found {value}"
-        )
+        raise AimonkError(f"{name} must {f'be at least {low}' if low else 'not be negative'}, found {value}")
     if setting.name in (*_SHARES, "asymmetric_clip") and not 0 <= value < 1:
         raise AimonkError(f"{name} must lie in [0, 1), found {value}")
     if setting.name in _FACTORS and not 0 < value <= 1:

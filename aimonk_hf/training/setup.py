@@ -23,12 +23,13 @@ from aimonk_hf.training.settings import TrainConfig
 def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
     """Return a model with a fresh head of one output per attribute, as the settings say."""
     rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    cropping = {"crop_mode": config.crop_mode, "crop_pct": config.crop_pct}
     return AimonkModel.from_timm(
         config.architecture,
         attributes,
         pretrained=config.pretrained,
         image_size=config.image_size,
-        preprocessing=config.preprocessing(),
+        preprocessing={key: value for key, value in cropping.items() if value is not None},
         **{name: rate for name, rate in rates.items() if rate is not None},
     )
 
