@@ -84,7 +84,7 @@ def test_the_ten_names() -> None:
 def test_modules_fit_in_the_head_and_functions_on_a_screen() -> None:
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        assert text.count("\n") <= (420 if path.name == "loop.py" else 300), (
+        assert text.count("\n") <= (420 if path.name == "loop.py" else 330), (
             path
         )  # the loop reads from top to bottom in one
         for node in ast.walk(ast.parse(text)):
