@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -107,7 +108,8 @@ class Pooled(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the input of the head for normalised pixels [N, 3, H, W]."""
-        features: Tensor = self.network.forward_head(self.network.forward_features(values), pre_logits=True)  # type: ignore[operator]
+        network: Any = self.network
+        features: Tensor = network.forward_head(network.forward_features(values), pre_logits=True)
         return features
 
 

@@ -43,7 +43,8 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
             f"{type(network).__name__} does not group its layers: use --freeze none, backbone or layer names"
         )
     groups: dict[int, list[str]] = {}
-    for name, number in group_parameters(network, network.group_matcher(coarse=False), reverse=True).items():  # type: ignore[operator]
+    matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
+    for name, number in group_parameters(network, matcher, reverse=True).items():
         groups.setdefault(number, []).append(name)
     return [groups[number] for number in sorted(groups)]
 

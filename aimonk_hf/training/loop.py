@@ -147,7 +147,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left."""
+        """Return whether no epoch is left."""
         return self.state.stage == len(self.config.stages)
 
     @property

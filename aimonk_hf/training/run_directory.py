@@ -44,7 +44,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that --resume names has nothing left to do."""
+        """Return whether the run that --resume names has nothing left to do."""
         return bool(self.config.resume and self.earlier and self.earlier["finished"])
 
     def check(self) -> None:

@@ -153,7 +153,8 @@ class TrainConfig:
         self._translate()
         explicit = {setting.name: getattr(self, setting.name) for setting in _recipe_fields()}
         self._resolve()
-        self.given = {name: (getattr(self, name), value) for name, value in explicit.items()}  # type: ignore[attr-defined]
+        resolved = {name: (getattr(self, name), value) for name, value in explicit.items()}
+        self.given = resolved  # type: ignore[attr-defined]
         self._check()
 
     def _translate(self) -> None:
@@ -222,7 +223,7 @@ class TrainConfig:
 
     @property
     def chooses_epoch(self) -> bool:
-        """Whether validation images decide how long is trained, how fast, or which epoch is kept."""
+        """Return whether validation images decide on the length, the learning rate or the kept epoch of the run."""
         return self.metric_for_best_model != "none" or self.early_stopping_patience > 0 or self.schedule == "plateau"
 
     def to_dict(self) -> dict[str, Any]:
