@@ -7,29 +7,28 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-NEARLY_CONSTANT = 0.01
-NEARLY_COPIED = 0.9
+_NEARLY_CONSTANT = 0.01
+_NEARLY_COPIED = 0.9
 _ALPHA = 0.01  # chance of one or more false alarms among all pairs of attributes
 _FEWEST_SHARED = 20
 _ROWS = 8192
 
 
-def count_labels(column: Floats) -> tuple[int, int, int]:
-    """Return the numbers of positive, negative and missing labels of an attribute [N]."""
-    return int((column == 1).sum()), int((column == 0).sum()), int(np.isnan(column).sum())
+def count_labels(labels: Floats) -> NDArray[np.int64]:
+    """Return the numbers of positive, negative and missing labels of each attribute [K, 3]."""
+    return np.stack([(labels == 1).sum(axis=0), (labels == 0).sum(axis=0), np.isnan(labels).sum(axis=0)], axis=1)
 
 
 def one_sided_attributes(labels: Floats, attributes: list[str]) -> dict[str, str]:
     """Return why attributes can hardly be learned: no label, one class only, or a rarer class below 1% or 5 labels."""
     found = {}
-    for name, column in zip(attributes, labels.T, strict=True):
-        positive, negative, _ = count_labels(column)
+    for name, (positive, negative, _) in zip(attributes, count_labels(labels), strict=True):
         observed, rarer = positive + negative, min(positive, negative)
         if not observed:
             found[name] = "every label is missing"
         elif not rarer:
             found[name] = f"every observed label is {'1' if positive else '0'}"
-        elif rarer < NEARLY_CONSTANT * observed or rarer < 5:
+        elif rarer < max(_NEARLY_CONSTANT * observed, 5):
             found[name] = f"nearly constant: {positive} positive, {negative} negative"
     return found
 
@@ -40,14 +39,17 @@ def copied_attributes(labels: Floats, attributes: list[str]) -> list[dict[str, A
     both_one, both_zero, one_zero = counts[1, :, 1], counts[0, :, 0], counts[1, :, 0]
     shared = both_one + both_zero + one_zero + one_zero.T
     margins = (both_one + one_zero) * (one_zero.T + both_zero) * (both_one + one_zero.T) * (one_zero + both_zero)
-    phi = np.divide(
-        both_one * both_zero - one_zero * one_zero.T, np.sqrt(margins), out=np.zeros_like(shared), where=margins > 0
-    )
-    pairs = np.argwhere(np.triu((np.abs(phi) >= NEARLY_COPIED) & (shared >= _FEWEST_SHARED), 1))
+    phi = (both_one * both_zero - one_zero * one_zero.T) / np.sqrt(np.where(margins > 0, margins, np.inf))
+    pairs = np.argwhere(np.triu((np.abs(phi) >= _NEARLY_COPIED) & (shared >= _FEWEST_SHARED), 1))
     return [
         {"attributes": [attributes[i], attributes[j]], "phi": float(phi[i, j]), "n_shared": int(shared[i, j])}
         for i, j in pairs
     ]
+
+
+def describe_copy(pair: dict[str, Any]) -> str:
+    """Return an entry of `copied_attributes` in words."""
+    return f"{' and '.join(pair['attributes'])} are nearly {'copies' if pair['phi'] > 0 else 'opposites'} of each other"
 
 
 def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, Any]]:
@@ -66,16 +68,20 @@ def missing_patterns(labels: Floats, attributes: list[str]) -> list[dict[str, An
     tables = (table[:, :, testable].reshape(4, -1) for table in (observed, expected))
     p_values = power_divergence(*tables, ddof=2).pvalue
     rates = observed[0] / np.maximum(observed.sum(axis=0), 1)
+    order = np.argsort(p_values)
+    corrected = p_values[order] * np.arange(len(order), 0, -1)
+    n_found = int(np.cumprod(corrected <= _ALPHA).sum())  # Holm stops at the first that is not
     found = []
-    for rank, place in enumerate(np.argsort(p_values)):
-        corrected = min(1.0, float(p_values[place]) * (len(places) - rank))
-        if corrected > _ALPHA:
-            break
-        i, j = places[place]
-        names = {"attribute": attributes[i], "other": attributes[j]}
+    for (i, j), p_value in zip(places[order[:n_found]], corrected.tolist(), strict=False):
         shares = {"na_rate_where_0": float(rates[0, i, j]), "na_rate_where_1": float(rates[1, i, j])}
-        found.append(names | shares | {"p_value": corrected})
+        found.append({"attribute": attributes[i], "other": attributes[j], **shares, "p_value": p_value})
     return found
+
+
+def describe_pattern(one: dict[str, Any]) -> str:
+    """Return an entry of `missing_patterns` in words."""
+    missing = f"{one['attribute']} is missing in {one['na_rate_where_1']:.0%} of the images with {one['other']}"
+    return f"{missing} and in {one['na_rate_where_0']:.0%} of those without"
 
 
 def _count_pairs(labels: Floats) -> NDArray[np.float64]:

@@ -1,8 +1,6 @@
 """Label tables {0, 1, NaN}: read them from files, write them, merge accepted suggestions into them."""
 
-import csv
 from array import array
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimonk_hf.console import table
-from aimonk_hf.data.formats import FORMATS, format_of
+from aimonk_hf.data.formats import FORMATS, csv_rows, format_of
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import count_labels
-from aimonk_hf.errors import AimonkError
-from aimonk_hf.storage import explained, is_text, write_csv
+from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.storage import is_text, write_csv
 
 SUGGESTION_COLUMNS = ("image", "attribute", "label", "suggested", "score", "kind", "accept")
-_VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "NA": np.nan, "": np.nan}
 _YES = ("1", "y", "yes", "x", "true")
 
 
@@ -42,41 +39,46 @@ class Labels:
     def check_observed(self, what: str) -> None:
         """Raise `AimonkError` where every label is missing."""
         if np.isnan(self.values).all():
-            raise AimonkError(
-                f"{self.source}: none of the {len(self)} {what} has a label (all are NA): label some with 1 or 0"
-            )
+            told = f"none of the {len(self)} {what} has a label (all are NA): label some with 1 or 0"
+            raise AimonkError(f"{self.source}: {told}")
 
 
 def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels:
     """Read a label file, or that of a folder: labels.csv, labels.txt or metadata.csv (`formats.FORMATS`).
 
     `attributes` names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses columns, by name, of the others.
-    Spaces around names and values are layout. Raises `AimonkError` with file and line for a row of another width, a
-    value outside {1, 0, NA}, a repeated file name, an attribute name that is no text, or an empty file.
+    Raises `AimonkError` with file and line for a row of another width, a value outside {1, 0, NA}, a repeated file
+    name, an attribute name that is no text, or an empty file.
     """
     path = Path(path)
     if path.is_dir():
         path = find_labels(path)
-    rows = format_of(path).read(path, _read_text(path), attributes)
-    line, _, names = next(rows)
+    kind = format_of(path)
+    rows = kind.rows(path)
+    line, header = next(rows, (1, []))
+    image = next((place for place, name in enumerate(header) if name.lower() == kind.image_column), None)
+    if image is None or len(header) < 2:
+        told = f"the header must be {kind.image_column},<attribute>,... (found {','.join(header)[:60]!r})"
+        raise AimonkError(f"{path}:{line}: {told}")
+    names = header[:image] + header[image + 1 :]
+    chosen = _choose_columns(path, names, attributes, kind.has_names)
+    names = [names[column] for column in chosen] if kind.has_names else attributes or names
     _check_names(path, line, names)
     seen: dict[str, int] = {}
     values = array("f")  # a list of lists would take eight bytes a label, and the table four more
-    for line, image, cells in rows:
-        if not image:
-            raise AimonkError(f"{path}:{line}: the image name is empty")
-        if image in seen:
-            told = f"{shown_name(image)} stands already in line {seen[image]}"
-            raise AimonkError(f"{path}:{line}: {told}; keep one of the two rows")
+    for line, cells in rows:
+        name = cells.pop(image)
+        if not name or name in seen:
+            told = f"{shown_name(name)} stands already in line {seen[name]}" if name else "the image name is empty"
+            raise AimonkError(f"{path}:{line}: {told}")
+        seen[name] = line
         try:
-            values.extend([_VALUES[cell] for cell in cells])
+            values.extend([kind.values[cells[column]] for column in chosen])
         except KeyError as error:
-            column = names[cells.index(error.args[0])]
-            raise AimonkError(
-                f"{path}:{line}: {error.args[0][:40]!r} in column {column} is not a label; use 1, 0 or NA "
-                "(--attributes a,b,c names the columns that hold labels)"
-            ) from None
-        seen[image] = line
+            cell = error.args[0]
+            column = next(column for own, column in zip(chosen, names, strict=True) if cells[own] == cell)
+            told = f"{cell[:40]!r} in column {column} is not a label; use 1, 0 or NA"
+            raise AimonkError(f"{path}:{line}: {told} (--attributes a,b,c names the columns that hold labels)") from None
     if not seen:
         raise AimonkError(f"{path} has a header but no rows")
     return Labels(list(seen), list(names), np.frombuffer(values, np.float32).reshape(len(seen), -1), str(path))
@@ -84,36 +86,33 @@ def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels
 
 def find_labels(data_dir: Path) -> Path:
     """Return the folder's label file, the first of `formats.FORMATS` that is there."""
-    names = [one.file_name for one in FORMATS]
-    for name in names:
+    for name in FORMATS:
         if (data_dir / name).is_file():
             return data_dir / name
     if not data_dir.is_dir():
         raise AimonkError(f"there is no data folder {data_dir}")
-    raise AimonkError(f"neither {' nor '.join(names)} lies in {data_dir}: name another file with --labels")
+    raise AimonkError(f"neither {' nor '.join(FORMATS)} lies in {data_dir}: name another file with --labels")
 
 
-def _read_text(path: Path) -> str:
-    """Return the file's text with its line ends; bytes that are not UTF-8, as in file names, become surrogates."""
-    with explained(f"read the labels {path}"):
-        content = path.read_bytes()
-    if (place := content.find(b"\0")) >= 0:
-        number = content.count(b"\n", 0, place) + 1
-        raise AimonkError(f"{path}:{number}: a zero byte: this is no text file, or one in UTF-16; save it as UTF-8")
-    text = content.decode("utf-8-sig", "surrogateescape")
-    if not text or text.isspace():
-        raise AimonkError(f"{path} is empty: a row is an image name and one value (1, 0 or NA) per attribute")
-    return text
+def _choose_columns(path: Path, names: list[str], attributes: list[str] | None, by_name: bool) -> list[int]:
+    """Return the columns of the attributes; all of them where none were named."""
+    if attributes and by_name:
+        if unknown := [name for name in attributes if name not in names]:
+            raise AimonkError(f"{path} has no attribute {unknown[0]!r}{near_names(unknown[0], names)}")
+        return [column for name in attributes for column, own in enumerate(names) if own == name]
+    if attributes and len(attributes) != len(names):
+        told = f"{len(names)} values a row but {len(attributes)} attributes were named: {', '.join(attributes)}"
+        raise AimonkError(f"{path} has {told}")
+    return list(range(len(names)))
 
 
 def _check_names(path: Path, line: int, names: list[str]) -> None:
-    for name, count in Counter(names).items():
-        if not name:
-            raise AimonkError(f"{path}:{line}: an attribute name is empty")
+    for place, name in enumerate(names):
+        problem = "is empty" if not name else "stands twice" if name in names[:place] else ""
         if not is_text(name):
-            raise AimonkError(f"{path}:{line}: the attribute {name[:40]!r} is no plain text: save the file as UTF-8")
-        if count > 1:
-            raise AimonkError(f"{path}:{line}: the attribute {name!r} stands twice")
+            problem = "is no plain text: save the file as UTF-8"
+        if problem:
+            raise AimonkError(f"{path}:{line}: the attribute {name[:40]!r} {problem}")
 
 
 def write_labels(path: Path, labels: Labels) -> None:
@@ -132,30 +131,31 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
 
     Raises `AimonkError` for another header, an unknown image or attribute, or a label that has changed since.
     """
-    with explained(f"read {path}"), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not set(SUGGESTION_COLUMNS) <= set(rows[0]):
+    rows = csv_rows(path)
+    _, header = next(rows, (1, []))
+    if not set(SUGGESTION_COLUMNS) <= set(header):
         raise AimonkError(f"{path} is no list of suggestions: its header must be {','.join(SUGGESTION_COLUMNS)}")
-    values = labels.values.copy()
+    values, accepted = labels.values.copy(), 0
     row_of = {image: row for row, image in enumerate(labels.images)}
-    column_of = {attribute: column for column, attribute in enumerate(labels.attributes)}
-    accepted = [(line, one) for line, one in enumerate(rows, 2) if (one["accept"] or "").strip().lower() in _YES]
-    for line, one in accepted:
-        place = row_of.get(one["image"], -1), column_of.get(one["attribute"], -1)
-        if min(place) < 0 or one["suggested"] not in ("0", "1"):
-            told = f"{one['image']}, {one['attribute']} = {one['suggested']}"
-            raise AimonkError(f"{path}:{line}: {told} does not fit {labels.source}")
+    for line, cells in rows:
+        one = dict(zip(header, cells, strict=True))
+        if one["accept"].lower() not in _YES:
+            continue
+        image, attribute, suggested = one["image"], one["attribute"], one["suggested"]
+        if image not in row_of or attribute not in labels.attributes or suggested not in ("0", "1"):
+            raise AimonkError(f"{path}:{line}: {image}, {attribute} = {suggested} does not fit {labels.source}")
+        place = row_of[image], labels.attributes.index(attribute)
         if (now := cell_text(labels.values[place])) != one["label"]:
             raise AimonkError(f"{path}:{line}: the label is now {now}, not {one['label']}: audit again")
-        values[place] = float(one["suggested"])
-    return replace(labels, values=values), len(accepted)
+        values[place] = float(suggested)
+        accepted += 1
+    return replace(labels, values=values), accepted
 
 
 def labels_table(labels: Labels) -> str:
     """Return positives, negatives, missing labels and prevalence of each attribute."""
     rows = []
-    for name, column in zip(labels.attributes, labels.values.T, strict=True):
-        positive, negative, missing = count_labels(column)
+    for name, (positive, negative, missing) in zip(labels.attributes, count_labels(labels.values), strict=True):
         share = f"{positive / (positive + negative):.1%}" if positive + negative else "n/a"
         rows.append([name, str(positive), str(negative), str(missing), share])
     return table(["attribute", "positive", "negative", "NA", "prevalence"], rows)
