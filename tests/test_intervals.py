@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.evaluation.resampling import _draw_weights, _Ranking, bootstrap_intervals, resample_metrics
+from aimonk_hf.evaluation.resampling import _Ranking, bootstrap_intervals, draw_weights, resample_metrics
 
 NAN = np.nan
 
@@ -26,7 +26,7 @@ def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
     labels[rng.random(labels.shape) < 0.2] = NAN
     scores = np.round(rng.random(labels.shape), 1)
     values = resample_metrics(labels, scores, scores >= 0.5, 6, seed=4)
-    weights = _draw_weights(np.arange(50), 6, np.random.default_rng(4))
+    weights = draw_weights(np.arange(50), 6, np.random.default_rng(4))
     for resample in range(6):
         for k in range(3):
             seen = ~np.isnan(labels[:, k])
@@ -40,7 +40,7 @@ def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
 
 
 def test_rows_of_a_group_are_drawn_together() -> None:
-    weights = _draw_weights(np.array([0, 0, 1, 2, 2]), 40, np.random.default_rng(0))
+    weights = draw_weights(np.array([0, 0, 1, 2, 2]), 40, np.random.default_rng(0))
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 3] == weights[:, 4]).all()
     assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()

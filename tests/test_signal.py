@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from aimonk_hf.audit.probe import FOLDS, _fast_auroc, probe
+from aimonk_hf.audit.probe import FOLDS, fast_auroc, probe
 from aimonk_hf.evaluation.metrics import auroc
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal, permutation_p_values
@@ -154,8 +154,8 @@ def test_the_probe_survives_unreadable_images_one_class_and_few_rows() -> None:
     assert probe(features[:4], labels[:4], ["a", "b"], n_permutations=9).signal is None
 
 
-def test_fast_auroc_agrees_with_scikit_learn() -> None:
+def testfast_auroc_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((30, 4)) < 0.4).astype(float), rng.random((30, 4))
     labels[rng.random(labels.shape) < 0.3] = NAN
-    np.testing.assert_allclose(_fast_auroc(labels, scores), auroc(labels, scores))
+    np.testing.assert_allclose(fast_auroc(labels, scores), auroc(labels, scores))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from aimonk_hf.audit.suspects import Suggestion, find_fillable, find_suspects
 from aimonk_hf.data.dataset import AttributeDataset, content_hash, for_each
@@ -16,8 +17,6 @@ from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.split_file import read_parts
 
 TINY = 64
-_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "jfif": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF"}
-_FORMATS |= {"tif": "TIFF"}
 
 
 @dataclass
@@ -37,7 +36,7 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
     pairs = find_duplicates(dataset.paths, thumbnails)
     labels, names = dataset.labels.values.astype(float), dataset.attributes
     kinds = ("n_positive", "n_negative", "n_missing")
-    counts = [dict(zip(kinds, count_labels(column), strict=True)) for column in labels.T]
+    counts = zip(names, count_labels(labels).tolist(), strict=True)
     findings: dict[str, Any] = {
         "data": {
             "labels": dataset.labels.source,
@@ -47,7 +46,7 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
         },
         "files": files,
         "duplicates": _describe_pairs(pairs, dataset, labels),
-        "labels": dict(zip(names, counts, strict=True)),
+        "labels": {name: dict(zip(kinds, row, strict=True)) for name, row in counts},
         "n_without_any_label": int(np.isnan(labels).all(axis=1).sum()),
         "one_sided": one_sided_attributes(labels, names),
         "copies": copied_attributes(labels, names),
@@ -64,42 +63,45 @@ def add_suspects(audited: Audit, scores: NDArray[np.floating[Any]], source: str)
     suspects, fillable = find_suspects(labels, scores), find_fillable(labels, scores)
     audited.suggestions = suspects + fillable
     names, images = audited.dataset.attributes, audited.dataset.labels.images
-
-    def described(one: Suggestion) -> dict[str, Any]:
-        where = {"image": images[one.row], "attribute": names[one.attribute]}
-        return where | {"label": one.label, "suggested": one.suggested, "score": round(one.score, 4)}
-
+    described = [
+        {"image": images[one.row], "attribute": names[one.attribute]}
+        | {"label": one.label, "suggested": one.suggested, "score": round(one.score, 4)}
+        for one in audited.suggestions
+    ]
     audited.findings["suspects"] = {
         "source": source,
         "n_scored": int((~np.isnan(scores)).any(axis=1).sum()),
         "n_suspect": len(suspects),
         "n_fillable": len(fillable),
         "n_missing": int(np.isnan(labels).sum()),
-        "labels": [described(one) for one in suspects],
-        "fillable": [described(one) for one in fillable],
+        "labels": described[: len(suspects)],
+        "fillable": described[len(suspects) :],
     }
 
 
 def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str, Any], list[Thumbnails | None]]:
-    looked = for_each(dataset.paths, _look_at, "looking", progress)
     images = dataset.labels.images
-    problems = {row: reason for row, (reason, _, _) in enumerate(looked) if reason is not None}
+    found: dict[str, Any] = {"n_usable": 0, "missing": [], "unreadable": {}, "unlisted": []}
+    found |= {"tiny": {}, "odd_mode": {}, "misnamed": {}}
+    thumbnails: list[Thumbnails | None] = []
+    for name, (small, notes) in zip(images, for_each(dataset.paths, _look_at, "looking", progress), strict=True):
+        thumbnails.append(small)
+        found["n_usable"] += small is not None
+        for kind, note in notes.items():
+            if kind == "missing":
+                found[kind].append(name)
+            else:
+                found[kind][name] = note
     listed = set(images)
-    files = (path for path in sorted(dataset.images_dir.rglob("*")) if path.name.lower().endswith(IMAGE_EXTENSIONS))
-    names = (path.relative_to(dataset.images_dir).as_posix() for path in files if not path.is_dir())
-    found: dict[str, Any] = {
-        "n_usable": len(images) - len(problems),
-        "missing": [images[row] for row, reason in problems.items() if reason == "no such file"],
-        "unreadable": {images[row]: reason for row, reason in problems.items() if reason != "no such file"},
-        "unlisted": [name for name in names if name not in listed],
-    }
-    for kind in ("tiny", "odd_mode", "misnamed"):
-        found[kind] = {images[row]: notes[kind] for row, (_, notes, _) in enumerate(looked) if kind in notes}
-    return found, [small for _, _, small in looked]
+    for path in sorted(dataset.images_dir.rglob("*")):
+        name = path.relative_to(dataset.images_dir).as_posix()
+        if name.lower().endswith(IMAGE_EXTENSIONS) and name not in listed and not path.is_dir():
+            found["unlisted"].append(name)
+    return found, thumbnails
 
 
-def _look_at(path: Path) -> tuple[str | None, dict[str, str], Thumbnails | None]:
-    """Return the reason why an image cannot be used, what is unusual about it, and its thumbnail."""
+def _look_at(path: Path) -> tuple[Thumbnails | None, dict[str, str]]:
+    """Return the thumbnail of an image, or None where it cannot be used, and the notes on it by kind."""
     notes = {}
     try:
         with open_image(path) as image:
@@ -107,12 +109,12 @@ def _look_at(path: Path) -> tuple[str | None, dict[str, str], Thumbnails | None]
                 notes["tiny"] = f"{image.width} x {image.height} pixels"
             if image.mode != "RGB":
                 notes["odd_mode"] = image.mode
-            expected = _FORMATS.get(path.suffix.lower().lstrip("."))
+            expected = Image.registered_extensions().get(path.suffix.lower())
             if expected and image.format not in (expected, "MPO"):  # several JPEGs in one file, as phones write them
                 notes["misnamed"] = f"{image.format} inside {path.suffix}"
-        return None, notes, thumbnail(path)
+        return thumbnail(path), notes
     except ImageError as error:
-        return str(error), {}, None
+        return None, {"missing" if str(error) == "no such file" else "unreadable": str(error)}
 
 
 def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArray[Any]) -> dict[str, Any]:
@@ -122,23 +124,24 @@ def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArra
     strangers = 2 * share * (1 - share)
     described: dict[str, Any] = {}
     for kind in ("exact", "near"):
-        of_kind = [(pair, conflicts(pair, labels, names)) for pair in pairs if pair.kind == kind]
-        both = [~np.isnan(labels[pair.first] - labels[pair.second]) for pair, _ in of_kind]
-        n_conflicts, n_shared = sum(len(found) for _, found in of_kind), int(np.sum(both))
+        of_kind = [pair for pair in pairs if pair.kind == kind]
+        both = np.array([~np.isnan(labels[pair.first] - labels[pair.second]) for pair in of_kind])
+        found = [conflicts(pair, labels, names) for pair in of_kind]
+        n_conflicts, n_shared = sum(map(len, found)), int(both.sum())
         described[kind] = [
             {
                 "images": [images[pair.first], images[pair.second]],
                 "correlation": round(pair.correlation, 4),
-                "conflicts": {name: list(values) for name, values in found.items()},
+                "conflicts": {name: list(values) for name, values in own.items()},
             }
-            for pair, found in of_kind
+            for pair, own in zip(of_kind, found, strict=True)
         ]
         described[f"{kind}_summary"] = {
             "n_pairs": len(of_kind),
             "n_conflicts": n_conflicts,
             "n_shared_labels": n_shared,
             "conflict_rate": n_conflicts / n_shared if n_shared else None,
-            "rate_of_strangers": float(np.sum(np.array(both) * strangers) / n_shared) if n_shared else None,
+            "rate_of_strangers": float((both * strangers).sum() / n_shared) if n_shared else None,
         }
     return described
 
@@ -152,15 +155,12 @@ def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> 
         parts.setdefault(digest if by_content else image, set()).add(part)
     images = dataset.labels.images
     held = [parts.get(key, set()) for key in (map(content_hash, dataset.paths) if by_content else images)]
-    across = [
-        {
-            "images": [images[pair.first], images[pair.second]],
-            "kind": pair.kind,
-            "parts": [*sorted(held[pair.first]), *sorted(held[pair.second])],
-        }
-        for pair in pairs
-        if held[pair.first] and held[pair.second] and held[pair.first] != held[pair.second]
-    ]
+    across = []
+    for pair in pairs:
+        first, second = held[pair.first], held[pair.second]
+        if first and second and first != second:
+            names = [images[pair.first], images[pair.second]]
+            across.append({"images": names, "kind": pair.kind, "parts": [*sorted(first), *sorted(second)]})
     return {
         "split": str(split),
         "pairs_across_parts": across,

@@ -1,6 +1,8 @@
 """Test for signal before any training: a linear probe on frozen backbone features, against permuted labels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 from aimonk_hf.audit.checks import Audit, add_suspects
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.evaluation.metrics import auroc, nan_to_none
+from aimonk_hf.evaluation.metrics import nan_to_none
 from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal
 from aimonk_hf.modeling.backbones import build_network, find_backbone
 from aimonk_hf.modeling.inference import stream_logits
@@ -44,9 +47,8 @@ class ProbeResult:
 def backbone_features(architecture: str, paths: list[Path], pretrained: bool = True, batch_size: int = 32) -> Floats:
     """Return the pooled features [N, D] of images by a frozen timm backbone; NaN rows where an image cannot be read."""
     backbone = find_backbone(architecture, pretrained)
-    network = build_network(
-        backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args, weights=backbone.weights
-    ).eval()
+    parts = backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args
+    network = build_network(*parts, weights=backbone.weights).eval()
     transform = EvalTransform(backbone.pretrained_cfg)
 
     @torch.inference_mode()
@@ -56,11 +58,12 @@ def backbone_features(architecture: str, paths: list[Path], pretrained: bool = T
 
     stream = stream_logits(paths, transform.pixels, features_of, batch_size, on_cpu=True)
     shown = tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None)
-    rows = [None if isinstance(features, ImageError) else features.numpy() for _, features in shown]
-    width = next((len(row) for row in rows if row is not None), 0)
-    if not width:
+    found = {row: own.numpy() for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
+    if not found:
         raise AimonkError(f"none of the {len(paths)} images can be read")
-    return np.stack([np.full(width, np.nan, dtype=np.float32) if row is None else row for row in rows])
+    features = np.full((len(paths), len(next(iter(found.values())))), np.nan, dtype=np.float32)
+    features[list(found)] = list(found.values())
+    return features
 
 
 def probe(
@@ -84,15 +87,20 @@ def probe(
     if len(rows) > MOST_IMAGES:
         rows = np.sort(rng.choice(rows, MOST_IMAGES, replace=False))
     labels = np.asarray(labels, dtype=np.float64)[rows]
+    area, p_values, scores = (np.full(shape, np.nan) for shape in (labels.shape[1], labels.shape[1], labels.shape))
     both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
-    area, p_values = np.full(labels.shape[1], np.nan), np.full(labels.shape[1], np.nan)
-    scores = np.full(labels.shape, np.nan)
     if both.any() and len(rows) >= 2 * FOLDS:
-        ridge = _Ridge(features[rows], seed)
-        scores[:, both] = ridge.scores(labels[:, both])
-        area[both] = auroc(labels[:, both], scores[:, both])
-        statistic = _standardised(labels[:, both], area[both])
-        p_values[both] = corrected_p_values(statistic, _permuted(ridge, labels[:, both], n_permutations, rng))
+        own, score = labels[:, both], ridge_scorer(features[rows], seed)
+        scores[:, both] = score(own)
+        area[both] = fast_auroc(own, scores[:, both])
+        permuted = []
+        step = max(1, _BLOCK // own.shape[1])
+        for start in range(0, n_permutations, step):
+            orders = [rng.permutation(len(rows)) for _ in range(start, min(start + step, n_permutations))]
+            columns = np.hstack([_permute_observed(own, order) for order in orders])
+            statistic = _standardised(columns, fast_auroc(columns, score(columns)))
+            permuted.append(statistic.reshape(len(orders), -1))
+        p_values[both] = corrected_p_values(_standardised(own, area[both]), np.concatenate(permuted))
     signal, verdict = judge_signal(attributes, p_values, "a linear probe is better than chance")
     squeezed = expit(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are
     return ProbeResult(area, p_values, squeezed, rows, signal, verdict)
@@ -104,17 +112,15 @@ def probe_audit(audited: Audit, architecture: str, with_suspects: bool, pretrain
     labels = dataset.labels.values.astype(float)
     features = backbone_features(architecture, dataset.paths, pretrained)
     result = probe(features, labels, dataset.attributes, audited.groups)
+    figures = zip(dataset.attributes, result.auroc.tolist(), result.p_values.tolist(), strict=True)
+    images = f"{len(result.rows)} images, one of each group of duplicates"
+    method = f"ridge regression on the frozen features of {architecture}, {FOLDS} folds, {images}"
     audited.findings["probe"] = nan_to_none(
         {
             "signal": result.signal,
             "verdict": result.verdict,
-            "method": f"ridge regression on the frozen features of {architecture}, {FOLDS} folds, {len(result.rows)} "
-            "images, one of each group of duplicates; p-values against permuted labels, corrected for the number of "
-            "attributes",
-            "per_attribute": {
-                name: {"auroc": float(result.auroc[k]), "p_value": float(result.p_values[k])}
-                for k, name in enumerate(dataset.attributes)
-            },
+            "method": f"{method}; p-values against permuted labels, corrected for the number of attributes",
+            "per_attribute": {name: {"auroc": area, "p_value": p_value} for name, area, p_value in figures},
         }
     )
     if with_suspects and result.signal in ("some", "all"):
@@ -124,53 +130,38 @@ def probe_audit(audited: Audit, architecture: str, with_suspects: bool, pretrain
         add_suspects(audited, scores, "the probe's out-of-fold scores")
 
 
-class _Ridge:
-    """Score labels out-of-fold by ridge regression on the principal components of standardised features [N, D]."""
+def ridge_scorer(features: Floats, seed: int) -> Callable[[Floats], Floats]:
+    """Return a function of label columns [N, M] that gives out-of-fold scores [N, M].
 
-    def __init__(self, features: Floats, seed: int) -> None:
-        from sklearn.decomposition import PCA
-        from sklearn.linear_model import Ridge
-        from sklearn.model_selection import KFold
-        from sklearn.preprocessing import StandardScaler
+    They are those of ridge regression on the principal components of the standardised features [N, D]; a missing label
+    adds nothing to the fit.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.preprocessing import StandardScaler
 
-        n_images = len(features)
-        pca = PCA(min(_COMPONENTS, n_images // 2, features.shape[1]), random_state=seed)
-        self.components = pca.fit_transform(StandardScaler().fit_transform(features.astype(np.float32)))
-        weight = self.components.var(axis=0) * n_images
-        # leaves about one degree of freedom for ten images
-        penalty = max(float(weight[min(n_images // 10, len(weight) - 1)]), 1e-6)
-        self.model = Ridge(penalty, fit_intercept=False)
-        self.folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    n_images = len(features)
+    pca = PCA(min(_COMPONENTS, n_images // 2, features.shape[1]), random_state=seed)
+    components = pca.fit_transform(StandardScaler().fit_transform(features.astype(np.float32)))
+    weight = components.var(axis=0) * n_images
+    # leaves about one degree of freedom for ten images
+    penalty = max(float(weight[min(n_images // 10, len(weight) - 1)]), 1e-6)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    predict = partial(cross_val_predict, Ridge(penalty, fit_intercept=False), components, cv=folds)
 
-    def scores(self, labels: Floats) -> Floats:
-        """Return out-of-fold scores [N, M] for label columns [N, M]; a missing label adds nothing to the fit."""
-        from sklearn.model_selection import cross_val_predict
-
-        centred = np.nan_to_num(labels - np.nanmean(labels, axis=0)).astype(np.float32)
-        found: Floats = cross_val_predict(self.model, self.components, centred, cv=self.folds)
+    def score(labels: Floats) -> Floats:
+        found: Floats = predict(np.nan_to_num(labels - np.nanmean(labels, axis=0)).astype(np.float32))
         return found.reshape(labels.shape)
+
+    return score
 
 
 def _standardised(labels: Floats, area: Floats) -> Floats:
     """Return (AUROC - 0.5) over its standard deviation without ties, so that rare and common attributes compare."""
     positive, negative = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    deviation = np.sqrt((positive + negative + 1) / (12.0 * positive * negative))
-    statistic: Floats = (area - 0.5) / deviation
+    statistic: Floats = (area - 0.5) / np.sqrt((positive + negative + 1) / (12.0 * positive * negative))
     return statistic
-
-
-def _permuted(ridge: _Ridge, labels: Floats, n_permutations: int, rng: np.random.Generator) -> Floats:
-    """Return the statistic of every permutation and attribute [n_permutations, K]; the fit is repeated for each."""
-    n_rows, n_attributes = labels.shape
-    result = np.empty((n_permutations, n_attributes))
-    step = max(1, _BLOCK // n_attributes)
-    for start in range(0, n_permutations, step):
-        block = slice(start, min(start + step, n_permutations))
-        tables = [_permute_observed(labels, rng.permutation(n_rows)) for _ in range(block.start, block.stop)]
-        columns = np.hstack(tables)
-        area = _fast_auroc(columns, ridge.scores(columns))
-        result[block] = _standardised(columns, area).reshape(-1, n_attributes)
-    return result
 
 
 def _permute_observed(labels: Floats, permutation: NDArray[np.int64]) -> Floats:
@@ -182,10 +173,8 @@ def _permute_observed(labels: Floats, permutation: NDArray[np.int64]) -> Floats:
     return result
 
 
-def _fast_auroc(labels: Floats, scores: Floats) -> Floats:
+def fast_auroc(labels: Floats, scores: Floats) -> Floats:
     """Return the AUROC of many columns [N, M] at once, by ranks among the observed rows."""
-    from scipy.stats import rankdata
-
     missing = np.isnan(labels)
     ranks = rankdata(np.where(missing, -np.inf, scores), axis=0) - missing.sum(axis=0)
     positive, n_negative = labels == 1, (labels == 0).sum(axis=0)

@@ -1,18 +1,17 @@
 """Find labels that are probably wrong and missing ones that could be filled, by scores of images unseen in training."""
 
-import csv
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 
+from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.data.labels import SUGGESTION_COLUMNS
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import fit_scaling
-from aimonk_hf.storage import explained, score_columns, write_csv
+from aimonk_hf.evaluation.calibration import fit_scaling, to_logits
+from aimonk_hf.storage import score_columns, write_csv
 
 Floats = NDArray[np.floating[Any]]
 
@@ -23,8 +22,7 @@ _FILL_PURITY = 0.97
 _FILL_EVIDENCE = 20
 
 
-@dataclass
-class Suggestion:
+class Suggestion(NamedTuple):
     """One cell of the label table: its label ("1", "0", "NA"), a better one, the score, and "suspect" or "fill"."""
 
     row: int
@@ -45,17 +43,17 @@ def find_suspects(labels: Floats, scores: Floats) -> list[Suggestion]:
     """
     found: list[tuple[float, Suggestion]] = []
     for k in range(labels.shape[1]):
-        observed = np.flatnonzero(~np.isnan(labels[:, k]) & ~np.isnan(scores[:, k]))
+        observed = np.flatnonzero(~np.isnan(labels[:, k] + scores[:, k]))
         truth = labels[observed, k]
         if min((truth == 1).sum(), (truth == 0).sum()) < _FEWEST:
             continue
-        logits = logit(scores[observed, k].clip(1e-7, 1 - 1e-7))
+        logits = to_logits(scores[observed, k])
         scale, shift = fit_scaling(truth, logits)
         if scale <= 0:
             continue  # the scores do not tell the classes apart
         own = expit(scale * logits + shift)
         high, low = own[truth == 1].mean().clip(0.5, 0.75), own[truth == 0].mean().clip(0.25, 0.5)
-        for place in np.flatnonzero(((truth == 0) & (own >= high)) | ((truth == 1) & (own <= low))):
+        for place in np.flatnonzero(np.where(truth == 0, own >= high, own <= low)):
             label, row = int(truth[place]), int(observed[place])
             doubt = float(abs(own[place] - label))
             found.append((doubt, Suggestion(row, k, str(label), 1 - label, float(scores[row, k]), "suspect")))
@@ -100,38 +98,29 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     an empty cell is NaN, as are the scores of an image without a row. Raises `AimonkError` for a missing or repeated
     column and for values outside [0, 1].
     """
+    rows = csv_rows(path)
+    _, header = next(rows, (1, []))
+    named = zip(attributes, score_columns(attributes), strict=True)
+    columns = ["image", *(own if own in header or name == "image" else name for name, own in named)]
+    for column in columns:
+        if (n_found := header.count(column)) != 1:
+            told = f"{'two columns' if n_found else 'no column'} {column}"
+            raise AimonkError(f"{path} has {told}: it must hold image and a score per attribute")
+    image, *places = map(header.index, columns)
     row_of = {image: row for row, image in enumerate(images)}
     scores = np.full((len(images), len(attributes)), np.nan)
-    is_empty = True
-    with (
-        explained(f"read the scores {path}"),
-        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-    ):
-        rows = csv.DictReader(file)
-        header = list(rows.fieldnames or [])
-        named = zip(attributes, score_columns(attributes), strict=True)
-        columns = [own if own in header or name == "image" else name for name, own in named]
-        for column in ("image", *columns) if header else ():
-            if header.count(column) != 1:
-                found = "no column" if column not in header else "two columns"
-                raise AimonkError(f"{path} has {found} {column}: it must hold image and a score per attribute")
-        for line, one in enumerate(rows, start=2):  # row by row: dicts of all rows would take gigabytes
-            is_empty = False
-            if one["image"] in row_of:
-                scores[row_of[one["image"]]] = [_score_in(one[column], path, line) for column in columns]
-    if is_empty:
-        raise AimonkError(f"{path} has no row: it must hold image and a score per attribute")
+    for line, cells in rows:
+        if cells[image] in row_of:
+            scores[row_of[cells[image]]] = [_score_in(cells[place], path, line) for place in places]
     return scores
 
 
-def _score_in(cell: str | None, path: Path, line: int) -> float:
-    if not cell:
-        return np.nan
+def _score_in(cell: str, path: Path, line: int) -> float:
     try:
-        score = float(cell)
+        score = float(cell or 0)
     except ValueError:
         score = np.nan
     if not 0 <= score <= 1:
-        told = "is not a number" if np.isnan(score) else "is not between 0 and 1"
-        raise AimonkError(f"{path}:{line}: the score {cell!r} {told}; leave the cell empty where there is none")
-    return score
+        told = "is not a number between 0 and 1; leave the cell empty where there is no score"
+        raise AimonkError(f"{path}:{line}: the score {cell!r} {told}")
+    return score if cell else np.nan

@@ -77,8 +77,8 @@ def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels
         except KeyError as error:
             cell = error.args[0]
             column = next(column for own, column in zip(chosen, names, strict=True) if cells[own] == cell)
-            told = f"{cell[:40]!r} in column {column} is not a label; use 1, 0 or NA"
-            raise AimonkError(f"{path}:{line}: {told} (--attributes a,b,c names the columns that hold labels)") from None
+            advice = "use 1, 0 or NA (--attributes a,b,c names the columns that hold labels)"
+            raise AimonkError(f"{path}:{line}: {cell[:40]!r} in column {column} is not a label; {advice}") from None
     if not seen:
         raise AimonkError(f"{path} has a header but no rows")
     return Labels(list(seen), list(names), np.frombuffer(values, np.float32).reshape(len(seen), -1), str(path))

@@ -1,7 +1,7 @@
 """Calibration of scores by one scale and shift of the logits per attribute, folded into the classifier's weights."""
 
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,15 +36,6 @@ class Calibration:
     before: Floats
     after: Floats
     reasons: list[str | None]
-
-    def to_dict(self, attributes: list[str]) -> dict[str, Any]:
-        """Return the calibration's entries of metrics.json, by attribute."""
-        columns = (self.scale, self.shift, self.before, self.after)
-        keys = ("scale", "shift", "ece_before", "ece_after")
-        return {
-            name: {key: float(column[k]) for key, column in zip(keys, columns, strict=True)} | {"left_alone": reason}
-            for k, (name, reason) in enumerate(zip(attributes, self.reasons, strict=True))
-        }
 
 
 def expected_calibration_error(labels: Floats, scores: Floats) -> Floats:
@@ -100,33 +91,37 @@ def calibrate(labels: Floats, logits: Floats, seed: int = 0, groups: Ints | None
     fold_of = split_folds(labels, _FOLDS, seed, groups)
     for k in range(n_attributes):
         observed = ~np.isnan(labels[:, k])
-        truth, own = labels[observed, k], logits[observed, k]
-        reason, fitted = _fit_held_out(truth, own, fold_of[observed])
-        if reason is None:
-            scale, shift = fit_scaling(truth, own)
-            if scale < _SMALLEST_SCALE:
-                reason = "its scores do not rise with the share of positives"
-            else:
-                found.scale[k], found.shift[k], found.held_out[observed, k] = scale, shift, fitted
-        found.reasons.append(reason)
+        truth, own, folds = labels[observed, k], logits[observed, k], fold_of[observed]
+        if min((truth == 1).sum(), (truth == 0).sum()) < MIN_OF_EACH:
+            found.reasons.append(f"fewer than {MIN_OF_EACH} positives or negatives")
+            continue
+        held_out = own.copy()
+        for fold in np.unique(folds):
+            scale, shift = fit_scaling(truth[folds != fold], own[folds != fold])
+            held_out[folds == fold] = scale * own[folds == fold] + shift
+        error = expected_calibration_error(truth[:, None], expit(held_out[:, None]))[0]
+        scale, shift = fit_scaling(truth, own)
+        if _log_loss(truth, held_out).mean() >= _log_loss(truth, own).mean() or error > before[k]:
+            found.reasons.append("it does not help on images that did not fit it")
+        elif scale < _SMALLEST_SCALE:
+            found.reasons.append("its scores do not rise with the share of positives")
+        else:
+            found.scale[k], found.shift[k], found.held_out[observed, k] = scale, shift, held_out
+            found.reasons.append(None)
     found.after = expected_calibration_error(labels, expit(found.held_out))
     return found
 
 
-def _fit_held_out(truth: Floats, logits: Floats, fold_of: Ints) -> tuple[str | None, Floats]:
-    """Return why an attribute is better left alone, or None, and its logits [N], scaled by the other folds' fit."""
-    fitted = logits.copy()
-    if min((truth == 1).sum(), (truth == 0).sum()) < MIN_OF_EACH:
-        return f"fewer than {MIN_OF_EACH} positives or negatives", fitted
-    for fold in np.unique(fold_of):
-        held_out = fold_of == fold
-        scale, shift = fit_scaling(truth[~held_out], logits[~held_out])
-        fitted[held_out] = scale * logits[held_out] + shift
-    columns = np.stack([truth, truth], axis=1), expit(np.stack([logits, fitted], axis=1))
-    before, after = expected_calibration_error(*columns)
-    if _log_loss(truth, fitted).mean() >= _log_loss(truth, logits).mean() or after > before:
-        return "it does not help on images that did not fit it", fitted
-    return None, fitted
+def calibrate_model(network: nn.Module, labels: Floats, logits: Floats, seed: int, groups: Ints) -> Calibration:
+    """Calibrate and fold it into the classifier; where the head cannot take it, all attributes are left alone."""
+    found = calibrate(labels, logits, seed, groups)
+    try:
+        if None in found.reasons:
+            fold_into_classifier(network, found.scale, found.shift)
+    except AimonkError as error:
+        n = labels.shape[1]
+        return Calibration(np.ones(n), np.zeros(n), logits, found.before, found.before, [str(error)] * n)
+    return found
 
 
 def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> None:
@@ -136,23 +131,22 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
     logits would not follow.
     """
     layers = [layer for head in heads(network) for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    last = [(layer.weight, layer.bias) for layer in layers if layer.bias is not None and len(layer.bias) == len(scale)]
-    before = [(weight.clone(), bias.clone()) for weight, bias in last]
+    last = [layer for layer in layers if layer.bias is not None and len(layer.bias) == len(scale)]
+    before = [deepcopy(layer.state_dict()) for layer in last]
     size = resolve_data_config(model=network)["input_size"]
     with torch.no_grad():
         pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(next(network.parameters()))
         factor, offset = (torch.as_tensor(values).to(pixels) for values in (scale, shift))
         wanted = network(pixels) * factor + offset
-        for weight, bias in last:
-            weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)))
-            bias.mul_(factor).add_(offset)
-        if torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3):
-            return
-        for (weight, bias), (old_weight, old_bias) in zip(last, before, strict=True):
-            weight.copy_(old_weight)
-            bias.copy_(old_bias)
-    name = type(network).__name__
-    raise AimonkError(f"the head of {name} is not linear layers with a bias: its scores cannot be calibrated")
+        for layer in last:
+            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+            layer.bias.mul_(factor).add_(offset)
+        follows = torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3)
+    if not follows:
+        for layer, state in zip(last, before, strict=True):
+            layer.load_state_dict(state)
+        name = type(network).__name__
+        raise AimonkError(f"the head of {name} is not linear layers with a bias: its scores cannot be calibrated")
 
 
 def to_logits(scores: Floats) -> Floats:

@@ -1,8 +1,9 @@
 """Plots of a report: curves with the chosen thresholds, reliability, confusion counts, histograms, worst mistakes."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from aimonk_hf.data.images import read_image
+from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.calibration import expected_calibration_error, reliability
 from aimonk_hf.evaluation.metrics import Floats, count_decisions
@@ -20,44 +21,89 @@ from aimonk_hf.evaluation.report import Judged
 from aimonk_hf.storage import atomic_path
 
 Style = dict[str, Any]
-Draw = Callable[[Axes, Floats, Floats, float], None]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#9ecae1"
+_DASHES: Style = {"color": GREY, "linestyle": "--", "linewidth": 1, "alpha": 0.7}
+_DOT: Style = {"color": ORANGE, "markersize": 5, "clip_on": False}
 _MOST_MISTAKES = 24
 # Beyond this the figures would outgrow a screen or a page: the attributes with the most positives are shown.
 _MOST_PANELS = 64
 
 
+class Tile(NamedTuple):
+    """An image with one or two lines below it."""
+
+    path: Path
+    told: str
+    colour: str
+
+
+class Panels(NamedTuple):
+    """A figure of one small panel per attribute; `draw` takes observed labels and scores [N] and the threshold."""
+
+    title: str
+    x_label: str
+    y_label: str
+    draw: Callable[[Axes, Floats, Floats, float], None]
+
+
 def write_report_plots(judged: Judged, thresholds: dict[str, float], folder: Path) -> list[Path]:
     """Write the plots of scores and labels [N, K] into `folder` and return their paths."""
-    figures = {name: _panels(judged, thresholds, *panel, _DRAW[name]) for name, panel in _PANELS.items()}
+    figures = {name: _draw_panels(judged, thresholds, panels) for name, panels in _PANELS.items()}
     figures |= {"confusion": _confusion(judged), "co_occurrence": _co_occurrence(judged)}
-    figures["worst_mistakes"] = _worst_mistakes(judged)
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save_figure(figure, path)
-    return paths
+    mistakes = _worst_mistakes(judged)
+    told = "worst mistakes: present but missed (blue), absent but found (orange)" if mistakes else "no mistakes"
+    figures["worst_mistakes"] = draw_images({told: mistakes})
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure atomically, whatever backend the program has chosen."""
     FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks
         figure.savefig(temporary, dpi=dpi)
 
 
 def shorten(text: str, length: int, keep_end: bool = False) -> str:
-    """Return a name for a figure: at most so long, without mathematics and bytes that are no text."""
-    text = text.encode("utf-8", "replace").decode()
+    """Return a name for a figure: on one line, at most so long, without mathematics and bytes that are no text."""
+    text = shown_name(text)
     if len(text) > length:
         text = "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"
     return text.replace("$", r"\$")
 
 
-def _panels(judged: Judged, thresholds: dict[str, float], title: str, x_label: str, y_label: str, draw: Draw) -> Figure:
-    """Draw one small panel per attribute."""
-    names = judged.report["attributes"]
+def draw_images(sections: dict[str, list[Tile]], columns: int = 8) -> Figure:
+    """Draw images in rows below the titles of their sections."""
+    lines = {title: max(1, -(-len(tiles) // columns)) for title, tiles in sections.items()}
+    width, height = columns * 1.5 + 0.2, sum(lines.values()) * 2.0 + len(sections) * 0.4
+    figure, top = Figure(figsize=(width, height)), height
+    for title, tiles in sections.items():
+        figure.text(0.1 / width, (top - 0.1) / height, title, fontsize=11, va="top")
+        top -= 0.4
+        for place, tile in enumerate(tiles):
+            line, column = divmod(place, columns)
+            left, bottom = 0.1 + column * 1.5, top - line * 2.0 - 1.4
+            axes = figure.add_axes((left / width, bottom / height, 1.4 / width, 1.4 / height))
+            axes.set_axis_off()
+            try:
+                image = read_image(tile.path)
+                image.thumbnail((300, 300))
+                axes.imshow(image)
+            except ImageError as error:
+                axes.text(0.5, 0.5, shorten(str(error), 30), ha="center", fontsize=7)
+            told = [shorten(tile.path.name, 26, keep_end=True), *(shorten(text, 26) for text in tile.told.split("\n"))]
+            below = (left + 0.7) / width, (bottom - 0.03) / height
+            figure.text(*below, "\n".join(told), ha="center", va="top", fontsize=7, color=tile.colour)
+        top -= lines[title] * 2.0
+    return figure
+
+
+def _draw_panels(judged: Judged, thresholds: dict[str, float], panels: Panels) -> Figure:
+    names, title = judged.report["attributes"], panels.title
     order = np.arange(len(names))
     if len(names) > _MOST_PANELS:
         order = np.sort(np.argsort(-(judged.labels == 1).sum(axis=0), kind="stable")[:_MOST_PANELS])
@@ -79,14 +125,13 @@ def _panels(judged: Judged, thresholds: dict[str, float], title: str, x_label: s
         axes.tick_params(labelsize=7, length=2)
         axes.spines[["top", "right"]].set_visible(False)
         if 0 < truth.sum() < len(truth):
-            draw(axes, truth, scores, thresholds[names[k]])
+            panels.draw(axes, truth, scores, thresholds[names[k]])
         else:
-            note: Style = {"ha": "center", "va": "center", "fontsize": 8, "color": GREY, "transform": axes.transAxes}
-            axes.text(0.5, 0.5, "one kind of\nlabel only", **note)
+            axes.text(0.5, 0.5, "one kind of\nlabel only", ha="center", va="center", fontsize=8, color=GREY)
             axes.set(xticks=[], yticks=[])
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
-    figure.supxlabel(x_label, fontsize=9, y=0.08 / height)
-    figure.supylabel(y_label, fontsize=9, x=0.08 / width)
+    figure.supxlabel(panels.x_label, fontsize=9, y=0.08 / height)
+    figure.supylabel(panels.y_label, fontsize=9, x=0.08 / width)
     return figure
 
 
@@ -95,11 +140,10 @@ def _draw_precision_recall(axes: Axes, truth: Floats, scores: Floats, threshold:
 
     precision, recall, _ = precision_recall_curve(truth, scores)
     axes.plot(recall, precision, color=BLUE, linewidth=1.3, drawstyle="steps-post")
-    axes.axhline(truth.mean(), color=GREY, linestyle="--", linewidth=1, alpha=0.7)
+    axes.axhline(truth.mean(), **_DASHES)
     if (decided := scores >= threshold).any():
-        place = truth[decided].sum() / truth.sum(), truth[decided].mean()
-        axes.plot(*place, "o", color=ORANGE, markersize=5, clip_on=False)
-    _unit_square(axes, f"AP {average_precision_score(truth, scores):.2f}", 0.05, 0.05)
+        axes.plot(truth[decided].sum() / truth.sum(), truth[decided].mean(), "o", **_DOT)
+    _unit_square(axes, f"AP {average_precision_score(truth, scores):.2f}")
 
 
 def _draw_roc(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
@@ -107,20 +151,19 @@ def _draw_roc(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> No
 
     false_rate, true_rate, _ = roc_curve(truth, scores)
     axes.plot(false_rate, true_rate, color=BLUE, linewidth=1.3)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, alpha=0.7)
+    axes.plot([0, 1], [0, 1], **_DASHES)
     decided = scores >= threshold
-    axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), "o", color=ORANGE, markersize=5, clip_on=False)
-    _unit_square(axes, f"AUROC {roc_auc_score(truth, scores):.2f}", 0.97, 0.05)
+    axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), "o", **_DOT)
+    _unit_square(axes, f"AUROC {roc_auc_score(truth, scores):.2f}")
 
 
 def _draw_reliability(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
     mean_score, share, size = reliability(truth, scores)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, alpha=0.7)
+    axes.plot([0, 1], [0, 1], **_DASHES)
     filled = size > 0  # so that empty bins do not break the line
     axes.plot(mean_score[filled], share[filled], color=BLUE, linewidth=1)
     axes.scatter(mean_score, share, s=6 + 60 * np.sqrt(size / size.sum()), color=BLUE, clip_on=False, zorder=3)
-    error = expected_calibration_error(truth[:, None], scores[:, None])[0]
-    _unit_square(axes, f"ECE {error:.3f}", 0.05, 0.93)
+    _unit_square(axes, f"ECE {expected_calibration_error(truth[:, None], scores[:, None])[0]:.3f}")
 
 
 def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float) -> None:
@@ -128,7 +171,6 @@ def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float)
         own = scores[truth == value]
         bars: Style = {"bins": 20, "range": (0, 1), "weights": np.full(len(own), 1 / len(own)), "color": colour}
         axes.hist(own, alpha=0.45, histtype="stepfilled", label=f"{value}: {len(own)}", **bars)
-        axes.hist(own, histtype="step", linewidth=1.2, **bars)
     axes.axvline(threshold, color="black", linewidth=1.2)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
@@ -136,24 +178,26 @@ def _draw_histogram(axes: Axes, truth: Floats, scores: Floats, threshold: float)
     axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="best", handlelength=1)
 
 
-# title, x label, y label
+_DOT_AND_DASHES = "dot: the chosen threshold, dashes: "
 _PANELS = {
-    "precision_recall": ("precision and recall; dot: the chosen threshold, dashes: prevalence", "recall", "precision"),
-    "roc": ("ROC curves; dot: the chosen threshold, dashes: chance", "false positive rate", "true positive rate"),
-    "reliability": ("share of positives by score; size of the dots: images", "score", "share of positives"),
-    "score_histograms": ("scores of images labelled 0 and 1, as shares; line: threshold", "score", "share of images"),
+    "precision_recall": Panels(
+        f"precision and recall; {_DOT_AND_DASHES}prevalence", "recall", "precision", _draw_precision_recall
+    ),
+    "roc": Panels(f"ROC curves; {_DOT_AND_DASHES}chance", "false positive rate", "true positive rate", _draw_roc),
+    "reliability": Panels(
+        "share of positives by score; size of the dots: images", "score", "share of positives", _draw_reliability
+    ),
+    "score_histograms": Panels(
+        "scores of images labelled 0 and 1, as shares; line: threshold", "score", "share of images", _draw_histogram
+    ),
 }
-_DRAW = dict(zip(_PANELS, (_draw_precision_recall, _draw_roc, _draw_reliability, _draw_histogram), strict=True))
 
 
-def _unit_square(axes: Axes, note: str, x: float, y: float) -> None:
-    ticks: Style = {"ticks": [0, 0.5, 1], "labels": ["0", ".5", "1"]}
+def _unit_square(axes: Axes, note: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_xticks(**ticks)
-    axes.set_yticks(**ticks)
-    side: Style = {"ha": "left" if x < 0.5 else "right", "va": "bottom" if y < 0.5 else "top"}
-    box: Style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
-    axes.text(x, y, note, fontsize=8, transform=axes.transAxes, bbox=box, **side)
+    axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+    axes.legend([], title=note, title_fontsize=8, framealpha=0.7, edgecolor="none", borderpad=0.1, loc="best")
 
 
 def _confusion(judged: Judged) -> Figure:
@@ -189,11 +233,10 @@ def _co_occurrence(judged: Judged) -> Figure:
     names = judged.report["attributes"]
     short = [shorten(name, 18) for name in names]
     observed = (~np.isnan(judged.labels)).astype(float)
-    side = max(3.4, 0.19 * len(names) + 1.6)
-    figure = Figure(figsize=(2 * side + 1.2, side + (0.9 if len(names) <= 24 else 0.4)), layout="constrained")
-    grid = figure.subplots(1, 2)
-    size = 8 if len(names) <= 24 else 6
+    side, size = max(3.4, 0.19 * len(names) + 1.6), 8 if len(names) <= 24 else 6
+    figure = Figure(figsize=(2 * side + 1.2, side + 0.9), layout="constrained")
     scale = ScalarMappable(Normalize(0, 1), cmap="Blues")
+    grid = figure.subplots(1, 2)
     tables = {"labels": (judged.labels == 1).astype(float), "decisions": judged.decisions * observed}
     for axes, (title, present) in zip(grid, tables.items(), strict=True):
         both, given = present.T @ present, present.T @ observed
@@ -204,39 +247,22 @@ def _co_occurrence(judged: Judged) -> Figure:
         axes.set_xticks(range(len(names)), short, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), short, fontsize=size)
         axes.tick_params(length=0)
-        for row, column in np.argwhere(~np.isnan(table)) if len(names) <= 8 else ():
-            ink = "white" if table[row, column] > 0.6 else "black"
-            axes.text(column, row, f"{table[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(scale, ax=grid, shrink=0.7, label="share")
     figure.suptitle("of the images with the row's attribute, the share that has the column's (grey: none)", fontsize=10)
     return figure
 
 
-def _worst_mistakes(judged: Judged) -> Figure:
-    """Draw the images whose scores contradict their labels most; no attribute takes the places of the others."""
-    names, columns = judged.report["attributes"], 6
+def _worst_mistakes(judged: Judged) -> list[Tile]:
+    """Return the images whose scores contradict their labels most; no attribute takes the places of the others."""
+    names = judged.report["attributes"]
     right = (judged.decisions == (judged.labels == 1)) | np.isnan(judged.labels)
     margin = np.where(right, -np.inf, np.abs(judged.labels - judged.scores))
     rank = np.argsort(np.argsort(-margin, axis=0, kind="stable"), axis=0)
     margin[rank >= max(3, _MOST_MISTAKES // len(names))] = -np.inf
     order = np.argsort(-margin, axis=None, kind="stable")[: min(_MOST_MISTAKES, np.isfinite(margin).sum())]
-    chosen = np.stack(np.unravel_index(order, margin.shape), axis=1).tolist()
-    rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(columns * 2.1, rows * 2.55 + 0.5), layout="constrained")
-    for place, (row, k) in enumerate(chosen, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.set_axis_off()
-        try:
-            image = read_image(judged.paths[row])
-            image.thumbnail((300, 300))
-            axes.imshow(image)
-        except ImageError as error:
-            axes.text(0.5, 0.5, shorten(str(error), 30), ha="center", fontsize=7)
+    tiles = []
+    for row, k in np.stack(np.unravel_index(order, margin.shape), axis=1).tolist():
         label = int(judged.labels[row, k])
-        told = f"{shorten(names[k], 24)}\nlabelled {label}, score {judged.scores[row, k]:.2f}"
-        axes.set_title(told, fontsize=8, color=BLUE if label else ORANGE)
-        below: Style = {"ha": "center", "va": "top", "fontsize": 6, "color": GREY, "transform": axes.transAxes}
-        axes.text(0.5, -0.02, shorten(judged.paths[row].name, 26), **below)
-    title = "worst mistakes: present but missed (blue), absent but found (orange)"
-    figure.suptitle(title if chosen else "no mistakes", fontsize=11)
-    return figure
+        told = f"{names[k]}\nlabelled {label}, score {judged.scores[row, k]:.2f}"
+        tiles.append(Tile(judged.paths[row], told, BLUE if label else ORANGE))
+    return tiles

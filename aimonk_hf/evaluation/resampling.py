@@ -46,25 +46,25 @@ def resample_metrics(
 ) -> dict[str, Floats]:
     """Return AUROC, average precision and F1 of every resample, each [n_resamples, K]; NaN where one is undefined."""
     rng = np.random.default_rng(seed)
-    group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    group_of = np.arange(len(labels)) if groups is None else groups
     columns = [_Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
     values = np.empty((len(METRICS), n_resamples, len(columns)))
     size = max(_CACHE_BYTES // max(len(labels), 1), 1)
     for start in range(0, n_resamples, size):
-        weights = _draw_weights(group_of, min(size, n_resamples - start), rng)
+        weights = draw_weights(group_of, min(size, n_resamples - start), rng)
         for k, column in enumerate(columns):
             values[:, start : start + size, k] = column.metrics(weights)
     return dict(zip(METRICS, values, strict=True))
 
 
-def _draw_weights(group_of: Ints, n_resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw_weights(groups: Ints, n_resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw groups with replacement and return the number of times [n_resamples, N] that each row occurs.
 
-    A group that is drawn more than 255 times has a probability below 1e-500.
+    Rows with one number in `groups` [N] are drawn together. More than 255 times has a probability below 1e-500.
     """
-    n_groups = int(group_of.max()) + 1
-    drawn = rng.integers(0, n_groups, (n_resamples, n_groups)) + np.arange(n_resamples)[:, None] * n_groups
-    counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_groups).reshape(n_resamples, n_groups)
+    numbers, group_of = np.unique(groups, return_inverse=True)
+    drawn = rng.integers(0, len(numbers), (n_resamples, len(numbers)))
+    counts = np.stack([np.bincount(row, minlength=len(numbers)) for row in drawn])
     return counts.astype(np.uint8).take(group_of, axis=1)
 
 

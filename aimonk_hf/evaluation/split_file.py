@@ -1,6 +1,5 @@
 """Images that a model has seen, known again by their content from the split.csv beside its weights."""
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
+from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.weights import plain_names
-from aimonk_hf.storage import csv_line, explained, read_json, write_text
+from aimonk_hf.storage import read_json, write_csv
 
 SPLIT_FILE = "split.csv"
 
@@ -22,24 +22,17 @@ Row = tuple[str, str, str]
 
 def write_parts(path: Path, rows: Iterable[Row]) -> None:
     """Write split.csv."""
-    write_text(path, "".join(map(csv_line, [("image", "part", "sha256"), *rows])))
+    write_csv(path, ("image", "part", "sha256"), rows)
 
 
 def read_parts(path: Path) -> list[Row]:
     """Return the rows of a split.csv; raises `AimonkError` where it is none."""
-    try:
-        with (
-            explained(f"read the split {path}"),
-            path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-        ):
-            rows = list(csv.DictReader(file))
-    except csv.Error as error:
-        raise AimonkError(f"{path} is no split: {error}") from error
-    if rows and not {"image", "part"} <= set(rows[0]):
+    rows = csv_rows(path)
+    _, header = next(rows, (1, []))
+    if not {"image", "part"} <= set(header):
         raise AimonkError(f"{path} is no split: its header must be image,part or image,part,sha256")
-    if short := [number for number, row in enumerate(rows, start=2) if row["image"] is None or row["part"] is None]:
-        raise AimonkError(f"{path}: row {short[0]} names no image or no part")
-    return [(row["image"], row["part"], row.get("sha256") or "") for row in rows]
+    named = (dict(zip(header, cells, strict=True)) for _, cells in rows)
+    return [(row["image"], row["part"], row.get("sha256", "")) for row in named]
 
 
 def parts_of(model: AimonkModel, dataset: AttributeDataset) -> tuple[list[str | None], str]:

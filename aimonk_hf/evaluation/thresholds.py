@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
+from aimonk_hf.evaluation.resampling import draw_weights
 from aimonk_hf.modeling.config import DEFAULT_THRESHOLD
 
 # With fewer positives than this a tuned threshold is mostly noise: its F1 curve has that many steps.
@@ -51,13 +52,10 @@ def threshold_spread(
 
     Rows with one number in `groups` [N] are drawn together.
     """
-    rng = np.random.default_rng(seed)
-    group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    n_groups = len(np.unique(group_of))
+    rng, groups = np.random.default_rng(seed), np.arange(len(labels)) if groups is None else groups
     tuned = np.empty((resamples, labels.shape[1]))
     for resample in range(resamples):
-        times = np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)[group_of]
-        rows = np.repeat(np.arange(len(labels)), times)
+        rows = np.repeat(np.arange(len(labels)), draw_weights(groups, 1, rng)[0])
         tuned[resample] = tune_thresholds(labels[rows], scores[rows], objective)
     tuned[:, [reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]]] = np.nan
     return np.quantile(tuned, [0.025, 0.975], axis=0).T
@@ -101,7 +99,7 @@ def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) ->
     # not scikit-learn's curves, whose checks of the input would be most of the work of many thousand resamples
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    cut = np.flatnonzero(np.append(ranked[:-1] != ranked[1:], True))  # the last row of each run of equal scores
+    cut = np.flatnonzero(np.diff(ranked, append=-1))  # the last row of each run of equal scores
     true_positive, predicted = np.cumsum(truth[order])[cut], cut + 1
     if kind == "f1":
         quality = 2 * true_positive / (predicted + n_positive)
