@@ -138,7 +138,4 @@ def test_lossy_conversions_are_said_once(picture: Image.Image, caplog: pytest.Lo
         for _ in range(3):
             read_image(picture.convert("RGBA"))
             read_image(picture.convert("CMYK"))
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "images with transparency",
-        "CMYK images",
-    ]
+    assert [record.message.split(":")[0] for record in caplog.records] == ["images with transparency", "CMYK images"]

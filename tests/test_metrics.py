@@ -6,12 +6,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from aimonk_hf.evaluation.metrics import (
     accuracy,
+    agreement,
     auroc,
     average_precision,
     count_decisions,
-    exact_match,
     f1,
-    hamming_accuracy,
     precision,
     recall,
     trivial_predictors,
@@ -64,10 +63,10 @@ def test_agrees_with_scikit_learn_where_nothing_is_missing() -> None:
 
 
 def test_hamming_and_exact_match_by_hand() -> None:
-    assert hamming_accuracy(LABELS, DECISIONS) == pytest.approx(8 / 14)
-    assert np.isnan(exact_match(LABELS, DECISIONS))  # no image has every label
-    complete = LABELS[:, [0, 2]]
-    assert exact_match(complete, DECISIONS[:, [0, 2]]) == 0.5
+    found = agreement(LABELS, DECISIONS)
+    assert found["hamming_accuracy"] == pytest.approx(8 / 14)
+    assert np.isnan(found["exact_match"])  # no image has every label
+    assert agreement(LABELS[:, [0, 2]], DECISIONS[:, [0, 2]])["exact_match"] == 0.5
 
 
 def test_trivial_predictors_by_hand() -> None:

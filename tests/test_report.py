@@ -21,7 +21,7 @@ from aimonk_hf.modeling.card import render_card
 from aimonk_hf.storage import read_json
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
-PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "confusion", "co_occurrence", "worst_mistakes"}
+PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "worst_mistakes"}
 
 
 def trained(data: Path, out: Path, **settings: object) -> AimonkModel:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,33 +113,27 @@ class AttributeDataset(Dataset[dict[str, Any]]):
 
     def columns_of(self, attributes: list[str]) -> list[int]:
         """Return the label columns of a model's `attributes`, by name; raises `AimonkError` where one is missing."""
-        own = {name: column for column, name in enumerate(self.attributes)}
-        if missing := [name for name in attributes if name not in own]:
+        if missing := [name for name in attributes if name not in self.attributes]:
             hint = near_names(missing[0], self.attributes) or f"; the labels have {', '.join(self.attributes[:8])}"
-            raise AimonkError(
-                f"{self.labels.source} has no attribute {missing[0]!r}{hint} "
-                "(--attributes names the columns of a labels.txt)"
-            )
-        return [own[name] for name in attributes]
+            advice = "(--attributes names the columns of a labels.txt)"
+            raise AimonkError(f"{self.labels.source} has no attribute {missing[0]!r}{hint} {advice}")
+        return [self.attributes.index(name) for name in attributes]
 
     def match(self, attributes: list[str]) -> "AttributeDataset":
         """Return the dataset with the label columns of a model's `attributes`, in their order, as `columns_of`."""
         values = self.labels.values[:, self.columns_of(attributes)]
-        labels = replace(self.labels, attributes=list(attributes), values=values)
-        return self._with(labels)
+        return self._with(replace(self.labels, attributes=list(attributes), values=values))
 
     def _with(self, labels: Labels) -> "AttributeDataset":
-        dataset = AttributeDataset(labels, self.images_dir, self.transform)
-        dataset._temporary = self._temporary
+        dataset = copy(self)
+        dataset.labels = labels
         return dataset
 
-    def find_problems(
-        self, progress: bool = False, known_good: Callable[[Path], bool] = lambda _: False
-    ) -> dict[int, str]:
+    def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] | None = None) -> dict[int, str]:
         """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""
 
         def check(path: Path) -> str | None:
-            return None if known_good(path) else check_image(path)
+            return None if known_good and known_good(path) else check_image(path)
 
         reasons = for_each(self.paths, check, "checking images", progress)
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}

@@ -1,6 +1,5 @@
 """Find images that are copies of each other: byte for byte, or nearly so, confirmed on their pixels."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +53,13 @@ def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) 
     """
     small = {row: image for row, image in enumerate(thumbnails) if image is not None}
     rows = list(small)
-    group_of = duplicate_groups([paths[row] for row in rows])
-    pairs = [Pair(rows[group], rows[place], "exact", 1.0) for place, group in enumerate(group_of) if group != place]
-    first = [row for place, row in enumerate(rows) if group_of[place] == place]
-    near = _near_pairs([small[row] for row in first])
-    return pairs + [Pair(first[i], first[j], "near", float(r)) for i, j, r in sorted(zip(*near, strict=True))]
+    first_of = {
+        row: rows[group] for row, group in zip(rows, duplicate_groups([paths[row] for row in rows]), strict=True)
+    }
+    pairs = [Pair(first, row, "exact", 1.0) for row, first in first_of.items() if first != row]
+    distinct = [row for row, first in first_of.items() if first == row]
+    near = sorted(zip(*_near_pairs([small[row] for row in distinct]), strict=True))
+    return pairs + [Pair(distinct[i], distinct[j], "near", float(correlation)) for i, j, correlation in near]
 
 
 def group_numbers(n_rows: int, pairs: list[Pair]) -> Places:
@@ -85,13 +86,15 @@ def _near_pairs(small: list[Thumbnails]) -> tuple[Places, Places, Points]:
     coarse = np.concatenate([np.empty((0, _COARSE_SIDE**2 + 1), np.float32), *map(_coarse, blocks)])
     structured = np.flatnonzero(~np.isnan(coarse[:, 0]))
     points = coarse[structured]
-    found = [_confirmed(small, structured[:0], structured[:0])]
+    found = [(structured[:0], structured[:0], np.empty(0, np.float32))]
     for row in range(0, len(points), _BLOCK):
         for column in range(row, len(points), 8 * _BLOCK):
             agree = points[row : row + _BLOCK] @ points[column : column + 8 * _BLOCK].T >= _LEAST_PRODUCT
             i, j = np.divmod(np.flatnonzero(agree), agree.shape[1])  # np.nonzero takes far longer
-            ahead = row + i < column + j
-            found.append(_confirmed(small, structured[row + i[ahead]], structured[column + j[ahead]]))
+            i, j = row + i[row + i < column + j], column + j[row + i < column + j]
+            for start in range(0, len(i), _BLOCK):
+                some = slice(start, start + _BLOCK)
+                found.append(_confirmed(small, structured[i[some]], structured[j[some]]))
     i, j, correlation = map(np.concatenate, zip(*found, strict=True))
     return i, j, correlation
 
@@ -111,19 +114,16 @@ def _coarse(table: Thumbnails) -> Points:
     number, the length of what they leave out.
     """
     step = SIDE // _COARSE_SIDE
-    gather = np.repeat(np.eye(_COARSE_SIDE, dtype=np.float32), step, axis=0) / np.float32(math.sqrt(step))
-    means = (gather.T @ _unit_greys(table).reshape(-1, SIDE, SIDE) @ gather).reshape(len(table), -1)
+    squares = _unit_greys(table).reshape(len(table), _COARSE_SIDE, step, _COARSE_SIDE, step)
+    means = squares.sum(axis=(2, 4)).reshape(len(table), -1) / np.float32(step)
     rest = np.sqrt(np.maximum(0, 1 - (means**2).sum(axis=1, keepdims=True)))
     return np.concatenate([means, rest], axis=1)
 
 
 def _confirmed(small: list[Thumbnails], i: Places, j: Places) -> tuple[Places, Places, Points]:
     """Return those of the pairs i, j [P] that agree in full, with the correlation."""
-    correlation, difference = np.empty(len(i), dtype=np.float32), np.empty(len(i))
-    for start in range(0, len(i), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        one, other = (np.stack([small[row] for row in rows[some]]) for rows in (i, j))
-        correlation[some] = np.einsum("pk,pk->p", _unit_greys(one), _unit_greys(other))
-        difference[some] = np.abs(one.astype(np.int16) - other).mean(axis=(1, 2, 3))
+    one, other = (np.stack([small[row] for row in rows]) for rows in (i, j))
+    correlation = np.einsum("pk,pk->p", _unit_greys(one), _unit_greys(other))
+    difference = np.abs(one.astype(np.int16) - other).mean(axis=(1, 2, 3))
     agrees = np.any([(correlation > least) & (difference <= most) for least, most in _AGREEMENT], axis=0)
     return i[agrees], j[agrees], correlation[agrees]

@@ -89,9 +89,8 @@ def open_image_cache(setting: str | None, fingerprint: str) -> ImageCache | None
 def _read(file: Path) -> Pixels | None:
     """Return the kept pixels, or None where there are none or the file is damaged."""
     try:
-        content = bytearray(
-            file.read_bytes()
-        )  # not mapped: a failing disk must not end the process; writable for torch
+        # not mapped: a failing disk must not end the process; writable for torch
+        content = bytearray(file.read_bytes())
     except OSError:
         return None
     body, checksum = memoryview(content)[:-4], bytes(content[-4:])

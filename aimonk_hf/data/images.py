@@ -35,7 +35,9 @@ def read_image(source: ImageSource, in_place: bool = False) -> Image.Image:
     changed, which saves two copies of all pixels. Raises `ImageError` with the reason.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise ImageError(f"an array must be [H, W, 3] uint8, found {list(source.shape)} {source.dtype}")
+        source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         _check_shape(source.width, source.height)
         return _to_rgb(source, in_place)
@@ -80,14 +82,13 @@ def shrink(image: Image.Image, side: int) -> None:
 
 def shown_name(name: str | os.PathLike[str]) -> str:
     r"""Return a file name for a terminal or a report: line breaks, escapes and bytes that are no text as \xNN."""
-    return "".join(map(_shown_character, os.fspath(name)))
-
-
-def _shown_character(character: str) -> str:
-    if character.isprintable():
-        return character
-    raw = character.encode("utf-8", "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass")
-    return "".join(f"\\x{byte:02x}" for byte in raw)
+    shown = []
+    for character in os.fspath(name):
+        if not character.isprintable():
+            how = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+            character = "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", how))
+        shown.append(character)
+    return "".join(shown)
 
 
 def check_regular(source: str | os.PathLike[str] | bytes) -> None:
@@ -114,21 +115,9 @@ def decoding() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"too many pixels: more than the limit of {MAX_PIXELS / 1e6:.0f} million") from error
     except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
-        reason = getattr(error, "strerror", None) or f"the image is damaged ({_first_line(error)})"
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]  # decoders quote the file's own bytes
+        reason = getattr(error, "strerror", None) or f"the image is damaged ({shown_name(told)[:160]})"
         raise ImageError(reason) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, shortened, because decoders quote the file's own bytes."""
-    lines = str(error).strip().splitlines()
-    return shown_name(lines[0])[:160] if lines else type(error).__name__
-
-
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        raise ImageError(f"an array must be [H, W, 3] uint8, found {list(array.shape)} {array.dtype}")
-    _check_shape(array.shape[1], array.shape[0])
-    return Image.fromarray(array)
 
 
 def _to_rgb(image: Image.Image, in_place: bool) -> Image.Image:
@@ -141,23 +130,16 @@ def _to_rgb(image: Image.Image, in_place: bool) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
         else:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _eight_bits(image)
+        if image.mode in ("I", "F"):
+            raise ImageError("32-bit pixels have no agreed range: save the image with 8 or 16 bits")
+        if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255 to white
+            warn_once("16-bit images: scaled to 8 bits")
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         elif image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-            warn_once(
-                "images with transparency: it is dropped, as the transformers pipeline does (often black shows through)"
-            )
+            warn_once("images with transparency: dropped, as the transformers pipeline does (black may show through)")
         elif image.mode == "CMYK":
             warn_once("CMYK images: converted to RGB without a colour profile, as the transformers pipeline does")
         return image if in_place and image.mode == "RGB" else image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip everything above 255 to white."""
-    if image.mode in ("I", "F"):
-        raise ImageError("32-bit pixels have no agreed range: save the image with 8 or 16 bits")
-    warn_once("16-bit images: scaled to 8 bits")
-    return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
 
 
 def _why_unidentified(source: str | os.PathLike[str] | bytes) -> str:

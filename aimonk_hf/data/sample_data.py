@@ -162,10 +162,7 @@ def _pixels(box: Box) -> Box:
 
 
 def _polygon(
-    draw: ImageDraw.ImageDraw,
-    points: list[tuple[float, float]],
-    fill: int | Colour,
-    outline: Colour | None = None,
+    draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], fill: int | Colour, outline: Colour | None = None
 ) -> None:
     scaled = [(x * SIZE * _SCALE, y * SIZE * _SCALE) for x, y in points]
     draw.polygon(scaled, fill, outline, width=_SCALE if outline else 1)

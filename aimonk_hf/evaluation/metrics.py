@@ -77,33 +77,17 @@ def auroc(labels: Floats, scores: Floats) -> Floats:
     return _per_attribute(roc_auc_score, labels, scores)
 
 
-def hamming_accuracy(labels: Floats, decisions: Bools) -> float:
-    """Return the share of observed labels decided rightly."""
-    return float(accuracy(count_decisions(labels, decisions).total())[0])
-
-
-def exact_match(labels: Floats, decisions: Bools) -> float:
-    """Return the share of images with every label right, among images with every label observed."""
-    complete = ~np.isnan(labels).any(axis=1)
-    return float(((labels == 1) == decisions)[complete].all(axis=1).mean()) if complete.any() else float("nan")
-
-
 def mean_defined(values: Floats) -> float:
-    """Return the mean over the attributes where the value is defined; NaN where none is."""
+    """Return the mean of the defined values, NaN where there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def prevalences(labels: Floats) -> Floats:
-    """Return the share of positives among the observed labels of each attribute [K]."""
-    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    return _ratio(positives, positives + negatives)
-
-
 def agreement(labels: Floats, decisions: Bools) -> dict[str, float]:
-    """Return the metrics over all attributes together."""
-    hamming, exact = hamming_accuracy(labels, decisions), exact_match(labels, decisions)
-    return {"hamming_accuracy": hamming, "exact_match": exact}
+    """Return the shares of observed labels decided rightly, and of images with every label observed and right."""
+    observed, right = ~np.isnan(labels), (decisions == (labels == 1)).astype(float)
+    exact = right[observed.all(axis=1)].min(axis=1, initial=1)
+    return {"hamming_accuracy": mean_defined(right[observed]), "exact_match": mean_defined(exact)}
 
 
 def trivial_figures(labels: Floats) -> dict[str, Floats]:
@@ -127,6 +111,12 @@ def trivial_predictors(labels: Floats) -> dict[str, dict[str, float]]:
         "majority": {"macro_f1": macro["majority_f1"]} | agreement(labels, majority),
         "prevalence": {"macro_average_precision": macro["prevalence_average_precision"]},
     }
+
+
+def prevalences(labels: Floats) -> Floats:
+    """Return the share of positives among the observed labels of each attribute [K]."""
+    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    return _ratio(positives, positives + negatives)
 
 
 def nan_to_none(value: Any) -> Any:

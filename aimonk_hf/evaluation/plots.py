@@ -1,4 +1,4 @@
-"""Plots of a report: curves with the chosen thresholds, reliability, confusion counts, histograms, worst mistakes."""
+"""Plots of a report: curves with the chosen thresholds, reliability, histograms, worst mistakes."""
 
 import warnings
 from collections.abc import Callable
@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.calibration import expected_calibration_error, reliability
-from aimonk_hf.evaluation.metrics import Floats, count_decisions
+from aimonk_hf.evaluation.metrics import Floats
 from aimonk_hf.evaluation.report import Judged
 from aimonk_hf.storage import atomic_path
 
@@ -51,7 +49,6 @@ class Panels(NamedTuple):
 def write_report_plots(judged: Judged, thresholds: dict[str, float], folder: Path) -> list[Path]:
     """Write the plots of scores and labels [N, K] into `folder` and return their paths."""
     figures = {name: _draw_panels(judged, thresholds, panels) for name, panels in _PANELS.items()}
-    figures |= {"confusion": _confusion(judged), "co_occurrence": _co_occurrence(judged)}
     mistakes = _worst_mistakes(judged)
     told = "worst mistakes: present but missed (blue), absent but found (orange)" if mistakes else "no mistakes"
     figures["worst_mistakes"] = draw_images({told: mistakes})
@@ -198,58 +195,6 @@ def _unit_square(axes: Axes, note: str) -> None:
     axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
     axes.legend([], title=note, title_fontsize=8, framealpha=0.7, edgecolor="none", borderpad=0.1, loc="best")
-
-
-def _confusion(judged: Judged) -> Figure:
-    """Draw the confusion counts of each attribute as a bar of shares, with the numbers in it."""
-    names = judged.report["attributes"]
-    counts = count_decisions(judged.labels, judged.decisions)
-    parts = [
-        ("found", counts.true_positive, BLUE, "white"),
-        ("missed", counts.false_negative, PALE, "black"),
-        ("false alarm", counts.false_positive, ORANGE, "white"),
-        ("rightly absent", counts.true_negative, "#e8e8e8", "black"),
-    ]
-    total = np.maximum(counts.positives + counts.negatives, 1)
-    figure = Figure(figsize=(9, 0.26 * len(names) + 1.2), layout="constrained")
-    axes = figure.add_subplot()
-    left = np.zeros(len(names))
-    for label, values, colour, ink in parts:
-        share = values / total
-        bars = axes.barh(np.arange(len(names)), share, left=left, color=colour, label=label, height=0.8)
-        shown = [str(value) if wide else "" for value, wide in zip(values, share > 0.035, strict=True)]
-        axes.bar_label(bars, shown, label_type="center", fontsize=7, color=ink)
-        left += share
-    axes.set_yticks(range(len(names)), [shorten(name, 28) for name in names], fontsize=8)
-    axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
-    axes.set_xlabel("share of the images with a label; numbers are images", fontsize=9)
-    axes.spines[:].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return figure
-
-
-def _co_occurrence(judged: Judged) -> Figure:
-    """Draw how often one attribute is present where another is, in the labels and in the decisions beside them."""
-    names = judged.report["attributes"]
-    short = [shorten(name, 18) for name in names]
-    observed = (~np.isnan(judged.labels)).astype(float)
-    side, size = max(3.4, 0.19 * len(names) + 1.6), 8 if len(names) <= 24 else 6
-    figure = Figure(figsize=(2 * side + 1.2, side + 0.9), layout="constrained")
-    scale = ScalarMappable(Normalize(0, 1), cmap="Blues")
-    grid = figure.subplots(1, 2)
-    tables = {"labels": (judged.labels == 1).astype(float), "decisions": judged.decisions * observed}
-    for axes, (title, present) in zip(grid, tables.items(), strict=True):
-        both, given = present.T @ present, present.T @ observed
-        table = np.divide(both, given, out=np.full(both.shape, np.nan), where=given > 0)
-        axes.imshow(np.ma.masked_invalid(table), norm=scale.norm, cmap=scale.cmap, interpolation="nearest")
-        axes.set_facecolor("#dddddd")
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(names)), short, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(names)), short, fontsize=size)
-        axes.tick_params(length=0)
-    figure.colorbar(scale, ax=grid, shrink=0.7, label="share")
-    figure.suptitle("of the images with the row's attribute, the share that has the column's (grey: none)", fontsize=10)
-    return figure
 
 
 def _worst_mistakes(judged: Judged) -> list[Tile]:

@@ -125,30 +125,23 @@ def build_report(
         "calibration_error": expected_calibration_error(labels, scores if calibrated is None else calibrated),
     }
     trivial = metrics.trivial_figures(labels)
-    lift = {
-        "f1": figures["f1"] - trivial["all_positive_f1"],
-        "average_precision": figures["average_precision"] - trivial["prevalence_average_precision"],
-        "auroc": figures["auroc"] - 0.5,
-    }
-    none = [None] * len(attributes)
-    evidence: dict[str, Any] = dict.fromkeys([*(f"{metric}_ci95" for metric in METRICS), "p_value", "signal"], none)
+    per_attribute: dict[str, Any] = {"n_positive": counts.positives, "n_negative": counts.negatives}
+    per_attribute |= {"n_missing": counts.missing, "threshold": [thresholds[name] for name in attributes], **figures}
     conclusions: dict[str, Any] = {"macro_ci95": dict.fromkeys(METRICS), "signal": None, "verdict": None}
+    evidence = dict.fromkeys([*(f"{name}_ci95" for name in METRICS), "p_value", "signal"], [None] * len(attributes))
     if held_out:
         evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups, seed)
-    own: dict[str, Any] = {"n_positive": counts.positives, "n_negative": counts.negatives, "n_missing": counts.missing}
-    own |= {"threshold": [thresholds[name] for name in attributes], **figures, **evidence}
+    per_attribute |= evidence
     averaged = ("f1", "precision", "recall", "average_precision", "auroc")
-    macro = {name: mean_defined(figures[name]) for name in (*averaged, "calibration_error")}
     report = {
         "n_images": len(labels),
         "attributes": list(attributes),
-        "macro": macro | metrics.agreement(labels, decisions),
+        "macro": {name: mean_defined(figures[name]) for name in (*averaged, "calibration_error")}
+        | metrics.agreement(labels, decisions),
         "macro_covers": {name: int((~np.isnan(figures[name])).sum()) for name in averaged},
-        "macro_lift": {name: mean_defined(values) for name, values in lift.items()},
         "micro": {name: getattr(metrics, name)(counts.total())[0] for name in ("f1", "precision", "recall")},
         "per_attribute": {
-            name: _row(own, k) | {"trivial": _row(trivial, k), "lift": _row(lift, k)}
-            for k, name in enumerate(attributes)
+            name: _row(per_attribute, k) | {"trivial": _row(trivial, k)} for k, name in enumerate(attributes)
         },
         "trivial": metrics.trivial_predictors(labels),
         **conclusions,
@@ -168,12 +161,10 @@ def _evidence(
     # the permutations take one of the images that are copies of each other
     first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
     p_values = permutation_p_values(labels[first], scores[first], seed=seed)
-    columns: dict[str, Any] = {
-        f"{metric}_ci95": [_ends(ends) for ends in column] for metric, column in intervals.items()
-    }
+    columns: dict[str, Any] = {f"{name}_ci95": list(map(_ends, column)) for name, column in intervals.items()}
     columns |= {"p_value": p_values, "signal": [None if np.isnan(p) else bool(p <= ALPHA) for p in p_values]}
     signal, verdict = judge_signal(attributes, p_values)
-    averages = {metric: _ends(ends) for metric, ends in mean_intervals.items()}
+    averages = {name: _ends(ends) for name, ends in mean_intervals.items()}
     return columns, {"macro_ci95": averages, "signal": signal, "verdict": verdict}
 
 

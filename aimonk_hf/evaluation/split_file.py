@@ -89,14 +89,15 @@ def record_tuning(model: AimonkModel, folder: Path, dataset: AttributeDataset) -
     if model.folder is None or not (model.folder / SPLIT_FILE).is_file():
         (folder / SPLIT_FILE).unlink(missing_ok=True)  # of another model: without a record nothing is known
         return
-    rows = read_parts(model.folder / SPLIT_FILE)
     tuned = {content_hash(path): image for path, image in zip(dataset.paths, dataset.labels.images, strict=True)}
     tuned.pop("", None)  # gone since it was scored
-    chose = {digest for _, part, digest in rows if part == "report" and digest in tuned}
-    kept = [(image, "validation" if digest in chose else part, digest) for image, part, digest in rows]
-    known = {digest for *_, digest in rows}
-    new = [(image, "validation", digest) for digest, image in tuned.items() if digest not in known]
-    write_parts(folder / SPLIT_FILE, kept + new)
+    rows = []
+    before = read_parts(model.folder / SPLIT_FILE)
+    for image, part, digest in before:
+        rows.append((image, "validation" if part == "report" and digest in tuned else part, digest))
+    known = {digest for *_, digest in before}
+    rows += [(image, "validation", digest) for digest, image in tuned.items() if digest not in known]
+    write_parts(folder / SPLIT_FILE, rows)
 
 
 def _holds_weights(folder: Path, model: AimonkModel) -> bool:
