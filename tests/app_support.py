@@ -43,13 +43,13 @@ def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int
             served.scorer.close()
 
 
-def write_pictures(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)) -> list[Path]:
+def write_images(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)) -> list[Path]:
     """Write pictures of different noise."""
     folder.mkdir(exist_ok=True)
     paths = []
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-        paths.append(folder / f"picture_{number}.png")
+        paths.append(folder / f"image_{number}.png")
         Image.fromarray(pixels).save(paths[-1])
     return paths
 
@@ -66,7 +66,7 @@ def bomb_png(side: int = 30_000) -> bytes:
     )
 
 
-def bad_pictures(folder: Path) -> dict[str, Path]:
+def bad_images(folder: Path) -> dict[str, Path]:
     """Write files that are no usable pictures, by what is wrong with them."""
     folder.mkdir(exist_ok=True)
     whole = io.BytesIO()
@@ -84,7 +84,7 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in contents}
 
 
-def odd_pictures(folder: Path) -> dict[str, Path]:
+def odd_images(folder: Path) -> dict[str, Path]:
     """Write pictures of unusual kinds that can be used all the same."""
     folder.mkdir(exist_ok=True)
     base = Image.effect_noise((80, 60), 60).convert("RGB")

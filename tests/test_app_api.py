@@ -19,7 +19,7 @@ import gradio as gr
 import httpx
 import pytest
 import yaml
-from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+from app_support import NOTES, RunningApp, bad_images, odd_images, running_app, write_images, write_zip
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub_support import hub
@@ -49,7 +49,7 @@ def client(app: RunningApp, tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 @pytest.fixture(scope="module")
 def picture_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 1)[0]
+    return write_images(tmp_path_factory.mktemp("pictures"), 1)[0]
 
 
 def upload(app: RunningApp, path: Path) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def test_every_bad_input_is_an_error_in_words_and_the_next_request_works(
     good = handle_file(str(picture_path))
     crowd = write_zip(tmp_path / "crowd.zip", {f"{n}.png": b"" for n in range(1001)})
     inputs: list[tuple[dict[str, Any], str]] = [
-        *(({"image": handle_file(str(path))}, "[a-z]") for path in bad_pictures(tmp_path / "bad").values()),
+        *(({"image": handle_file(str(path))}, "[a-z]") for path in bad_images(tmp_path / "bad").values()),
         ({"image": good, "belt": 1.5}, "between 0 and 1"),
         ({"image": good, "belt": "high"}, "between 0 and 1"),
         ({"image": None}, "No image was sent"),
@@ -192,7 +192,7 @@ def test_finished_calls_are_forgotten(app: RunningApp, picture_path: Path, monke
 def test_odd_images_are_scored_and_clients_are_told_what_was_done(
     client: Client, tmp_path: Path, tiny_model: AimonkModel
 ) -> None:
-    odd = odd_pictures(tmp_path / "odd")
+    odd = odd_images(tmp_path / "odd")
 
     async def messages(path: Path) -> list[tuple[str, str]]:
         updates = [update async for update in client.submit(image=handle_file(str(path)), api_name="/predict")]
@@ -205,7 +205,7 @@ def test_odd_images_are_scored_and_clients_are_told_what_was_done(
 
 
 def test_batch_returns_table_and_csv(client: Client, tmp_path: Path, tiny_model: AimonkModel) -> None:
-    files = [*write_pictures(tmp_path / "good", 2), bad_pictures(tmp_path / "bad")["text.png"]]
+    files = [*write_images(tmp_path / "good", 2), bad_images(tmp_path / "bad")["text.png"]]
     table, csv_path = client.predict(files=[handle_file(str(path)) for path in files], api_name="/predict_batch")
     assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "notes", "error"]
     assert [(row[0], bool(row[-1])) for row in table["data"]] == [(path.name, path == files[2]) for path in files]
@@ -225,7 +225,7 @@ def example_contents(folder: Path) -> dict[str, bytes]:
 def test_examples_are_served_as_pixels_and_nothing_else(
     tiny_model: AimonkModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, outside = tmp_path / "model", write_pictures(tmp_path / "outside", 1)[0]
+    folder, outside = tmp_path / "model", write_images(tmp_path / "outside", 1)[0]
     tiny_model.save_pretrained(folder)
     (folder / "examples").mkdir()
     (folder / "examples" / "passwd.png").symlink_to("/etc/passwd")

@@ -23,7 +23,7 @@ from app_browser import (
     upload,
     wait_for_state,
 )
-from app_support import NOTES, RunningApp, bad_pictures, odd_pictures, running_app, write_pictures, write_zip
+from app_support import NOTES, RunningApp, bad_images, odd_images, running_app, write_images, write_zip
 
 from aimonk_hf.app.serve import app_folder, launch
 from aimonk_hf.app.serve import open_page as page_of
@@ -38,7 +38,7 @@ def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, ap
     heights = page.evaluate(
         "[document.querySelector('#image').offsetHeight, document.querySelector('#panel').offsetHeight]"
     )
-    upload(page, write_pictures(tmp_path / "p", 1, (900, 300))[0])
+    upload(page, write_images(tmp_path / "p", 1, (900, 300))[0])
     assert (
         page.evaluate("[document.querySelector('#image').offsetHeight, document.querySelector('#panel').offsetHeight]")
         == heights
@@ -76,7 +76,7 @@ def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, ap
 
 
 def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
-    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+    upload(desktop, write_images(tmp_path / "p", 1)[0])
     stored = [f"{value:.3f}" for value in app.served.stored.values()]
 
     def numbers() -> list[str]:
@@ -101,7 +101,7 @@ def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: P
 
 
 def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
-    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+    upload(desktop, write_images(tmp_path / "p", 1)[0])
     before = dict(app.served.stored)
     row(desktop, "belt").locator("input[type=number]").fill("0.77")
     desktop.click("#panel .save")
@@ -110,7 +110,7 @@ def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningA
     assert AimonkModel.from_pretrained(app.served.save_folder).config.thresholds == before | {"belt": 0.77}
     desktop.reload()
     desktop.wait_for_function("document.querySelectorAll('#panel .number')[3]?.value === '0.770'")
-    upload(desktop, tmp_path / "p/picture_0.png")
+    upload(desktop, tmp_path / "p/image_0.png")
     desktop.fill("#panel .all", "0.1")
     desktop.click("#panel .set-all")
     desktop.click("#panel .reset")
@@ -134,7 +134,7 @@ def test_an_example_is_scored_and_explained(page: Any, app: RunningApp) -> None:
 
 
 def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp_path: Path) -> None:
-    good, bad = write_pictures(tmp_path / "good", 3), bad_pictures(tmp_path / "bad")
+    good, bad = write_images(tmp_path / "good", 3), bad_images(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
     crowd = write_zip(tmp_path / "crowd.zip", {f"{number}.png": b"" for number in range(1001)})
     page.get_by_role("tab", name="Batch").click()
@@ -143,7 +143,7 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     page.click("#run")
     assert "at most 1000 files" in page.wait_for_selector("#report [role=alert]").inner_text()
     page.click("#files button[aria-label='Clear']")
-    odd = odd_pictures(tmp_path / "odd")["clear.png"]
+    odd = odd_images(tmp_path / "odd")["clear.png"]
     paths = (good[0], bad["text.png"], odd, bad["bomb.png"], archive)
     page.set_input_files("#files input[type=file]", [str(path) for path in paths])
     page.wait_for_selector("#files :text('more')")
@@ -244,7 +244,7 @@ def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:
     with running_app(tmp_path / "many") as running:
         opened = open_page(browser, running, SCREENS[1].values[0])
         page = next(opened)
-        upload(page, write_pictures(tmp_path / "p", 1)[0])
+        upload(page, write_images(tmp_path / "p", 1)[0])
         assert page.locator("#panel .row").count() == 40
         distances = page.evaluate(
             "[...document.querySelectorAll('#panel .row')].map((row) => "
@@ -253,7 +253,7 @@ def test_many_attributes_are_searched(browser: Any, tmp_path: Path) -> None:
         expected = sorted(
             abs(score - 0.5)
             for score in AimonkModel.from_pretrained(tmp_path / "many")
-            .predict(tmp_path / "p/picture_0.png")
+            .predict(tmp_path / "p/image_0.png")
             .scores.values()
         )
         assert max(distances) <= expected[40] + 0.002
@@ -295,7 +295,7 @@ def wait_for_scores(page: Any, scores: dict[str, float]) -> None:
 
 
 def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path) -> None:
-    bad = bad_pictures(tmp_path / "bad")
+    bad = bad_images(tmp_path / "bad")
     assert set(REASONS) == set(bad)
     for name, words in REASONS.items():
         desktop.set_input_files("#image input[type=file]", str(bad[name]))
@@ -305,7 +305,7 @@ def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path
         assert len(message) < 200
         clear(desktop)
     for name in ("clear.png", "grey.png"):
-        upload(desktop, odd_pictures(tmp_path / "odd")[name])
+        upload(desktop, odd_images(tmp_path / "odd")[name])
         message = desktop.inner_text("#panel .message")
         assert message.startswith("Present: ")
         assert [note for note in NOTES.values() if note in message] == ([NOTES[name]] if name in NOTES else [])
@@ -313,7 +313,7 @@ def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path
     (tmp_path / "large.png").write_bytes(bytes(1_200_000))
     desktop.set_input_files("#image input[type=file]", str(tmp_path / "large.png"))
     desktop.wait_for_selector("[data-testid=toast-body]:has-text('exceed the maximum allowed size')")
-    upload(desktop, write_pictures(tmp_path / "p", 1)[0])
+    upload(desktop, write_images(tmp_path / "p", 1)[0])
 
 
 def test_the_progress_of_a_batch_is_shown(
@@ -330,8 +330,8 @@ def test_the_progress_of_a_batch_is_shown(
     monkeypatch.setattr(app.served.scorer, "score", halting)
     monkeypatch.setattr("aimonk_hf.app.batch_tab.WORKERS", 1)
     desktop.get_by_role("tab", name="Batch").click()
-    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_pictures(tmp_path / "p", 5)])
-    desktop.wait_for_selector("#files :text('picture_4')")
+    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 5)])
+    desktop.wait_for_selector("#files :text('image_4')")
     desktop.click("#run")
     try:
         desktop.wait_for_selector("#report :text('2/5')")
@@ -342,7 +342,7 @@ def test_the_progress_of_a_batch_is_shown(
 
 
 def test_an_image_is_pasted_by_button_and_by_keys(desktop: Any, tiny_model: AimonkModel, tmp_path: Path) -> None:
-    first, second, third = write_pictures(tmp_path / "p", 3)
+    first, second, third = write_images(tmp_path / "p", 3)
     copy_picture(desktop, first)
     desktop.click("#image button[aria-label='Paste from clipboard']")
     wait_for_scores(desktop, tiny_model.predict(first).scores)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from app_browser import SCREENS, browser, upload
-from app_support import RunningApp, running_app, write_pictures
+from app_support import RunningApp, running_app, write_images
 
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.model import AimonkModel
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text(f"---\ntitle: {json.dumps(text)}\n---\n{text}")
     (folder / "examples").mkdir()
-    write_pictures(folder.parent / "p", 1)[0].rename(folder / "examples" / f"{SCRIPT}.png")
+    write_images(folder.parent / "p", 1)[0].rename(folder / "examples" / f"{SCRIPT}.png")
     return folder
 
 
@@ -98,7 +98,7 @@ def watched(browser: Any, app: RunningApp) -> Iterator[Any]:
 def test_names_and_texts_of_a_model_are_shown_as_text(page: Any, tmp_path: Path) -> None:
     assert page.locator("#panel .name").all_inner_texts() == NAMES
     assert page.inner_text("#title h1") == SCRIPT
-    upload(page, write_pictures(tmp_path, 1)[0])
+    upload(page, write_images(tmp_path, 1)[0])
     for name in NAMES:
         page.locator("#panel .row", has=page.get_by_text(name, exact=True)).locator(".why").click()
         page.wait_for_function("name => document.querySelector('#heat-caption')?.innerText.includes(name)", arg=name)
@@ -110,7 +110,7 @@ def test_names_and_texts_of_a_model_are_shown_as_text(page: Any, tmp_path: Path)
 def test_names_in_a_batch_are_shown_as_text(page: Any, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Batch").click()
     names = [f"{SCRIPT}.png", "![x](http%3A).png", "<svg onload=window.ran=1>.png"]
-    paths = [path.rename(tmp_path / name) for path, name in zip(write_pictures(tmp_path, 3), names, strict=True)]
+    paths = [path.rename(tmp_path / name) for path, name in zip(write_images(tmp_path, 3), names, strict=True)]
     paths[2].write_bytes(b"no picture")
     page.set_input_files("#files input[type=file]", [str(path) for path in paths])
     page.wait_for_selector("#files :text('onload')")

@@ -23,7 +23,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from app_support import bad_pictures, odd_pictures, write_pictures, write_zip
+from app_support import bad_images, odd_images, write_images, write_zip
 from PIL import Image
 
 from aimonk_hf.app.gate import Gate
@@ -81,7 +81,7 @@ class App:
 def watched_app(model: AimonkModel, place: Path) -> Iterator[App]:
     """Serve a model from another process, until it is no longer needed; everything lies in `place`."""
     model.save_pretrained(place / "model")
-    pictures = [*write_pictures(place / "pictures", 6), *odd_pictures(place / "odd").values()]
+    pictures = [*write_images(place / "pictures", 6), *odd_images(place / "odd").values()]
     (place / "tmp").mkdir()
     hits: list[str] = []
 
@@ -108,8 +108,8 @@ def watched_app(model: AimonkModel, place: Path) -> Iterator[App]:
             env=environment,
         )
     predictions = {path.name: model.predict(path) for path in pictures}
-    outside = write_pictures(place / "outside", 1)[0]
-    bad = list(bad_pictures(place / "bad").values())
+    outside = write_images(place / "outside", 1)[0]
+    bad = list(bad_images(place / "bad").values())
     address = f"http://127.0.0.1:{secret.server_port}/secret.png"
     running = App(
         model, port, process, place / "log", place / "tmp", address, outside, hits, pictures, bad, predictions

@@ -265,16 +265,15 @@ def test_training_names_bad_and_vanished_files_and_uses_every_good_one(
 
 
 def test_the_app_reads_what_the_library_reads(corpus: Corpus) -> None:
-    uploads = pytest.importorskip("aimonk_hf.app.uploads")
-    budget = uploads.Budget(10**6)
+    guards = pytest.importorskip("aimonk_hf.app.image_guards")
     for name, found in corpus.alone.items():
         path = corpus.images / name
         if isinstance(found, str):
-            with pytest.raises(ImageError), uploads.decoded(str(path), budget):
-                pass
+            with pytest.raises(ImageError), guards.open_guarded(path) as image:
+                guards.read_guarded(image)
         else:
-            with uploads.decoded(str(path), budget) as (image, _):
-                np.testing.assert_array_equal(np.asarray(image), np.asarray(read_image(path)))
+            with guards.open_guarded(path) as image:
+                np.testing.assert_array_equal(np.asarray(guards.read_guarded(image)), np.asarray(read_image(path)))
 
 
 def test_bytes_are_judged_as_the_file_is(corpus: Corpus) -> None:

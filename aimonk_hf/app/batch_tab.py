@@ -11,13 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from aimonk_hf.app.gradio_internals import ApiSessions
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import Upload, expand_uploads, in_words, sentence
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.predict_files import csv_cells
 from aimonk_hf.modeling.prediction import Prediction
-from aimonk_hf.storage import csv_line, score_columns, write_text
+from aimonk_hf.storage import score_columns, write_csv
 
 EVERY = "all images"
 MAX_SHOWN = 200  # images in the gallery; table and CSV hold all
@@ -34,11 +33,6 @@ class Row:
     error: str = ""
     notes: str = ""
     thumbnail: Path | None = None
-
-    def cells(self, thresholds: dict[str, float]) -> list[str]:
-        """Return the cells of `aimonk-hf predict --format csv`, without the error."""
-        prediction = None if self.scores is None else Prediction(self.scores, thresholds)
-        return csv_cells(self.image, prediction, list(thresholds))
 
 
 def score_batch(
@@ -70,17 +64,20 @@ def score_batch(
 
 def table_value(rows: list[Row], thresholds: dict[str, float]) -> dict[str, Any]:
     """Return the table: the columns of the CSV file, and what was done to each image."""
-    header = ["image", "attributes", *score_columns(thresholds), "notes", "error"]
-    data = [[*row.cells(thresholds), row.notes, row.error] for row in rows]
+    names = list(thresholds)
+    header = ["image", "attributes", *score_columns(names), "notes", "error"]
+    data = []
+    for row in rows:
+        prediction = None if row.scores is None else Prediction(row.scores, thresholds)
+        data.append([*csv_cells(row.image, prediction, names), row.notes, row.error])
     return {"headers": header, "data": data or [[""] * len(header)]}
 
 
-def write_csv(rows: list[Row], thresholds: dict[str, float], folder: Path) -> str:
-    """Write predictions.csv, as `aimonk-hf predict --format csv` does, into a new folder; return its path."""
-    lines = [["image", "attributes", *score_columns(thresholds), "error"]]
-    lines += [[*row.cells(thresholds), row.error] for row in rows]
+def write_table(table: dict[str, Any], folder: Path) -> str:
+    """Write a table as `aimonk-hf predict --format csv` does, without the notes, into a new folder; return its path."""
     path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
-    write_text(path, "".join(map(csv_line, lines)))
+    header, *lines = ([*cells[:-2], cells[-1]] for cells in (table["headers"], *table["data"]))
+    write_csv(path, header, lines)
     return str(path)
 
 
@@ -95,7 +92,7 @@ def gallery_items(rows: list[Row], thresholds: dict[str, float], attribute: str 
     return items[:MAX_SHOWN]
 
 
-def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions) -> None:
+def build_batch_tab(served: Served, thresholds: gr.State) -> None:
     """Lay out the tab and bind its events; decisions follow this visitor's `thresholds`."""
     with gr.Tab("Batch", id="batch") as tab:
         rows: gr.State = gr.State([])
@@ -113,7 +110,7 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
                 gallery = gr.Gallery(label="Images", columns=4, fit_columns=False, elem_id="gallery", **fixed)
         headers = table_value([], served.stored)["headers"]
         table = gr.Dataframe(headers=headers, label="Table", interactive=False, max_height=420, elem_id="table")
-        _add_endpoint(served, sessions, headers)
+        _add_endpoint(served, headers)
 
     def score(
         sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = _PROGRESS
@@ -123,17 +120,16 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
 
         try:
             scored = score_batch(served, sent, Path(tempfile.mkdtemp(dir=served.limits.folder)), tell)
+            told = _report(scored)
         except AimonkError as error:
-            told = f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
-            return [], told, *view([], moved, attribute)
-        return scored, _report(scored), *view(scored, moved, attribute)
+            scored, told = [], f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
+        return scored, told, *view(scored, moved, attribute)
 
     def view(scored: list[Row], moved: dict[str, float] | None, attribute: str) -> tuple[Any, ...]:
-        """Decide from the kept scores with the thresholds as they are now."""
-        decided = moved or served.stored
-        path = write_csv(scored, decided, served.limits.folder) if scored else None
-        download = gr.update(value=path, interactive=path is not None)
-        return gallery_items(scored, decided, attribute), table_value(scored, decided), download
+        decided = moved or served.stored  # with the thresholds as they are now
+        table = table_value(scored, decided)
+        path = write_table(table, served.limits.folder) if scored else None
+        return gallery_items(scored, decided, attribute), table, gr.update(value=path, interactive=bool(scored))
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
     shown = [gallery, table, table_file]
@@ -143,14 +139,13 @@ def build_batch_tab(served: Served, thresholds: gr.State, sessions: ApiSessions)
     tab.select(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
 
 
-def _add_endpoint(served: Served, sessions: ApiSessions, headers: list[str]) -> None:
+def _add_endpoint(served: Served, headers: list[str]) -> None:
     """Offer /predict_batch: files in, the table and the CSV file out, by the stored thresholds."""
 
-    def predict_batch(request: gr.Request, *, files: Any) -> tuple[Any, str]:
-        sessions.note(request)
+    def predict_batch(*, files: Any) -> tuple[Any, str]:
         with in_words():
-            rows = score_batch(served, files)
-        return table_value(rows, served.stored), write_csv(rows, served.stored, served.limits.folder)
+            table = table_value(score_batch(served, files), served.stored)
+        return table, write_table(table, served.limits.folder)
 
     gr.Button(visible=False).click(
         predict_batch,
@@ -165,12 +160,11 @@ def _add_endpoint(served: Served, sessions: ApiSessions, headers: list[str]) -> 
 
 
 def _report(rows: list[Row]) -> str:
-    bad = [row for row in rows if row.scores is None]
-    n_good = len(rows) - len(bad)
+    n_good = sum(row.scores is not None for row in rows)
     text = f"<p><b>{n_good} of {len(rows)} images scored.</b> Thresholds are those of the Predict tab.</p>"
     if n_good > MAX_SHOWN:
         text += f"<p>The gallery shows at most {MAX_SHOWN} images; the table and the CSV file hold all.</p>"
-    text += _listed("Left out:", [(row.image, row.error) for row in bad])
+    text += _listed("Left out:", [(row.image, row.error) for row in rows if row.error])
     return text + _listed("Read with a change:", [(row.image, row.notes) for row in rows if row.notes])
 
 

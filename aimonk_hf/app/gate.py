@@ -8,7 +8,6 @@ from asyncio import timeout
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -45,16 +44,11 @@ class Gate:
     allowed_hosts: Sequence[str] = ()
     is_writable: bool = False
 
-    @cached_property
-    def is_everywhere(self) -> bool:
-        """Return whether the app listens on all addresses of this machine."""
-        return self.host in ("0.0.0.0", "::", "")
-
-    @cached_property
-    def names(self) -> set[str]:
-        """Return the names under which the app is served."""
+    def __post_init__(self) -> None:
+        self.is_everywhere = self.host in ("0.0.0.0", "::", "")
+        self.allowed = {name.lower() for name in self.allowed_hosts}
         own = (socket.gethostname(), socket.getfqdn()) if self.is_everywhere else (self.host,)
-        return {name.lower() for name in ("localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts)}
+        self.names = {"localhost", "127.0.0.1", "::1", *map(str.lower, own), *self.allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or let the app do it."""
@@ -67,37 +61,35 @@ class Gate:
         try:
             self._check_sender(Headers(scope=scope))
             # gradio copies all headers of a request for a part of a file into its answer
-            headers = [header for header in scope["headers"] if header[0] != b"range"]
-            scope = {**scope, "headers": headers}
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
             if call is not None:
                 await self._call(call["kind"], scope, receive, send)
-            elif scope["method"] not in ("GET", "HEAD", "OPTIONS") or not PAGES.fullmatch(path):
-                raise HTTPException(404, "This app has no such address")
-            elif not has_answer(self.page, path, scope["query_string"]):
-                raise HTTPException(404, "There is no such call, or its answer was read before")
-            else:
-                await self.app(scope, receive, send)
+                return
+            is_read = scope["method"] in ("GET", "HEAD", "OPTIONS") and PAGES.fullmatch(path)
+            if not is_read or not has_answer(self.page, path, scope["query_string"]):
+                raise HTTPException(404, "This app has no such address, or its answer was read before")
+            await self.app(scope, receive, send)
         except HTTPException as refusal:
             await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
 
     def _check_sender(self, headers: Headers) -> None:
         """Refuse requests for a host that is not known and, where visitors may write, from pages of other origins."""
         hosts = [host for name in ("host", "x-forwarded-host", "x-gradio-server") for host in headers.getlist(name)]
-        asked = [host.split(",")[0].strip().lower() for host in hosts]
+        asked = {host.split(",")[0].strip().lower() for host in hosts}
         if "*" not in self.names and not all(map(self._knows, asked)):
             raise HTTPException(400, "This app is not served under that host name; app --allowed-host NAME adds one")
         origin = headers.get("origin", "").lower().partition("://")[2]  # browsers name the origin of every other page
-        is_own = not {origin, origin.partition(":")[0]}.isdisjoint([*asked, *map(str.lower, self.allowed_hosts)])
-        if self.is_writable and "origin" in headers and not is_own:
+        is_foreign = {origin, origin.partition(":")[0]}.isdisjoint(asked | self.allowed)
+        if self.is_writable and "origin" in headers and is_foreign:
             raise HTTPException(403, "Pages of other sites may not use this app; app --allowed-host NAME lets one in")
 
     def _knows(self, address: str) -> bool:
         match = _ADDRESS.fullmatch(address)
         name = match and (match[1] or match[2])
-        if name in self.names or (name and name == shared_host(self.page)):
-            return True
+        if not name or name in self.names or name == shared_host(self.page):
+            return bool(name)
         with suppress(ValueError):  # not an IP address; those are safe, as no foreign name leads to them
-            return self.is_everywhere and bool(name and ip_address(name))
+            return self.is_everywhere and bool(ip_address(name))
         return False
 
     async def _call(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,9 +147,8 @@ async def _check_length(scope: Scope, receive: Receive, limit: int, remedy: str)
 def _guarded(send: Send, is_writable: bool, is_run: bool) -> Send:
     """Return `send` with headers against guessed content types and, on a page that writes, against frames of others.
 
-    A direct call (`is_run`) that the app refuses in words is answered by 422, where gradio says 500.
+    A direct call (`is_run`) that the app refuses is answered by 422, where gradio says 500.
     """
-    held: list[Message] = []
 
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -166,13 +157,7 @@ def _guarded(send: Send, is_writable: bool, is_run: bool) -> Send:
             if is_writable:
                 headers["x-frame-options"] = "DENY"
             if is_run and message["status"] == 500:
-                held.append(message)
-                return
-        elif held:
-            start = held.pop()
-            if b'"duration"' in message["body"]:  # of `gr.Error` only
-                start["status"] = 422
-            await send(start)
+                message["status"] = 422
         try:
             await send(message)
         except RuntimeError as error:  # of uvloop, where the caller has left

@@ -1,9 +1,7 @@
 """Touch the parts of gradio that it does not document, so that a new version of it concerns one module."""
 
 import re
-from collections import deque
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -52,25 +50,27 @@ def has_answer(page: gr.Blocks, path: str, query: bytes) -> bool:
     queue = page._queue
     if path.startswith("/gradio_api/queue/data"):
         return parse_qs(query.decode("latin-1")).get("session_hash", [""])[0] in queue.pending_messages_per_session
-    if path.startswith("/gradio_api/call/"):
-        event = path.rstrip("/").rpartition("/")[2]
-        known = event in queue.event_ids_to_events or event in queue.pending_messages_per_session
-        return known or any(event in events for events in queue.pending_event_ids_session.values())
-    return True
+    if not path.startswith("/gradio_api/call/"):
+        return True
+    event = path.rstrip("/").rpartition("/")[2]
+    known = (queue.event_ids_to_events, queue.pending_messages_per_session, *queue.pending_event_ids_session.values())
+    return any(event in events for events in known)
 
 
 def check_inputs_first(page: gr.Blocks, folder: Path) -> None:
     """Refuse wrong inputs of any call in words before gradio reads them; files must be in `folder`.
 
     gradio fetches an address in a file's place, in any field, and answers a value of another form by a traceback.
+    Past callers are forgotten at each call.
     """
     take_inputs = page.preprocess_data
 
     async def checked(function: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
+        _forget_callers(page)
         with in_words():
-            if len(inputs) < len(function.inputs):
+            if len(inputs) != len(function.inputs):
                 raise AimonkError(f"{len(function.inputs)} values are wanted, found {len(inputs)}")
-            inputs = [_checked(*pair, folder) for pair in zip(function.inputs, inputs, strict=False)]
+            inputs = [_checked(*pair, folder) for pair in zip(function.inputs, inputs, strict=True)]
         return await take_inputs(function, inputs, *rest, **options)
 
     page.preprocess_data = checked  # type: ignore[method-assign, assignment]
@@ -78,10 +78,9 @@ def check_inputs_first(page: gr.Blocks, folder: Path) -> None:
 
 def _checked(field: Any, value: Any, folder: Path) -> Any:
     """Return the value of a field without anything that its form has no place for."""
-    model = field.data_model if isinstance(field, gr.Image | gr.File) else None
-    if value is not None and model is not None:
+    if isinstance(field, gr.Image | gr.File) and value is not None:
         try:
-            sent = model.model_validate(value, context={"validate_meta": True}).model_dump()
+            sent = field.data_model.model_validate(value, context={"validate_meta": True}).model_dump()
         except ValidationError as error:
             form = '{"path": the answer of /upload, "meta": {"_type": "gradio.FileData"}}'
             raise AimonkError(f"A file is wanted as {form}") from error
@@ -106,28 +105,18 @@ def forget_files(page: gr.Blocks) -> None:
         paths.clear()
 
 
-class ApiSessions:
-    """Forget callers of the API, for whom gradio otherwise keeps a session each, with a copy of the configuration.
+def _forget_callers(page: gr.Blocks) -> None:
+    """Drop what gradio keeps of past callers of the API: a session each, and lists of open calls, most of them empty.
 
-    An API call has no state, so a caller who comes back misses nothing.
+    A call of the API has no state, so a caller who comes back misses nothing.
     """
-
-    def __init__(self, page: gr.Blocks) -> None:
-        self.page = page
-        self._recent: deque[str | None] = deque()
-        self._lock = Lock()
-
-    def note(self, request: gr.Request) -> None:
-        """Remember the session of a call that has begun, and drop the oldest."""
-        with self._lock:
-            self._recent.append(request.session_hash)
-            while len(self._recent) > _KEPT_SESSIONS:
-                dropped, holder = self._recent.popleft(), self.page.state_holder
-                if dropped is not None and dropped not in self._recent:
-                    with holder.lock:
-                        holder.session_data.pop(dropped, None)
-                        holder.time_last_used.pop(dropped, None)
-            lists, answers = self.page._queue.pending_event_ids_session, self.page._queue.pending_messages_per_session
-            if len(lists) > _KEPT_LISTS:  # of open calls, most of them empty
-                for name in [name for name in list(lists) if name not in answers]:
-                    lists.pop(name, None)
+    queue, holder = page._queue, page.state_holder
+    with holder.lock:
+        stateless = [name for name, session in list(holder.session_data.items()) if not session.state_data]
+        for name in stateless[:-_KEPT_SESSIONS]:  # the oldest first
+            holder.session_data.pop(name, None)
+            holder.time_last_used.pop(name, None)
+    lists = queue.pending_event_ids_session
+    for name in list(lists) if len(lists) > _KEPT_LISTS else []:
+        if name not in queue.pending_messages_per_session:
+            lists.pop(name, None)

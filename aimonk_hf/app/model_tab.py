@@ -1,14 +1,20 @@
 """Build the third tab: the model and its figures beside the trivial predictors; and the page without a model."""
 
 import html
-from collections.abc import Sequence
 from typing import Any
 
 from aimonk_hf.modeling.config import AimonkConfig
 
 MANY = 30  # attributes, above which their list is folded away
-# Columns of the table of attributes: keys of metrics.json, and their titles where they differ from the key.
-_FIGURES = {"threshold": "", "f1": "F1", "precision": "", "recall": "", "average_precision": "", "auroc": "AUROC"}
+# Columns of the table of attributes: keys of metrics.json, and their titles.
+_FIGURES = {
+    "threshold": "threshold",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "average_precision": "average precision",
+    "auroc": "AUROC",
+}
 _COUNTS = {"n_positive": "positive", "n_negative": "negative", "n_missing": "missing"}
 
 
@@ -24,8 +30,7 @@ def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, 
         told = f"The figures of this model are not shown: {html.escape(problem)}."
         parts.append(f'<p class="problem" role="alert">{told}</p>')
     elif metrics is None:
-        told = "Nobody has measured this model: there is no metrics.json beside the weights."
-        parts.append(f"<p>{told} <code>aimonk-hf evaluate</code> makes one.</p>")
+        parts.append("<p>This model has no metrics.json: <code>aimonk-hf evaluate</code> writes it.</p>")
     else:
         if metrics.get("verdict"):
             parts.append(f'<p class="verdict">{html.escape(metrics["verdict"])}</p>')
@@ -61,34 +66,35 @@ def _attributes(names: list[str]) -> str:
 def _averages(metrics: dict[str, Any]) -> str:
     header = ["", "macro F1", "macro average precision", "macro AUROC", "Hamming accuracy", "exact match"]
     keys = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
-    rows = [["this model", *(_figure(metrics["macro"].get(key)) for key in keys)]]
-    prevalence = metrics["trivial"]["prevalence"].get("macro_average_precision")
-    for label, key in (("everything present", "all_positive"), ("each attribute's majority", "majority")):
-        row = metrics["trivial"][key]
-        figures = (row.get("macro_f1"), prevalence, 0.5, row.get("hamming_accuracy"), row.get("exact_match"))
-        rows.append([label, *map(_figure, figures)])
+    trivial = metrics["trivial"]
+    rows = [["this model", *(metrics["macro"].get(key) for key in keys)]]
+    for label, row in (
+        ("everything present", trivial["all_positive"]),
+        ("each attribute's majority", trivial["majority"]),
+    ):
+        prevalence = trivial["prevalence"].get("macro_average_precision")
+        rows.append([label, row.get("macro_f1"), prevalence, 0.5, row.get("hamming_accuracy"), row.get("exact_match")])
     return _table("Averages, with the trivial predictors", header, rows).replace("<tbody><tr>", "<tbody><tr class=own>")
 
 
 def _per_attribute(metrics: dict[str, Any]) -> str:
-    titles = [title or key.replace("_", " ") for key, title in _FIGURES.items()]
     rows = []
     for name, row in metrics["per_attribute"].items():
-        interval = row.get("auroc_ci95")
-        between = f"{_figure(interval[0])} to {_figure(interval[1])}" if interval else "n/a"
-        rows.append([name, *(_figure(row.get(key)) for key in _FIGURES), between, *(str(row[key]) for key in _COUNTS)])
-    return _table("Each attribute", ["attribute", *titles, "95% of AUROC", *_COUNTS.values()], rows)
+        between = " to ".join(map(_cell, row.get("auroc_ci95") or [])) or None
+        rows.append([name, *(row.get(key) for key in _FIGURES), between, *(row[key] for key in _COUNTS)])
+    return _table("Each attribute", ["attribute", *_FIGURES.values(), "95% of AUROC", *_COUNTS.values()], rows)
 
 
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    named = html.escape(caption)
+def _table(caption: str, header: list[str], rows: list[list[Any]]) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
     return (
-        f'<h3>{named}</h3><div class="wide-table" tabindex="0" role="region" aria-label="{named}">'
+        f'<h3>{caption}</h3><div class="wide-table" tabindex="0" role="region" aria-label="{caption}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "n/a"
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "n/a" if value is None else html.escape(str(value))

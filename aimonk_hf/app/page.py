@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.batch_tab import build_batch_tab
-from aimonk_hf.app.gradio_internals import ApiSessions, check_inputs_first
+from aimonk_hf.app.gradio_internals import check_inputs_first
 from aimonk_hf.app.model_tab import missing_model_page, model_page
 from aimonk_hf.app.predict_tab import build_predict_tab
 from aimonk_hf.app.scoring import Served
@@ -22,12 +22,11 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
     model = served.scorer.model
     line = f"{len(served.stored)} attributes, each with a score and a threshold of its own"
     with _blocks(f"{served.name} - {TITLE}") as page:
-        sessions = ApiSessions(page)
         gr.HTML(f"<h1>{html.escape(served.name)}</h1><p>{line}</p>", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Predict", id="predict"):
-                thresholds = build_predict_tab(served, examples, page, sessions)
-            build_batch_tab(served, thresholds, sessions)
+                thresholds = build_predict_tab(served, examples, page)
+            build_batch_tab(served, thresholds)
             with gr.Tab("Model", id="model"):
                 shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
                 gr.HTML(shown, elem_id="model-page")

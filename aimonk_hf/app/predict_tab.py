@@ -4,13 +4,12 @@ import html
 import inspect
 import keyword
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from aimonk_hf.app.gradio_internals import ApiSessions, event_value
+from aimonk_hf.app.gradio_internals import event_value
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import in_words, open_upload, sentence
 from aimonk_hf.errors import AimonkError
@@ -24,7 +23,7 @@ _STATIC = Path(__file__).parent / "static"
 _TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
-def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, sessions: ApiSessions) -> gr.State:
+def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> gr.State:
     """Lay out the tab and bind its events; return the state with this visitor's thresholds (None: the stored ones)."""
     thresholds: gr.State = gr.State(None)
     with gr.Row(equal_height=False, elem_id="predict-row"):
@@ -65,7 +64,7 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks, ses
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
-    _add_endpoint(served, sessions)
+    _add_endpoint(served)
     return thresholds
 
 
@@ -93,14 +92,14 @@ def panel_rows(
     stored: dict[str, float], thresholds: dict[str, float], scores: dict[str, float] | None
 ) -> list[dict[str, Any]]:
     """Return a row per attribute, in the model's order; score and state are empty before an image is there."""
-    present = set(Prediction(scores, thresholds).attributes) if scores else set()
-    rows = []
+    present = Prediction(scores, thresholds).attributes if scores else []
+    rows: list[dict[str, Any]] = []
     for name, threshold in thresholds.items():
-        score = scores[name] if scores else None
-        state = "" if score is None else "present" if name in present else "absent"
-        close = score is not None and abs(score - threshold) <= CLOSE_CALL
-        row = {"name": name, "score": score, "threshold": threshold, "stored": stored[name], "state": state}
-        rows.append(row | {"close": close})
+        row = {"name": name, "threshold": threshold, "stored": stored[name], "score": None, "state": "", "close": False}
+        if scores:
+            row |= {"score": scores[name], "state": "present" if name in present else "absent"}
+            row["close"] = abs(scores[name] - threshold) <= CLOSE_CALL
+        rows.append(row)
     return rows
 
 
@@ -120,7 +119,6 @@ def _bind(
     kept: gr.State = gr.State(None)  # this visitor's last scores, by attribute
 
     def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, ...]:
-        """Score a new image; a removed or unusable one empties the bars."""
         scores, message, failed = None, "", False
         try:
             if value is not None:
@@ -132,34 +130,34 @@ def _bind(
         return panel_value(served, scores, moved, message, failed), scores, hidden, gr.update(visible=False)
 
     def decide(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
-        """Decide anew from the kept scores; the network does not run."""
-        moved = _moved(served, event)
-        return panel_value(served, scores, moved, moves=_moves(event)), moved
+        moved, moves = _sent(served, event)
+        return panel_value(served, scores, moved, moves=moves), moved
 
     def save(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
-        moved = _moved(served, event)
+        moved, moves = _sent(served, event)
         try:
             told, failed = served.save_thresholds(moved, event_value(event, "token")), False
         except AimonkError as error:
             told, failed = sentence(error), True
-        return panel_value(served, scores, moved) | {"message": told, "error": failed, "moves": _moves(event)}, moved
+        return panel_value(served, scores, moved) | {"message": told, "error": failed, "moves": moves}, moved
 
     def explain(value: Any, event: gr.EventData) -> tuple[Any, Any]:
-        """Compute the heat map of one attribute for the image that is shown."""
         attribute = str(event_value(event, "attribute"))
         try:
-            if find_spec("pytorch_grad_cam") is None:
-                raise AimonkError("Heat maps are not available here")
             from aimonk_hf.app.heatmap import heat_map, overlay
 
             pixels, _ = served.read(open_upload(value, served.limits))
-            shown = overlay(pixels, heat_map(served.scorer, pixels, attribute))
+            shown = gr.update(
+                visible=True,
+                value=overlay(pixels, heat_map(served.scorer, pixels, attribute)),
+                label=f"Heat map: {attribute}",
+            )
+            words = f"Bright parts raised the score of {attribute}. This is the image as the network sees it."
         except AimonkError as error:
-            words, hidden = f"<p>{html.escape(sentence(error))}</p>", gr.update(visible=False)
-            return hidden, gr.update(visible=True, value=words)
-        words = f"Bright parts raised the score of {html.escape(attribute)}. This is the image as the network sees it."
-        label = f"Heat map: {attribute}"
-        return gr.update(visible=True, value=shown, label=label), gr.update(visible=True, value=f"<p>{words}</p>")
+            shown, words = gr.update(visible=False), sentence(error)
+        except ImportError:
+            shown, words = gr.update(visible=False), "Heat maps are not available here."
+        return shown, gr.update(visible=True, value=f"<p>{html.escape(words)}</p>")
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
     hidden = private | {"show_progress": "hidden"}
@@ -170,14 +168,12 @@ def _bind(
         panel.submit(save, kept, [panel, thresholds], queue=False, **hidden)
 
 
-def _moved(served: Served, event: gr.EventData) -> dict[str, float]:
+def _sent(served: Served, event: gr.EventData) -> tuple[dict[str, float], int]:
+    """Return the thresholds that the page sent, and the number of the move."""
     with in_words():
-        return served.thresholds(event_value(event, "thresholds"))
-
-
-def _moves(event: gr.EventData) -> int:
+        thresholds = served.thresholds(event_value(event, "thresholds"))
     moves = event_value(event, "moves")
-    return moves if isinstance(moves, int) else 0
+    return thresholds, moves if isinstance(moves, int) else 0
 
 
 def slugs(attributes: list[str]) -> list[str]:
@@ -194,7 +190,7 @@ def slugs(attributes: list[str]) -> list[str]:
     return names
 
 
-def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
+def _add_endpoint(served: Served) -> None:
     """Offer /predict with one parameter per attribute, named by its slug; its fields lie on no page."""
     image = gr.Image(label="image", type="filepath", visible=False)
     attribute_of = dict(zip(slugs(list(served.stored)), served.stored, strict=True))
@@ -204,8 +200,7 @@ def _add_endpoint(served: Served, sessions: ApiSessions) -> None:
         for slug, name in attribute_of.items()
     }
 
-    def predict(request: gr.Request, *, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
-        sessions.note(request)
+    def predict(*, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
         with in_words():
             resolved = served.thresholds({attribute_of[slug]: value for slug, value in thresholds.items()})
             pixels, notes = served.read(open_upload(image, served.limits))

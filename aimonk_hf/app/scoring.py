@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimonk_hf.app.uploads import Budget, Limits, Upload, decoded, unpacked
-from aimonk_hf.data.images import MAX_PIXELS
+from aimonk_hf.app.uploads import Limits, Upload, decoded
 from aimonk_hf.errors import AimonkError, ImageError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.hub import CONFIG_FILE
@@ -54,9 +53,7 @@ class Scorer:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _score_waiting(self) -> None:
-        batch: list[tuple[Tensor, Future[Tensor]]] = []
-        while self._waiting and len(batch) < self.max_batch:
-            batch.append(self._waiting.popleft())
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
         if not batch:
             return  # an earlier turn has taken them along
         try:
@@ -76,8 +73,7 @@ class Scorer:
 class Served:
     """Hold the model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
 
-    A visitor who writes must send `token`, which only the page of this start holds. At most `MAX_PIXELS` are decoded at
-    a time, so that large images cannot fill the memory.
+    A visitor who writes must send `token`, which only the page of this start holds.
     """
 
     scorer: Scorer
@@ -85,7 +81,6 @@ class Served:
     limits: Limits
     save_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
-    decoding: Budget = field(default_factory=lambda: Budget(MAX_PIXELS))
 
     @property
     def stored(self) -> dict[str, float]:
@@ -97,7 +92,7 @@ class Served:
 
         A small JPEG of it is written to `thumbnail`. Raises `ImageError`.
         """
-        with unpacked(upload, self.limits) as source, decoded(source, self.decoding) as (image, notes):
+        with decoded(upload, self.limits) as (image, notes):
             pixels = self.scorer.model.transform.pixels(image)
             if thumbnail is not None:
                 image.thumbnail(THUMBNAIL)
@@ -112,14 +107,13 @@ class Served:
 
         Raises `AimonkError`.
         """
-        if isinstance(values, list):
-            if len(values) != len(self.stored):
-                raise AimonkError(f"{len(self.stored)} thresholds are wanted, found {len(values)}")
-            values = dict(zip(self.stored, values, strict=True))
+        names = list(self.stored)
+        if isinstance(values, list) and len(values) == len(names):
+            values = dict(zip(names, values, strict=True))
         if not isinstance(values, dict):
-            raise AimonkError("The thresholds must be a list of numbers or a mapping of names to numbers")
+            raise AimonkError(f"The thresholds must be {len(names)} numbers, or a mapping of names to numbers")
         given = {name: value for name, value in values.items() if value is not None}
-        return check_thresholds(list(self.stored), self.stored | given)
+        return check_thresholds(names, self.stored | given)
 
     def save_thresholds(self, thresholds: dict[str, float], token: Any) -> str:
         """Write the thresholds into the model's config.json and return a sentence about it; raises `AimonkError`."""

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 from aimonk_hf.errors import AimonkError
@@ -32,7 +32,8 @@ emoji: 🏷️
 colorFrom: green
 colorTo: gray
 sdk: gradio
-{gradio}python_version: "3.11"
+sdk_version: {gradio}
+python_version: "3.11"
 app_file: app.py
 {models}tags:
 - aimonk_hf
@@ -71,7 +72,7 @@ def write_space(folder: Path, model: str, title: str | None = None) -> None:
         readme = _README.format(
             title=title,
             quoted_title=json.dumps(title, ensure_ascii=False),
-            gradio=_gradio_version(),
+            gradio=version("gradio"),  # without it a Space takes the newest one
             models="" if local else f"models:\n- {model}\n",
             link=f"in `{MODEL_FOLDER}/`" if local else f"`{model}`",
         )
@@ -80,24 +81,13 @@ def write_space(folder: Path, model: str, title: str | None = None) -> None:
 
 def push_space(folder: Path, repo_id: str, private: bool | None = None) -> Pushed:
     """Push a Space folder as one commit, which also removes modules and model files that the Space no longer has."""
-    files: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
 
     def stale(remote: dict[str, str]) -> list[str]:
         return [path for path in remote if path.split("/")[0] in ("aimonk_hf", MODEL_FOLDER) and path not in files]
 
     return push_files(files, repo_id, "space", stale, private=private)
-
-
-def _gradio_version() -> str:
-    """Return the README's line for this machine's gradio; without it a Space takes the newest one."""
-    try:
-        return f"sdk_version: {version('gradio')}\n"
-    except PackageNotFoundError:
-        return ""
 
 
 def _requirements() -> str:
