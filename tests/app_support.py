@@ -1,6 +1,7 @@
-"""What the app's tests share: a running app and hostile files."""
+"""Share among the tests of the app: a running app, calls by plain HTTP, and hostile files."""
 
 import io
+import json
 import struct
 import zipfile
 import zlib
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -43,8 +46,35 @@ def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int
             served.scorer.close()
 
 
+MARK = {"meta": {"_type": "gradio.FileData"}}
+
+
+def upload(url: str, path: Path) -> dict[str, Any]:
+    """Upload an image by plain HTTP; return what stands for it in a call."""
+    response = httpx.post(f"{url}/gradio_api/upload", files={"files": (path.name, path.read_bytes())}, timeout=300)
+    assert response.status_code == 200, response.text
+    return {"path": response.json()[0], "orig_name": path.name, **MARK}
+
+
+def call(url: str, endpoint: str, body: Any) -> tuple[int, str]:
+    """Call with parameters by name (or any bytes); return the status and the answer, or the last event."""
+    content, place = body if isinstance(body, bytes) else json.dumps(body), f"{url}/gradio_api/call"
+    headers = {"content-type": "application/json"}
+    started = httpx.post(f"{place}/v2/{endpoint}", content=content, headers=headers, timeout=300)
+    if started.status_code != 200:
+        return started.status_code, started.text
+    return 200, httpx.get(f"{place}/{endpoint}/{started.json()['event_id']}", timeout=300).text
+
+
+def result(answer: tuple[int, str]) -> Any:
+    """Return what a call that went well answered."""
+    status, text = answer
+    assert (status, "event: complete" in text) == (200, True), text
+    return json.loads(text.rpartition("data: ")[2])
+
+
 def write_images(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)) -> list[Path]:
-    """Write pictures of different noise."""
+    """Write images of different noise."""
     folder.mkdir(exist_ok=True)
     paths = []
     for number in range(count):
@@ -67,13 +97,13 @@ def bomb_png(side: int = 30_000) -> bytes:
 
 
 def bad_images(folder: Path) -> dict[str, Path]:
-    """Write files that are no usable pictures, by what is wrong with them."""
+    """Write files that are no usable images, by what is wrong with them."""
     folder.mkdir(exist_ok=True)
     whole = io.BytesIO()
     Image.effect_noise((200, 200), 50).convert("RGB").save(whole, "JPEG")
     contents = {
         "empty.png": b"",
-        "text.png": b"not a picture at all",
+        "text.png": b"no image at all",
         "cut.jpg": whole.getvalue()[: len(whole.getvalue()) // 3],
         "bomb.png": bomb_png(),
         "phone.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64),
@@ -85,7 +115,7 @@ def bad_images(folder: Path) -> dict[str, Path]:
 
 
 def odd_images(folder: Path) -> dict[str, Path]:
-    """Write pictures of unusual kinds that can be used all the same."""
+    """Write images of unusual kinds that can be used all the same."""
     folder.mkdir(exist_ok=True)
     base = Image.effect_noise((80, 60), 60).convert("RGB")
     base.convert("CMYK").save(folder / "cmyk.jpg")

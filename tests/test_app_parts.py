@@ -23,7 +23,7 @@ from app_support import NOTES, bad_images, odd_images, write_images, write_zip
 from PIL import Image
 
 from aimonk_hf.app.batch_tab import Row, gallery_items, score_batch, table_value, write_table
-from aimonk_hf.app.model_tab import missing_model_page, model_page
+from aimonk_hf.app.page import build_missing_page, model_page
 from aimonk_hf.app.predict_tab import panel_rows, slugs, summary
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
@@ -340,7 +340,8 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     assert "<details" not in text
     many = replace(tiny_model.config, attributes=[f"tag {n}" for n in range(80)], thresholds={})
     assert "<summary>80 attributes</summary>" in model_page("shop", many, None)
-    assert "<script>" not in missing_model_page("<script>", "<script>")
+    (missing,) = build_missing_page("<script>", "<script>").blocks.values()
+    assert "<script>" not in missing.value
 
 
 def test_requirements_agree_with_the_package() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from app_support import running_app, write_pictures
+from app_support import running_app, write_images
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -198,7 +198,7 @@ def test_outputs_that_are_not_finite_end_every_command(
 
 
 def test_the_app_says_that_an_output_is_not_finite(overflowing: Path, tmp_path: Path) -> None:
-    pictures = [handle_file(path) for path in write_pictures(tmp_path / "pictures", 2)]
+    pictures = [handle_file(path) for path in write_images(tmp_path / "pictures", 2)]
     with running_app(overflowing) as app:
         client = Client(app.url, verbose=False, download_files=tmp_path / "downloads")
         with pytest.raises(AppError, match="network's output for this image is not finite"):

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from gradio_client import Client, handle_file
+from app_support import call, result, upload
 from hub_support import hub
 from loopback_hub import LoopbackHub
+from PIL import Image
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.app import space as spaces
@@ -64,26 +68,46 @@ def isolated(code: list[str], folder: Path, **variables: str) -> subprocess.Pope
     return subprocess.Popen([sys.executable, "-S", *code], cwd=folder, env=kept | settings | variables, **pipes)
 
 
-def test_it_starts_from_its_folder_alone(model_folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path):
-    space = tmp_path / "space"
-    assert main(["push-space", "--model", str(model_folder), "--output", str(space)]) == 0
-    outside, _ = isolated(["-c", "import aimonk_hf.cli.main"], tmp_path).communicate()
-    assert "No module named 'aimonk_hf" in outside
+@pytest.fixture(scope="module")
+def started(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Start a Space; yield its address and the process's number."""
+    place = tmp_path_factory.mktemp("started")
+    (place / "tmp").mkdir()
+    assert main(["push-space", "--model", str(model_folder), "--output", str(place / "space")]) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     served = {"SPACE_ID": "user/space", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    app = isolated(["app.py"], space, **served)
+    app = isolated(["app.py"], place / "space", TMPDIR=str(place / "tmp"), **served)
     try:
         wait_for(port, app)
-        image = min((sample / "images").iterdir())
-        answer = Client(f"http://127.0.0.1:{port}", verbose=False).predict(handle_file(image), api_name="/predict")
+        yield f"http://127.0.0.1:{port}", app.pid
     finally:
         app.terminate()
         output, _ = app.communicate(timeout=30)
-    for name, score in tiny_model.predict(image).scores.items():
-        assert name in str(answer), output[-2000:]
-        assert f"{score:.3f}"[:4] in str(answer)
+    assert app.returncode == 0, output[-2000:]
+    assert not list((place / "tmp").glob("aimonk_app_*")), "the visitors' files stay"
+
+
+def test_it_starts_from_its_folder_alone(
+    started: tuple[str, int], tiny_model: AimonkModel, sample: Path, tmp_path: Path
+):
+    outside, _ = isolated(["-c", "import aimonk_hf.cli.main"], tmp_path).communicate()
+    assert "No module named 'aimonk_hf" in outside
+    image = min((sample / "images").iterdir())
+    scores, _ = result(call(started[0], "predict", {"image": upload(started[0], image)}))
+    assert scores == pytest.approx(tiny_model.predict(image).scores, abs=1e-5)
+
+
+def test_the_memory_of_large_images_is_given_back(started: tuple[str, int], tmp_path: Path):
+    (url, pid), path = started, tmp_path / "large.png"
+    Image.new("RGB", (5000, 5000), (9, 99, 199)).save(path)
+    sent = {"image": upload(url, path)}
+    result(call(url, "predict", sent))
+    before = psutil.Process(pid).memory_info().rss
+    with ThreadPoolExecutor(16) as pool:
+        assert len([result(answer) for answer in pool.map(lambda _: call(url, "predict", sent), range(16))]) == 16
+    assert psutil.Process(pid).memory_info().rss - before < 300e6, "each of the images takes 100 MB decoded"
 
 
 def wait_for(port: int, app: subprocess.Popen[str]) -> None:

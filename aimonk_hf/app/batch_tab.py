@@ -38,14 +38,11 @@ class Row:
 def score_batch(
     served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[Row]:
-    """Score every image of the files sent, in their order; bad ones carry their reason.
-
-    Raises `AimonkError` as `expand_uploads` does.
-    """
+    """Score every image of the files sent, in their order; raises `AimonkError` as `expand_uploads` does."""
 
     def score(numbered: tuple[int, Upload]) -> Row:
         number, upload = numbered
-        thumbnail = None if thumbnails is None else thumbnails / f"{number:04d}.jpg"
+        thumbnail = thumbnails and thumbnails / f"{number:04d}.jpg"
         try:
             pixels, notes = served.read(upload, thumbnail)
             return Row(upload.name, served.scorer.score(pixels), notes=notes, thumbnail=thumbnail)

@@ -20,8 +20,7 @@ LONGEST_SIDE = 1024
 def write_examples(model_folder: Path | None, attributes: list[str], folder: Path) -> list[Path]:
     """Write the images of the model folder's `examples/` into `folder`, else drawn garments; return their paths.
 
-    Only the decoded pixels of regular files are written: other content of a foreign folder, and the targets of its
-    links, are never served.
+    Only the decoded pixels of regular files are written, never other content or the targets of links.
     """
     if model_folder is not None and (model_folder / "examples").is_dir():
         return _copies(model_folder / "examples", folder)

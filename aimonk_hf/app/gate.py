@@ -27,12 +27,11 @@ _ADDRESS = re.compile(r"(?:https?://)?(?:\[([0-9a-f:.]+)\]|([\w.-]+?)\.?)(?::\d{
 
 @dataclass
 class Gate:
-    """Check the requests to the ASGI app of `page`, which listens at `host`.
+    """Check the requests to the ASGI app of `page`, which listens at `host`; uploads go to `folder`.
 
-    JSON of at most `max_json` bytes is let in, and uploads of at most `max_upload` bytes into `folder`. Requests must
-    name this machine, the address at share, or one of `allowed_hosts` ("*": any), because gradio builds the addresses
-    in its answers from the name. Where visitors may write (`is_writable`), pages of other origins can neither call nor
-    read anything, because the page holds the token for writing.
+    Requests must name this machine, the address at share, or one of `allowed_hosts` ("*": any), because gradio builds
+    the addresses in its answers from the name. Where visitors may write (`is_writable`), pages of other origins can
+    neither call nor read anything, because the page holds the token for writing.
     """
 
     app: ASGIApp
@@ -112,7 +111,6 @@ class Gate:
             raise HTTPException(422, words) from error
 
     async def _checked_json(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the JSON of a call, and return a function that gives it to the app."""
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         if self.is_writable and kind != "application/json":  # which no form of another site can send
             raise HTTPException(415, "Send JSON, with the header Content-Type: application/json")
@@ -145,10 +143,7 @@ async def _check_length(scope: Scope, receive: Receive, limit: int, remedy: str)
 
 
 def _guarded(send: Send, is_writable: bool, is_run: bool) -> Send:
-    """Return `send` with headers against guessed content types and, on a page that writes, against frames of others.
-
-    A direct call (`is_run`) that the app refuses is answered by 422, where gradio says 500.
-    """
+    """Return `send` with headers against guessed content types and, on a page that writes, against foreign frames."""
 
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -156,12 +151,8 @@ def _guarded(send: Send, is_writable: bool, is_run: bool) -> Send:
             headers["x-content-type-options"] = "nosniff"
             if is_writable:
                 headers["x-frame-options"] = "DENY"
-            if is_run and message["status"] == 500:
+            if is_run and message["status"] == 500:  # gradio's, for a direct call that is refused
                 message["status"] = 422
-        try:
-            await send(message)
-        except RuntimeError as error:  # of uvloop, where the caller has left
-            if "handler is closed" not in str(error):
-                raise
+        await send(message)
 
     return guarded

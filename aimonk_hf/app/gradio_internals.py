@@ -61,7 +61,6 @@ def check_inputs_first(page: gr.Blocks, folder: Path) -> None:
     """Refuse wrong inputs of any call in words before gradio reads them; files must be in `folder`.
 
     gradio fetches an address in a file's place, in any field, and answers a value of another form by a traceback.
-    Past callers are forgotten at each call.
     """
     take_inputs = page.preprocess_data
 
@@ -106,10 +105,7 @@ def forget_files(page: gr.Blocks) -> None:
 
 
 def _forget_callers(page: gr.Blocks) -> None:
-    """Drop what gradio keeps of past callers of the API: a session each, and lists of open calls, most of them empty.
-
-    A call of the API has no state, so a caller who comes back misses nothing.
-    """
+    """Drop what gradio keeps of past callers without a state: a session each, and lists of open calls."""
     queue, holder = page._queue, page.state_holder
     with holder.lock:
         stateless = [name for name, session in list(holder.session_data.items()) if not session.state_data]

@@ -33,10 +33,8 @@ class AgreeingCAM(HiResCAM):
 def heat_map(scorer: Scorer, pixels: Tensor, attribute: str) -> Heat:
     """Return the heat [H, W] in [0, 1] of the transform's uint8 pixels [3, H, W]: high where they raised the score.
 
-    Activations are weighed by their own gradients (HiResCAM, Draelos and Carin 2020), a Grad-CAM that keeps places
-    apart, at the ends of the last stages that have at least `MIN_CELLS` cells a side; the maps' product is high where
-    the stages agree.
-    Raises `AimonkError` for an unknown attribute, or where the architecture has no maps.
+    Multiplies the maps (HiResCAM, Draelos and Carin 2020) of the last stages that have `MIN_CELLS` cells a side. Raises
+    `AimonkError` for an unknown attribute, or where the architecture has no maps.
     """
     names = scorer.model.config.attributes
     if attribute not in names:
@@ -59,13 +57,10 @@ def heat_map(scorer: Scorer, pixels: Tensor, attribute: str) -> Heat:
 
 
 def overlay(pixels: Tensor, heat: Heat) -> Image.Image:
-    """Return the uint8 pixels [3, H, W], enlarged, with the heat [H, W] laid over them.
-
-    Its cube root is shown: a product of several maps falls off too steeply for weaker evidence to be seen.
-    """
+    """Return the uint8 pixels [3, H, W], enlarged, with the heat [H, W] laid over them."""
     import matplotlib
 
-    shown = np.cbrt(heat)
+    shown = np.cbrt(heat)  # a product of several maps falls off too steeply for weaker evidence to be seen
     colours = matplotlib.colormaps["inferno"](shown)[..., :3] * 255
     share = (0.8 * shown)[..., None]
     base = pixels.permute(1, 2, 0).numpy()

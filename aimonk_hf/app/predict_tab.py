@@ -18,7 +18,6 @@ from aimonk_hf.modeling.prediction import Prediction
 CLOSE_CALL = 0.05  # a score this near to its threshold would be decided otherwise by a slightly different threshold
 NAMED = 8  # present attributes in the sentence above the bars, which has two lines
 IMAGE_HEIGHT = 380
-_STATIC = Path(__file__).parent / "static"
 # Names that gradio's clients keep for themselves, beside the endpoint's own parameters.
 _TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
@@ -54,9 +53,9 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
             panel = gr.HTML(
                 panel_value(served, None, None),
                 label="Attributes",
-                html_template=(_STATIC / "panel.html").read_text(encoding="utf-8"),
-                css_template=(_STATIC / "panel.css").read_text(encoding="utf-8"),
-                js_on_load=(_STATIC / "panel.js").read_text(encoding="utf-8"),
+                html_template=read_static("panel.html"),
+                css_template=read_static("panel.css"),
+                js_on_load=read_static("panel.js"),
                 apply_default_css=False,
                 elem_id="panel",
             )
@@ -66,6 +65,11 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
     _add_endpoint(served)
     return thresholds
+
+
+def read_static(name: str) -> str:
+    """Return a file of the page's look or behaviour."""
+    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
 
 
 def panel_value(

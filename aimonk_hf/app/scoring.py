@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
-from aimonk_hf.errors import AimonkError, ImageError, reason_of
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.hub import CONFIG_FILE
 from aimonk_hf.modeling.inference import finite
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.storage import read_json, write_json
+from aimonk_hf.storage import explained, read_json, write_json
 
 THUMBNAIL = (224, 224)
 
 
 class Scorer:
-    """Run the network in one thread, on up to `max_batch` waiting images at a time.
+    """Run the network in one thread, on up to `max_batch` waiting images at a time; count images and batches.
 
-    `network_lock` is held while the network computes; other users of the network must hold it too. `n_images` and
-    `n_batches` count the images and batches computed.
+    `network_lock` is held while the network computes; other users of the network must hold it too.
     """
 
     def __init__(self, model: AimonkModel, max_batch: int = 16) -> None:
@@ -38,10 +37,7 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
     def score(self, pixels: Tensor) -> dict[str, float]:
-        """Return the scores of an image as the transform's uint8 pixels [3, H, W]; waits for its turn.
-
-        Raises `AimonkError` where the network's output is not finite.
-        """
+        """Return the scores of an image as the transform's uint8 pixels [3, H, W]; raises `AimonkError`."""
         answer: Future[Tensor] = Future()
         self._waiting.append((pixels, answer))
         self._thread.submit(self._score_waiting)
@@ -71,10 +67,7 @@ class Scorer:
 
 @dataclass
 class Served:
-    """Hold the model behind the app; `save_folder` is where visitors may write thresholds, None where they may not.
-
-    A visitor who writes must send `token`, which only the page of this start holds.
-    """
+    """Hold the model behind the app; in a `save_folder` visitors who send the `token` may write thresholds."""
 
     scorer: Scorer
     name: str
@@ -88,25 +81,17 @@ class Served:
         return self.scorer.model.config.thresholds
 
     def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Tensor, str]:
-        """Return the pixels [3, H, W] that the network sees of an upload, and sentences on what was done to it.
-
-        A small JPEG of it is written to `thumbnail`. Raises `ImageError`.
-        """
+        """Return the transform's pixels [3, H, W] of an upload and the sentences on it; write a small JPEG of it."""
         with decoded(upload, self.limits) as (image, notes):
             pixels = self.scorer.model.transform.pixels(image)
             if thumbnail is not None:
                 image.thumbnail(THUMBNAIL)
-                try:
+                with explained("write its thumbnail"):
                     image.save(thumbnail, quality=85)
-                except OSError as error:
-                    raise ImageError(f"Its thumbnail cannot be written ({error})") from error
             return pixels, notes
 
     def thresholds(self, values: Any) -> dict[str, float]:
-        """Return thresholds by name for a list in the stored ones' order or a mapping; None keeps the stored value.
-
-        Raises `AimonkError`.
-        """
+        """Return checked thresholds by name for a list in the stored order or a mapping; None keeps the stored one."""
         names = list(self.stored)
         if isinstance(values, list) and len(values) == len(names):
             values = dict(zip(names, values, strict=True))

@@ -40,9 +40,8 @@ def serve(
 ) -> None:
     """Serve a model folder or Hub repository (None: $AIMONK_MODEL, else outputs/demo) until interrupted.
 
-    A model that cannot be loaded gives a page that says so. `max_file_size` is in megabytes; `allowed_hosts` are names
-    under which a proxy offers the app. Raises `AimonkError` where the port is taken, and for `allow_save` with a model
-    that is not a local folder, or with `share`.
+    `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app. Raises `AimonkError`
+    where the port is taken, and for `allow_save` with `share` or without a local model folder.
     """
     if threading.current_thread() is threading.main_thread():
         # a container is stopped by it; without this the visitors' files would stay
@@ -101,7 +100,7 @@ def launch(
 ) -> str:
     """Start the server and return its address; with `wait` only when it is interrupted.
 
-    A Space decides itself where it listens. `is_writable` keeps other sites out of a page on which visitors may save.
+    A Space decides itself where it listens. `is_writable` keeps pages of other origins out.
     """
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
@@ -136,13 +135,12 @@ def on_space() -> bool:
 
 
 def _shown_name(wanted: str) -> str:
-    """Return a local folder's own name, which says nothing of the machine's disk, or the repository's."""
     is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", wanted) and not Path(wanted).is_dir()
     return wanted if is_repository else Path(wanted).resolve().name
 
 
 def _shown_reason(wanted: str, reason: str) -> str:
-    """Return the reason why there is no model as visitors may read it: without local paths."""
+    # visitors read no local paths
     shown = reason.replace(wanted, _shown_name(wanted))
     has_path = re.search(r"(^|[^\w./-])(~?/|[A-Za-z]:\\)", shown)
     return "The log of this app says why the model cannot be loaded" if has_path else shown

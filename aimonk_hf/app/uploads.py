@@ -35,7 +35,7 @@ def in_words() -> Iterator[None]:
 
 
 def sentence(error: AimonkError) -> str:
-    """Return an error's text as visitors read it: a sentence with a capital letter, without a hint to install."""
+    """Return an error's text as a sentence for visitors, without a hint to install."""
     text = str(error).partition(", or install ")[0].rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -83,9 +83,9 @@ class Limits:
 
 @dataclass
 class Upload:
-    """Name an image, with a function that returns its path or bytes or raises `ImageError`, and the bytes it unpacks.
+    """Name an image safely, with a function that returns its path or bytes or raises `ImageError`.
 
-    The name becomes one that is safe to show.
+    `n_bytes` are those that reading it takes in memory.
     """
 
     name: str
@@ -101,10 +101,7 @@ class Upload:
 
 @contextmanager
 def decoded(upload: Upload, limits: Limits) -> Iterator[tuple[Image.Image, str]]:
-    """Yield the RGB image of an upload, within the budgets, and sentences on what was done to it.
-
-    Raises `ImageError` with the reason.
-    """
+    """Yield the RGB image of an upload and sentences on what was done to it; raises `ImageError`."""
     with (
         limits.unpacking.hold(upload.n_bytes),
         open_guarded(upload.read()) as image,
