@@ -47,11 +47,12 @@ def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int
 
 
 MARK = {"meta": {"_type": "gradio.FileData"}}
+HTTP = httpx.Client(timeout=300, verify=False)  # for all calls, because making one takes long
 
 
 def upload(url: str, path: Path) -> dict[str, Any]:
     """Upload an image by plain HTTP; return what stands for it in a call."""
-    response = httpx.post(f"{url}/gradio_api/upload", files={"files": (path.name, path.read_bytes())}, timeout=300)
+    response = HTTP.post(f"{url}/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
     assert response.status_code == 200, response.text
     return {"path": response.json()[0], "orig_name": path.name, **MARK}
 
@@ -60,10 +61,10 @@ def call(url: str, endpoint: str, body: Any) -> tuple[int, str]:
     """Call with parameters by name (or any bytes); return the status and the answer, or the last event."""
     content, place = body if isinstance(body, bytes) else json.dumps(body), f"{url}/gradio_api/call"
     headers = {"content-type": "application/json"}
-    started = httpx.post(f"{place}/v2/{endpoint}", content=content, headers=headers, timeout=300)
+    started = HTTP.post(f"{place}/v2/{endpoint}", content=content, headers=headers)
     if started.status_code != 200:
         return started.status_code, started.text
-    return 200, httpx.get(f"{place}/{endpoint}/{started.json()['event_id']}", timeout=300).text
+    return 200, HTTP.get(f"{place}/{endpoint}/{started.json()['event_id']}").text
 
 
 def result(answer: tuple[int, str]) -> Any:

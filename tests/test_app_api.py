@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 from app_support import (
+    HTTP,
     MARK,
     NOTES,
     RunningApp,
@@ -115,9 +116,9 @@ def test_only_the_page_itself_can_save(writable: RunningApp, app: RunningApp, ti
     def attempt(token: object, headers: dict[str, str]) -> httpx.Response:
         event = {"thresholds": [0.25] * len(names), "moves": 1, "token": token}
         body = {"data": [None], "fn_index": number_of(writable, "save"), "session_hash": "visitor", "event_data": event}
-        return httpx.post(f"{writable.url}/gradio_api/run/predict", content=json.dumps(body), headers=headers)
+        return HTTP.post(f"{writable.url}/gradio_api/run/predict", content=json.dumps(body), headers=headers)
 
-    page = httpx.get(writable.url)
+    page = HTTP.get(writable.url)
     assert token in page.text
     assert page.headers["x-frame-options"] == "DENY"
     for headers, status in (
@@ -133,14 +134,14 @@ def test_only_the_page_itself_can_save(writable: RunningApp, app: RunningApp, ti
         assert answer.status_code == status, headers
         assert answer.json()["detail"]
         for path in ("/", "/config", "/gradio_api/info") if status != 415 else ():  # the token cannot be read either
-            read = httpx.get(f"{writable.url}{path}", headers=headers)
+            read = HTTP.get(f"{writable.url}{path}", headers=headers)
             assert (read.status_code, token in read.text) == (status, False)
     for wrong in (None, "", 5, "guess", token[:-1]):
         assert "load it again" in attempt(wrong, own).text
     assert config.read_bytes() == before
     assert attempt(token, own).status_code == 200
     assert json.loads(config.read_bytes())["thresholds"] == dict.fromkeys(names, 0.25)
-    other = httpx.get(app.url, headers={"Origin": "https://other.example"})
+    other = HTTP.get(app.url, headers={"Origin": "https://other.example"})
     assert (other.status_code, app.served.token in other.text) == (200, False), "where nothing can be written"
 
 
@@ -240,9 +241,9 @@ def test_examples_are_served_as_pixels_and_nothing_else(
     with (examples / "dress.jpg").open("ab") as file:
         file.write(b"<script>secret</script>")
     with running_app(folder) as running:
-        (place,) = set(re.findall(r'"path":"(/[^"]+)"', httpx.get(f"{running.url}/config").text))
+        (place,) = set(re.findall(r'"path":"(/[^"]+)"', HTTP.get(f"{running.url}/config").text))
         assert Path(place).is_relative_to(running.folder)
-        content = httpx.get(f"{running.url}/gradio_api/file={place}").content
+        content = HTTP.get(f"{running.url}/gradio_api/file={place}").content
     assert Path(place).name == "dress_0.png"
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.size, image.info) == ("PNG", (1024, 512), {})
@@ -330,24 +331,24 @@ def test_a_refusal_of_a_direct_call_is_a_client_error_in_words(
         ({"data": []}, "values are wanted"),
         ({"data": [{"path": "http://127.0.0.1:1/a.png", **MARK}], "event_data": {}}, "A number or a text"),
     ):
-        answer = httpx.post(run, json={"fn_index": decide} | body)
+        answer = HTTP.post(run, json={"fn_index": decide} | body)
         assert answer.status_code == 422, body
         assert words in answer.json()["error"]
-    good = httpx.post(run, json={"fn_index": decide, "data": [None], "event_data": {"thresholds": [0.5] * 4}})
+    good = HTTP.post(run, json={"fn_index": decide, "data": [None], "event_data": {"thresholds": [0.5] * 4}})
     assert good.status_code == 200
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_every_answer_forbids_sniffing_and_repeats_no_header(app: RunningApp, image_path: Path) -> None:
     url, content = app.url, image_path.read_bytes()
-    (place,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.html", content)}).json()
+    (place,) = HTTP.post(f"{url}/gradio_api/upload", files={"files": ("a.html", content)}).json()
     places = ("/", "/config", "/theme.css", "/gradio_api/info", f"/gradio_api/file={place}", "/nowhere")
     sent = {"Range": "bytes=0-9", "X-Content-Type-Options": "sniff", "Cookie": "a=marked", "X-Any": "marked"}
-    answers = [httpx.get(f"{url}{path}", headers=sent) for path in (*places, "/gradio_api/file=/etc/passwd")]
+    answers = [HTTP.get(f"{url}{path}", headers=sent) for path in (*places, "/gradio_api/file=/etc/passwd")]
     answers += [
-        httpx.post(f"{url}/gradio_api/upload", files={"files": content}),
-        httpx.post(f"{url}/gradio_api/run/predict", json={"fn_index": 0, "data": []}),
-        httpx.post(f"{url}/gradio_api/queue/join", content=b"no JSON"),
+        HTTP.post(f"{url}/gradio_api/upload", files={"files": content}),
+        HTTP.post(f"{url}/gradio_api/run/predict", json={"fn_index": 0, "data": []}),
+        HTTP.post(f"{url}/gradio_api/queue/join", content=b"no JSON"),
     ]
     assert [answer.status_code for answer in answers] == [200] * 5 + [404, 403, 200, 422, 400]
     for answer in answers:
@@ -363,7 +364,7 @@ def test_a_forged_host_is_refused_and_in_no_answer(app: RunningApp) -> None:
     for header in ("Host", "X-Forwarded-Host", "X-Gradio-Server"):
         for value in FORGED.split():
             for path in ("/", "/config", "/gradio_api/info"):
-                answer = httpx.get(f"{app.url}{path}", headers={header: value})
+                answer = HTTP.get(f"{app.url}{path}", headers={header: value})
                 assert answer.status_code == 400
                 assert "--allowed-host" in answer.json()["detail"]
                 assert value not in answer.text + str(answer.headers)
@@ -379,14 +380,14 @@ def test_the_page_without_a_model_names_no_local_path_and_is_served_under_allowe
         page = open_page(str(tmp_path / name), folder)
         launch(page, "127.0.0.1", None, wait=False, allowed_hosts=["shop.example"])
         try:
-            answer = httpx.get(page.local_url)
+            answer = HTTP.get(page.local_url)
             for headers, status in (
                 ({"Host": "shop.example"}, 200),
                 ({"X-Forwarded-Host": "shop.example, 10.0.0.1", "X-Forwarded-Proto": "https"}, 200),
                 ({"Host": "localhost:8080"}, 200),
                 ({"Host": "shop.example.evil.example"}, 400),
             ):
-                assert httpx.get(page.local_url, headers=headers).status_code == status, headers
+                assert HTTP.get(page.local_url, headers=headers).status_code == status, headers
         finally:
             page.close()
     assert answer.status_code == 200

@@ -19,10 +19,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-import httpx
 import psutil
 import pytest
-from app_support import MARK, bad_images, call, odd_images, result, running_app, upload, write_images, write_zip
+from app_support import HTTP, MARK, bad_images, call, odd_images, result, running_app, upload, write_images, write_zip
 
 from aimonk_hf.app.gate import Gate
 from aimonk_hf.modeling.model import AimonkModel
@@ -208,7 +207,7 @@ def leave(app: App, chance: random.Random) -> None:
         begin_upload(app, content, chance.randrange(len(content))).close()
         return
     body = {"files": [upload(app.url, app.images[0])] * 200}
-    event = httpx.post(f"{app.url}/gradio_api/call/v2/predict_batch", json=body, timeout=300).json()["event_id"]
+    event = HTTP.post(f"{app.url}/gradio_api/call/v2/predict_batch", json=body).json()["event_id"]
     if kind == 1:
         with socket.create_connection(app.address) as gone:
             gone.sendall(f"GET /gradio_api/call/predict_batch/{event} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -233,7 +232,7 @@ def bear_load(app: App, n_requests: int, n_clients: int) -> float:
         scores, _ = result(call(app.url, "predict", {"image": image}))
         assert scores == pytest.approx(app.predictions[app.images[1].name].scores, abs=1e-5)
     give_up = time.monotonic() + 120
-    while httpx.get(f"{app.url}/gradio_api/queue/status", timeout=60).json()["queue_size"]:
+    while HTTP.get(f"{app.url}/gradio_api/queue/status").json()["queue_size"]:
         assert time.monotonic() < give_up
         time.sleep(0.1)
     for _ in range(4):  # more than run at the same time: no place is held by those who left
@@ -256,7 +255,7 @@ def test_every_hostile_request_is_refused_in_words(app: App) -> None:
         {"data": {"files": "text"}, "files": {"other": b"1"}},
         {"files": {"files": ("..", b"1")}},
     ):
-        response = httpx.post(f"{app.url}/gradio_api/upload", **form)
+        response = HTTP.post(f"{app.url}/gradio_api/upload", **form)
         check_refused((response.status_code, response.text))
     begin_upload(app, bytes(5000), 3000).close()
     good_predict(app, random.Random(0))
@@ -266,26 +265,26 @@ def test_every_hostile_request_is_refused_in_words(app: App) -> None:
 def test_the_page_s_own_calls_with_hostile_inputs_are_refused_in_words(app: App) -> None:
     hostile, deep = {"path": app.secret, **MARK}, json.loads('{"a":' * 200 + "1" + "}" * 200)
     events = (None, {}, 5, {"thresholds": "x", "moves": "y", "attribute": [5]}, {"thresholds": [0.1] * 4, "moves": "y"})
-    with httpx.Client(timeout=60, base_url=f"{app.url}/gradio_api") as client:
-        for function in httpx.get(f"{app.url}/config").json()["dependencies"]:
-            number, n_inputs = function["id"], len(function["inputs"])
-            wrong_inputs = ([hostile] * n_inputs, [None] * n_inputs, [], [5] * n_inputs, [[deep]] * n_inputs)
-            for event, inputs in zip(events + events[::-1], wrong_inputs * 2, strict=True):
-                body = {"fn_index": number, "data": inputs, "event_data": event, "session_hash": f"s{number}"}
-                direct = client.post("/run/predict", json=body)
-                assert direct.status_code in (200, 404, 422)
-                assert client.post("/queue/join", json=body).status_code == 200
-                queued = client.get(f"/queue/data?session_hash=s{number}").text
-                assert "process_completed" in queued
-                assert "Traceback" not in direct.text + queued
-        for wrong in (
-            {"fn_index": 10**6},
-            {"fn_index": "x"},
-            {"fn_index": 0, "session_hash": "s" * 10**6},
-            {"fn_index": 0, "data": 5},
-        ):
-            response = client.post("/queue/join", json={"data": [], "session_hash": "s"} | wrong)
-            check_refused((response.status_code, response.text))
+    place = f"{app.url}/gradio_api"
+    for function in HTTP.get(f"{app.url}/config").json()["dependencies"]:
+        number, n_inputs = function["id"], len(function["inputs"])
+        wrong_inputs = ([hostile] * n_inputs, [5] * n_inputs, [], [None] * n_inputs, [[deep]] * n_inputs)
+        for event, inputs in zip(events, wrong_inputs, strict=True):
+            body = {"fn_index": number, "data": inputs, "event_data": event, "session_hash": f"s{number}"}
+            direct = HTTP.post(f"{place}/run/predict", json=body)
+            assert direct.status_code in (200, 404, 422)
+            assert HTTP.post(f"{place}/queue/join", json=body).status_code == 200
+            queued = HTTP.get(f"{place}/queue/data?session_hash=s{number}").text
+            assert "process_completed" in queued
+            assert "Traceback" not in direct.text + queued
+    for wrong in (
+        {"fn_index": 10**6},
+        {"fn_index": "x"},
+        {"fn_index": 0, "session_hash": "s" * 10**6},
+        {"fn_index": 0, "data": 5},
+    ):
+        response = HTTP.post(f"{place}/queue/join", json={"data": [], "session_hash": "s"} | wrong)
+        check_refused((response.status_code, response.text))
     check_quiet(app)
 
 
@@ -300,7 +299,7 @@ def test_addresses_that_the_app_does_not_need_are_closed(app: App) -> None:
     for address in re.split(r"[,\n]", CLOSED):
         method, _, path = address.partition(" ")
         path = path.replace("SECRET", app.secret).replace("OUTSIDE", str(app.outside))
-        response = httpx.request(method, f"{app.url}/gradio_api{path}")
+        response = HTTP.request(method, f"{app.url}/gradio_api{path}")
         assert 400 <= response.status_code < 500, address
         assert response.text
     check_quiet(app)
@@ -308,10 +307,10 @@ def test_addresses_that_the_app_does_not_need_are_closed(app: App) -> None:
 
 def test_uploads_that_are_too_large_together_are_refused(app: App) -> None:
     files = [("files", (f"{number}.png", bytes(900_000))) for number in range(30)]
-    response = httpx.post(f"{app.url}/gradio_api/upload", files=files, timeout=60)
+    response = HTTP.post(f"{app.url}/gradio_api/upload", files=files)
     told = "Too large: at most 20 MB at once; send the files in parts"
     assert (response.status_code, response.json()["detail"]) == (413, told)
-    assert httpx.post(f"{app.url}/gradio_api/upload", files=files[:10], timeout=60).status_code == 200
+    assert HTTP.post(f"{app.url}/gradio_api/upload", files=files[:10]).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -338,7 +337,7 @@ def test_an_upload_of_the_wrong_size_is_not_let_in(
     async def never(*arguments: object) -> None:
         raise AssertionError("the request was let in")
 
-    gate = Gate(never, gr.Blocks(), "127.0.0.1", tmp_path, max_json=1000, max_upload=1000)
+    gate = Gate(never, gr.Blocks(analytics_enabled=False), "127.0.0.1", tmp_path, max_json=1000, max_upload=1000)
     scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "query_string": b"", "headers": headers}
     asyncio.run(gate(scope, receive, send))
     assert sent[0]["status"] == status
