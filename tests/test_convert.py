@@ -101,15 +101,15 @@ RESNET = published("resnet18").state_dict()
 @pytest.mark.parametrize(
     ("content", "architecture", "message"),
     [
-        (RESNET, "resnet34", r"does not fit resnet34: it lacks layer1.2.conv1.weight .*name its --architecture"),
-        (RESNET, "resnet50", "does not fit resnet50: size mismatch"),
+        (RESNET, "resnet34", "layer1.2.conv1.weight holds nothing, wanted: floats of shape"),
+        (RESNET, "resnet50", r"layer1.0.conv1.weight holds floats of shape \[64, 64, 3, 3\], wanted"),
         (RESNET, "resnet_18", "timm .* has no architecture 'resnet_18'"),
         ({"conv1.weight": torch.zeros(1)}, "resnet18", "has no linear head"),
         ({"epoch": 3}, "resnet18", "holds no state dict .found a dict with epoch"),
         ({f"fc.{layer}.weight": torch.zeros(2) for layer in (0, 3)}, "resnet18", "the head fc has several linear lay"),
-        (published("resnet18"), "resnet18", r"more than tensors \([\w.]+\): .* save model.state_dict\(\)"),
-        ({"args": argparse.Namespace(lr=1)}, "resnet18", r"more than tensors \([\w.]+\): .* save model.state_dict\(\)"),
-        ({"best": np.float64(0.5)}, "resnet18", r"more than tensors \([\w.]+\): .* save model.state_dict\(\)"),
+        (published("resnet18"), "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
+        ({"args": argparse.Namespace(lr=1)}, "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
+        ({"best": np.float64(0.5)}, "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_named(content: object, architecture: str, message: str, tmp_path: Path):
@@ -149,7 +149,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(zipped: bool, tmp_path: Path,
     torch.save(RESNET | {"extra": Hostile(trace)}, path, _use_new_zipfile_serialization=zipped)
     assert main(command(path)) == 2
     error = capsys.readouterr().err
-    assert "holds more than tensors (posix.mkdir): it was not loaded, because that would run code" in error
+    assert "holds more than tensors: it was not loaded, because that would run code" in error
     assert error.count("\n") == 1
     assert not trace.exists()
     assert not (tmp_path / "new").exists()

@@ -167,7 +167,7 @@ def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, t
     assert pushed(hub).private
     assert same(model, token=WRITER)
     clean = tmp_path / "clean"
-    with pytest.raises(AimonkError, match=f"no Hub repository {REPO}; a private one needs a token"):
+    with pytest.raises(AimonkError, match=f"no Hub repository {REPO}; a private or gated one needs a token"):
         AimonkModel.from_pretrained(REPO, token=READER, cache_dir=clean)
     with pytest.raises(AimonkError, match="does not accept the token; log in with `hf auth login`"):
         AimonkModel.from_pretrained(REPO, token="hf_wrong", cache_dir=clean)
@@ -188,8 +188,7 @@ def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, t
 
 def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel, monkeypatch):
     hub.broken_uploads, hub.broken_status = 1, 403
-    told = r"^cannot push .*Error while uploading 'model.safetensors' to the Hub \(403 .*\); try again$"
-    with pytest.raises(AimonkError, match=told):
+    with pytest.raises(AimonkError, match="^cannot push .* 403 .*; check the connection and try again$"):
         model.push_to_hub(REPO)
     assert pushed(hub).messages == ["initial commit"]
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -213,25 +212,25 @@ def test_cached_copies_serve_without_the_hub(hub: LoopbackHub, model: AimonkMode
     AimonkModel.from_pretrained(REPO)
     hub.requests.clear()
     assert same(model, local_files_only=True)
-    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; load it once without local"):
+    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; .*local_files_only"):
         AimonkModel.from_pretrained("user/none", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert same(model)
-    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; HF_HUB_OFFLINE is set"):
+    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; .*HF_HUB_OFFLINE"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: offline mode is on; unset HF_HUB_OFF"):
+    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*HF_HUB_OFFLINE"):
         model.push_to_hub(REPO)
     assert not hub.requests
 
 
 def test_no_network_and_unknown_repository_are_one_line(hub: LoopbackHub, model: AimonkModel, monkeypatch, capsys):
     assert main(["predict", "x.jpg", "--model", "user/none"]) == 2
-    unknown = "there is no folder and no Hub repository user/none; a private one needs a token (hf auth login)"
+    unknown = "there is no folder and no Hub repository user/none; a private or gated one needs a token (hf auth login)"
     assert capsys.readouterr().err == f"aimonk-hf: {unknown}\n"
     with pytest.raises(AimonkError, match=r"'a/b/c' is neither a folder nor a Hub repository \(user/name\)"):
         AimonkModel.from_pretrained("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; the Hub cannot be reached"):
+    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; the Hub was not reached"):
         AimonkModel.from_pretrained("user/none")
     with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*; check the connection and try"):
         model.push_to_hub(REPO)

@@ -104,10 +104,10 @@ def test_a_wrapped_network_is_saved_under_timms_names(wrap, model: AimonkModel, 
 
 def test_weights_that_nobody_could_load_are_not_written(model: AimonkModel, tmp_path: Path) -> None:
     model.timm_model.reset_classifier(5)
-    with pytest.raises(AimonkError, match=r"fc.weight has shape \[5, .*\], the architecture wants \[2, "):
+    with pytest.raises(AimonkError, match=r"fc.weight holds floats of shape \[5, .*\], wanted: floats of shape \[2, "):
         model.save_pretrained(tmp_path / "m")
     nn.utils.parametrizations.weight_norm(model.timm_model.fc)
-    with pytest.raises(AimonkError, match=r"lacks 1 tensor\(s\) of the architecture, first fc.weight"):
+    with pytest.raises(AimonkError, match="fc.weight holds nothing"):
         model.save_pretrained(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

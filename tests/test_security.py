@@ -384,7 +384,7 @@ def test_a_well_formed_header_is_read_and_its_tensors_are_held_against_the_netwo
     network = torch.nn.Linear(3, 2)
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2, 3), "bias": torch.zeros(2, dtype=torch.int64)}, path)
-    with pytest.raises(AimonkError, match="bias holds torch.int64, the architecture wants torch.float32"):
+    with pytest.raises(AimonkError, match="bias holds integers of shape .*, wanted: floats of shape"):
         check_state(network, load_weights(path, {}), path)
     save_file({"weight": torch.zeros(2, 3).half(), "bias": torch.zeros(2)}, path)
     check_state(network, load_weights(path, {}), path)

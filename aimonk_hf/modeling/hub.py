@@ -75,30 +75,23 @@ def download(repo_id: str, files: list[str], **options: Unpack[HubOptions]) -> P
     """
     from huggingface_hub import snapshot_download
 
-    revision, local_only = options.get("revision"), options.get("local_files_only", False)
-    with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", revision, local_only):
+    with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", options.get("revision")):
         return Path(snapshot_download(repo_id, allow_patterns=files, **options))
 
 
 @contextmanager
-def hub_errors(
-    repo_id: str, failure: str, revision: str | None = None, local_files_only: bool = False
-) -> Iterator[None]:
+def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Iterator[None]:
     """Turn huggingface_hub's errors into an `AimonkError` with the next step; `failure` begins its sentence."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-    why = "load it once without local_files_only" if local_files_only else f"{offline}: go online once"
     wanted = f"{repo_id} at {revision!r}" if revision else repo_id
-    missing = f"there is no folder and no Hub repository {repo_id}; a private one needs a token (hf auth login)"
     advice: dict[type[Exception], str] = {
         errors.HFValidationError: f"{repo_id!r} is neither a folder nor a Hub repository (user/name)",
-        errors.GatedRepoError: f"{repo_id} is gated: ask for access on its page and pass a token (hf auth login)",
-        errors.RepositoryNotFoundError: missing,
+        errors.RepositoryNotFoundError: f"there is no folder and no Hub repository {repo_id}; a private or "
+        "gated one needs a token (hf auth login)",
         errors.RevisionNotFoundError: f"the Hub repository {repo_id} has no revision {revision!r}",
-        errors.LocalEntryNotFoundError: f"there is no folder, and no complete copy of {wanted} in the cache; {why}",
-        errors.LocalTokenNotFoundError: f"{failure}: no token is stored here; log in with `hf auth login`, or pass one",
-        errors.OfflineModeIsEnabled: f"{failure}: offline mode is on; unset HF_HUB_OFFLINE",
+        errors.LocalEntryNotFoundError: f"there is no folder, and no complete copy of {wanted} in the cache; the Hub "
+        "was not reached (offline, HF_HUB_OFFLINE, or local_files_only): go online once",
     }
     answers = {
         401: "it does not accept the token; log in with `hf auth login`, or pass a valid token",
@@ -111,11 +104,10 @@ def hub_errors(
         raise AimonkError(next(text for kind, text in advice.items() if isinstance(error, kind))) from error
     except errors.HfHubHTTPError as error:
         raise AimonkError(f"{failure}: {answers.get(error.response.status_code, reason_of(error))}") from error
-    except RuntimeError as error:  # an upload of bytes that failed
-        cause = reason_of(error.__cause__ or error)
-        raise AimonkError(f"{failure}: {reason_of(error)} ({cause}); try again") from error
-    except (errors.HTTPError, OSError) as error:
-        raise AimonkError(f"{failure}: {reason_of(error)}; check the connection and try again") from error
+    except (errors.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: an upload of bytes that failed
+        raise AimonkError(
+            f"{failure}: {reason_of(error.__cause__ or error)}; check the connection and try again"
+        ) from error
 
 
 def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
@@ -185,7 +177,9 @@ def push_files(
     api = HfApi(token=options.get("token"), library_name="aimonk_hf", library_version=__version__)
     repo_id = create_repository(repo_id, options.get("private"), api, repo_type)
     with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub", revision):
-        head = _head(api, repo_id, repo_type, revision)
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
         remote = {
             entry.path: (entry.lfs.sha256 if entry.lfs else entry.blob_id)
             for entry in api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
@@ -205,16 +199,3 @@ def push_files(
             parent_commit=head,
         )
     return Pushed(commit.pr_url or str(commit.commit_url), repo_id, commit.oid != head)
-
-
-def _head(api: "HfApi", repo_id: str, repo_type: str, revision: str | None) -> str:
-    """Return the newest commit of the branch; a new branch starts from the main branch."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    try:
-        return str(api.repo_info(repo_id, repo_type=repo_type, revision=revision or "main").sha)
-    except RevisionNotFoundError:
-        if revision is None or revision.startswith("refs/"):
-            raise
-        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        return _head(api, repo_id, repo_type, revision)

@@ -36,9 +36,16 @@ from aimonk_hf.modeling.inference import Source, as_readable, stream_logits
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.modeling.saved_metrics import read_metrics
-from aimonk_hf.modeling.weights import build_for, load_weights, plain_names, require_finite, save_weights
-from aimonk_hf.storage import staged_folder, write_json, write_text
+from aimonk_hf.modeling.saved_metrics import check_metrics
+from aimonk_hf.modeling.weights import (
+    check_state,
+    load_weights,
+    plain_names,
+    require_finite,
+    save_weights,
+    size_limit,
+)
+from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
 
 _logger = logging.getLogger(__name__)
 
@@ -178,22 +185,18 @@ class AimonkModel(nn.Module):
             raise AimonkError(f"batch_size and workers must be at least 1, found {batch_size} and {workers}")
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
         network, on_cpu = partial(self.logits_of_pixels, tta=tta, precision=precision), self.device.type == "cpu"
-        rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
-
-        def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
-            was_training = self.training
-            self.eval()
-            try:
-                for source, logits in rows:
-                    if isinstance(logits, ImageError):
-                        yield source, logits
-                    else:
-                        scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
-                        yield source, Prediction(scores, resolved, _path_of(source))
-            finally:
-                self.train(was_training)
-
-        return predictions()
+        was_training = self.training
+        self.eval()
+        try:
+            rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
+            for source, logits in rows:
+                if isinstance(logits, ImageError):
+                    yield source, logits
+                else:
+                    scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
+                    yield source, Prediction(scores, resolved, _path_of(source))
+        finally:
+            self.train(was_training)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
@@ -249,13 +252,13 @@ class AimonkModel(nn.Module):
         Raises `AimonkError`, and writes nothing, for weights that are not finite, or not of the config's architecture.
         """
         require_finite(self.timm_model, f"{folder} was not written")
-        folder, config = Path(folder), self.config
-        state = plain_names(self.timm_model.state_dict())
-        build_for(state, folder / WEIGHTS_FILE, lambda: AimonkModel(config))
+        folder, state = Path(folder), plain_names(self.timm_model.state_dict())
+        with size_limit(state, folder):
+            check_state(AimonkModel(self.config), state, folder)
         with staged_folder(folder) as stage:
             fingerprint = save_weights(stage / WEIGHTS_FILE, state)
-            write_json(stage / CONFIG_FILE, config.to_dict() | {FINGERPRINT: fingerprint})
-            write_text(stage / CARD_FILE, render_card(config, self.metrics))
+            write_json(stage / CONFIG_FILE, self.config.to_dict() | {FINGERPRINT: fingerprint})
+            write_text(stage / CARD_FILE, render_card(self.config, self.metrics))
             if self.metrics is not None:
                 write_json(stage / METRICS_FILE, self.metrics)
         if self.metrics is None:
@@ -301,17 +304,22 @@ class AimonkModel(nn.Module):
         )
         folder = model_folder(name, MODEL_FILES, subfolder, **options)
         config = AimonkConfig.from_pretrained(folder)
+        path = folder / WEIGHTS_FILE
         # each save writes its own, in the same place, so that an unchanged model makes equal files
-        state = load_weights(folder / WEIGHTS_FILE, config.extra.pop(FINGERPRINT, None))
-        model = build_for(state, folder / WEIGHTS_FILE, lambda: cls(config))
+        state = load_weights(path, config.extra.pop(FINGERPRINT, None))
+        with size_limit(state, path):
+            model = cls(config)
+        check_state(model, state, path)
         model.load_state_dict(state)
-        require_finite(model.timm_model, str(folder / WEIGHTS_FILE))
+        require_finite(model.timm_model, str(path))
         if (folder / METRICS_FILE).is_file():
             try:
-                model.metrics = read_metrics(folder / METRICS_FILE, config.attributes)
+                metrics = read_json(folder / METRICS_FILE)
+                check_metrics(metrics, config.attributes)
+                model.metrics = metrics
             except AimonkError as error:
-                model.metrics_problem = str(error)
-                _logger.warning("%s: %s; the model is loaded without its metrics", folder, error)
+                model.metrics_problem = str(error).replace(str(folder / METRICS_FILE), METRICS_FILE)
+                _logger.warning("%s: %s; the model is loaded without its metrics", folder, model.metrics_problem)
         model.folder = folder
         return model.eval().to(device=device, dtype=dtype).check_outputs()
 

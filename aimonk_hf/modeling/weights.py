@@ -3,46 +3,35 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
-from aimonk_hf.errors import AimonkError, NotFiniteError, near_names
+from aimonk_hf.errors import AimonkError, NotFiniteError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
-
-Built = TypeVar("Built", bound=nn.Module)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     """Write the tensors and return their fingerprint; equal tensors make equal files."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    stored: set[int] = set()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        if tensor.untyped_storage().data_ptr() in stored:  # every reader finds a shared tensor under each of its names
-            tensors[name] = tensor.clone()
-        stored.add(tensor.untyped_storage().data_ptr())
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    try:
-        save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: digest.hexdigest()})
-    except SafetensorError as error:  # a full disk, for example
-        raise AimonkError(f"cannot write the weights into {path.parent} ({error})") from error
-    with open(path, "r+b") as file:  # safetensors writes its metadata in random order
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        file.seek(8)
-        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
-    return digest.hexdigest()
+    # copies, because safetensors refuses tensors that share memory
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    content = memoryview(save(tensors, {"format": "pt"}))
+    fingerprint = hashlib.sha256(content).hexdigest()
+    # entered here, because safetensors writes several keys of metadata in random order
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    header["__metadata__"][FINGERPRINT] = fingerprint
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, content[start:]])
+    return fingerprint
 
 
 def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor]:
@@ -63,17 +52,16 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Raise `AimonkError` unless the tensors are exactly the network's, each of its shape and kind of number."""
     own = {name.removeprefix("timm_model."): tensor for name, tensor in network.state_dict().items()}
-    if missing := [name for name in own if name not in state]:
-        first = f"{missing[0]}{near_names(missing[0], list(state))}"
-        raise AimonkError(f"{path} lacks {len(missing)} tensor(s) of the architecture, first {first}")
-    if surplus := [name for name in state if name not in own]:
-        raise AimonkError(f"{path} holds {len(surplus)} tensor(s) unknown to the architecture, first {surplus[0]}")
-    for name, tensor in own.items():
-        given, wants = state[name], "the architecture wants"
-        if given.shape != tensor.shape:
-            raise AimonkError(f"{path}: {name} has shape {list(given.shape)}, {wants} {list(tensor.shape)}")
-        if given.is_floating_point() != tensor.is_floating_point():
-            raise AimonkError(f"{path}: {name} holds {given.dtype}, {wants} {tensor.dtype}")
+    for name in own | state:
+        found, wanted = _form(state.get(name)), _form(own.get(name))
+        if found != wanted:
+            raise AimonkError(f"{path} does not fit its architecture: {name} holds {found}, wanted: {wanted}")
+
+
+def _form(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return f"{'floats' if tensor.is_floating_point() else 'integers'} of shape {list(tensor.shape)}"
 
 
 def require_finite(network: nn.Module, whose: str) -> None:
@@ -89,11 +77,9 @@ def require_finite(network: nn.Module, whose: str) -> None:
             )
 
 
-def build_for(state: dict[str, Tensor], path: Path, build: Callable[[], Built]) -> Built:
-    """Return the network of `build`, without random initialisation, for the tensors of `path`, which must fit it.
-
-    An architecture far larger than these tensors raises `AimonkError` before its memory is touched.
-    """
+@contextmanager
+def size_limit(state: dict[str, Tensor], path: Path) -> Iterator[None]:
+    """Raise `AimonkError` for a network far larger than these tensors of `path`, before its memory is touched."""
     # twice as many, because some networks build parts that they then leave out
     left = 2 * sum(tensor.numel() for tensor in state.values()) + 1_000_000
     thread = threading.get_ident()  # torch's hook is called for every thread
@@ -107,25 +93,9 @@ def build_for(state: dict[str, Tensor], path: Path, build: Callable[[], Built]) 
 
     handle = register_module_parameter_registration_hook(register)
     try:
-        with _NoInitialisation():
-            network = build()
+        yield
     finally:
         handle.remove()
-    check_state(network, state, path)
-    return network
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Skip the in-place operations by which parameters are initialised."""
-
-    _SKIPPED = frozenset(("normal_", "uniform_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_"))
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in self._SKIPPED:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
