@@ -21,29 +21,18 @@ _HOMES = {
     "tune_thresholds": "evaluation.thresholds",
 }
 
-__all__ = [
-    "AimonkConfig",
-    "AimonkModel",
-    "AttributeDataset",
-    "TrainConfig",
-    "__version__",
-    "evaluate",
-    "get_recipe",
-    "read_labels",
-    "train",
-    "tune_thresholds",
-]
+__all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from aimonk_hf.data.dataset import AttributeDataset
-    from aimonk_hf.data.labels import read_labels
-    from aimonk_hf.evaluation.report import evaluate
-    from aimonk_hf.evaluation.thresholds import tune_thresholds
-    from aimonk_hf.modeling.config import AimonkConfig
-    from aimonk_hf.modeling.model import AimonkModel
-    from aimonk_hf.training.recipes import get_recipe
-    from aimonk_hf.training.run import train
-    from aimonk_hf.training.settings import TrainConfig
+    from aimonk_hf.data.dataset import AttributeDataset as AttributeDataset
+    from aimonk_hf.data.labels import read_labels as read_labels
+    from aimonk_hf.evaluation.report import evaluate as evaluate
+    from aimonk_hf.evaluation.thresholds import tune_thresholds as tune_thresholds
+    from aimonk_hf.modeling.config import AimonkConfig as AimonkConfig
+    from aimonk_hf.modeling.model import AimonkModel as AimonkModel
+    from aimonk_hf.training.recipes import get_recipe as get_recipe
+    from aimonk_hf.training.run import train as train
+    from aimonk_hf.training.settings import TrainConfig as TrainConfig
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from aimonk_hf import __version__
+from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, HubOptions, model_folder
 from aimonk_hf.storage import is_text, make_folder, read_json, write_json
@@ -156,10 +157,9 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
         thresholds = dict(zip(attributes, thresholds, strict=True))
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
-    known = set(attributes)
-    if unknown := [name for name in thresholds if name not in known]:
-        has = f"the model has {_listed(attributes[:50])}"
-        raise AimonkError(f"thresholds for unknown attributes: {_listed(unknown[:8])}; {has}")
+    if unknown := thresholds.keys() - set(attributes):
+        named, known = (", ".join(shown_name(str(name))[:60] for name in names) for names in (unknown, attributes[:50]))
+        raise AimonkError(f"thresholds for unknown attributes: {named[:500]}; the model has {known}")
     for name, value in thresholds.items():
         if not is_number(value) or not 0 <= value <= 1:
             raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {short(value)}")
@@ -176,12 +176,7 @@ def is_number(value: Any) -> bool:
     """Return whether a value is a finite number, numpy's scalars too; booleans are none."""
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
-    # compared first, because isfinite fails on whole numbers too large for a float
-    return type(value) in (int, float) and abs(value) <= 1e30 and math.isfinite(value)
-
-
-def _listed(names: list[Any]) -> str:
-    return ", ".join(str(name)[:60] if str(name).isprintable() else short(name) for name in names)
+    return type(value) in (int, float) and abs(value) <= 1e30
 
 
 def _check_attributes(attributes: Any) -> list[str]:
@@ -191,8 +186,9 @@ def _check_attributes(attributes: Any) -> list[str]:
         raise AimonkError("a model needs at least one attribute name (label_names in config.json)")
     if bad := [name for name in attributes if not isinstance(name, str) or not name.strip() or not is_text(name)]:
         raise AimonkError(f"attribute names must be words, found {short(bad[0])}")
-    if repeated := [name for name, count in Counter(attributes).items() if count > 1]:
-        raise AimonkError(f"the attribute name {short(repeated[0])} stands twice")
+    ((name, count),) = Counter(attributes).most_common(1)
+    if count > 1:
+        raise AimonkError(f"the attribute name {short(name)} stands twice")
     return list(attributes)
 
 
@@ -205,27 +201,28 @@ def _check_sizes(value: Any) -> None:
         raise AimonkError(f"model_args holds {short(value)}: no network has numbers above {_LARGEST_ARGUMENT}")
 
 
+def _are_numbers(value: Any, above: float = -math.inf) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(is_number(x) and x > above for x in value)
+
+
 def _check_preprocessing(cfg: dict[str, Any]) -> None:
     """Refuse values that allow no image, or one that fills the memory; None is timm's own default."""
 
-    def are_numbers(value: Any, above: float = -math.inf) -> bool:
-        return isinstance(value, list | tuple) and len(value) == 3 and all(is_number(x) and x > above for x in value)
-
     def is_size(value: Any) -> bool:
-        return are_numbers(value, 0) and value[0] == 3 and all(type(x) is int and x <= _LARGEST_SIDE for x in value)
+        return _are_numbers(value, 0) and value[0] == 3 and all(type(x) is int and x <= _LARGEST_SIDE for x in value)
 
     def is_share(value: Any) -> bool:
         return is_number(value) and max(cfg.get("input_size") or [224]) / _LARGEST_SIDE <= value <= 10
 
-    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("input_size", is_size, f"[3, height, width] with sides up to {_LARGEST_SIDE}"),
-        ("mean", are_numbers, "three numbers"),
-        ("std", partial(are_numbers, above=0), "three numbers above 0"),
-        ("interpolation", _INTERPOLATIONS.__contains__, " or ".join(_INTERPOLATIONS)),
-        ("crop_mode", _CROP_MODES.__contains__, " or ".join(_CROP_MODES)),
-        ("crop_pct", is_share, "a share of the image"),
-    )
-    for key, is_right, wanted in checks:
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "input_size": (is_size, f"[3, height, width] with sides up to {_LARGEST_SIDE}"),
+        "mean": (_are_numbers, "three numbers"),
+        "std": (partial(_are_numbers, above=0), "three numbers above 0"),
+        "interpolation": (_INTERPOLATIONS.__contains__, " or ".join(_INTERPOLATIONS)),
+        "crop_mode": (_CROP_MODES.__contains__, " or ".join(_CROP_MODES)),
+        "crop_pct": (is_share, "a share of the image"),
+    }
+    for key, (is_right, wanted) in checks.items():
         if cfg.get(key) is not None and not is_right(cfg[key]):
             raise AimonkError(f"pretrained_cfg: {key} must be {wanted}, found {short(cfg[key])}")
 

@@ -1,33 +1,34 @@
 """Validate metrics.json, which may come from anywhere."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.config import is_number, short
-from aimonk_hf.storage import read_json
 
-
-class _Kind(NamedTuple):
-    """The words for a kind of value, and its test."""
-
-    words: str
-    accepts: Callable[[Any], bool]
+# the words for a kind of value, and its test
+_Kind = tuple[str, Callable[[Any], bool]]
 
 
 def _list_of(accepts: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(accepts, value))
 
 
-_OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
-_TEXT = _Kind("a text", lambda value: isinstance(value, str))
-_TEXTS = _Kind("a list of texts", _list_of(_TEXT.accepts))
-_COUNT = _Kind("a whole number from 0 on", lambda value: is_number(value) and isinstance(value, int) and value >= 0)
-_COUNTS = _Kind("three whole numbers", _list_of(_COUNT.accepts, 3))
-# a mean may end a rounding error beyond 0 or 1
-_FIGURE = _Kind("a number from 0 to 1", lambda value: is_number(value) and -1e-6 <= value <= 1 + 1e-6)
-_INTERVAL = _Kind("two numbers from 0 to 1", _list_of(_FIGURE.accepts, 2))
+def _is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+def _is_figure(value: Any) -> bool:
+    return is_number(value) and -1e-6 <= value <= 1 + 1e-6  # a mean may end a rounding error beyond 0 or 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_COUNT, _COUNTS = ("a whole number from 0 on", _is_count), ("three whole numbers", _list_of(_is_count, 3))
+_FIGURE, _INTERVAL = ("a number from 0 to 1", _is_figure), ("two numbers from 0 to 1", _list_of(_is_figure, 2))
+_TEXT, _TEXTS = ("a text", _is_text), ("a list of texts", _list_of(_is_text))
 
 # "key?" may be absent or null; "*" is every other key. Keys that nothing shows may hold anything.
 _RATIOS = dict.fromkeys(("f1?", "precision?", "recall?", "average_precision?", "auroc?", "calibration_error?"), _FIGURE)
@@ -57,16 +58,6 @@ _FORM: dict[str, Any] = {
 }
 
 
-def read_metrics(path: Path, attributes: list[str]) -> dict[str, Any]:
-    """Read metrics.json of a model with these attributes; its `AimonkError` leaves out the folder's name."""
-    try:
-        metrics = read_json(path)
-    except AimonkError as error:
-        raise AimonkError(str(error).replace(str(path), path.name)) from error
-    check_metrics(metrics, attributes)
-    return metrics
-
-
 def check_metrics(metrics: Any, attributes: list[str]) -> None:
     """Raise `AimonkError` unless these are the metrics of a model with exactly these attributes."""
     _check(metrics, _FORM, "")
@@ -74,12 +65,12 @@ def check_metrics(metrics: Any, attributes: list[str]) -> None:
         raise AimonkError("metrics.json: per_attribute does not hold exactly the model's attributes")
 
 
-def _check(value: Any, form: "dict[str, Any] | _Kind", place: str) -> None:
-    kind = form if isinstance(form, _Kind) else _OBJECT
-    if not kind.accepts(value):
-        where = place.rstrip(".") or "its content"
-        raise AimonkError(f"metrics.json: {where} must be {kind.words}, found {short(value)}")
+def _check(value: Any, form: dict[str, Any] | _Kind, place: str) -> None:
+    words, accepts = ("an object", lambda value: isinstance(value, dict)) if isinstance(form, dict) else form
+    if not accepts(value):
+        raise AimonkError(f"metrics.json: {place or 'its content'} must be {words}, found {short(value)}")
     for key, part in form.items() if isinstance(form, dict) else ():
         for name in value if key == "*" else [key.removesuffix("?")]:
             if not key.endswith("?") or value.get(name) is not None:
-                _check(value.get(name), part, f"{place}{short(name) if key == '*' else name}.")
+                shown = short(name) if key == "*" else name
+                _check(value.get(name), part, f"{place}.{shown}" if place else shown)
