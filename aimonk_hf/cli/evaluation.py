@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 def add_evaluation_commands(command: Command) -> None:
     """Add the commands to the parser."""
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    file: dict[str, Any] = {"type": Path, "metavar": "CSV"}
     part: dict[str, Any] = {"choices": ("train", "validation", "report")}
     part["help"] = "only the images of that part of MODEL/split.csv"
+
     evaluate = command("evaluate", _evaluate, "judge a model on labelled images, beside the trivial predictors")
     add_model_flag(evaluate)
     add_data_flags(evaluate)
-    evaluate.add_argument("--output", type=Path, metavar="DIR", help="write metrics.json and plots there")
+    evaluate.add_argument("--output", **folder, help="write metrics.json and plots there")
     evaluate.add_argument("--part", **part)
 
     tune = command("tune", _tune, "tune the thresholds of a finished model on labelled images, and save them")
@@ -28,27 +31,20 @@ def add_evaluation_commands(command: Command) -> None:
     add_data_flags(tune)
     objectives = "f1, youden, or precision=0.9: the highest recall at that precision (f1)"
     tune.add_argument("--objective", default="f1", help=objectives)
-    tune.add_argument("--output", type=Path, metavar="DIR", help="save the model there instead of in its own folder")
+    tune.add_argument("--output", **folder, help="save the model there instead of in its own folder")
     tune.add_argument("--part", **part)
 
     audit = command("audit", _audit, "list problems of a data folder, and test whether its labels carry any signal")
     add_data_flags(audit)
     flag = audit.add_argument
-    written = "write audit.md, audit.json, a contact sheet and suggestions.csv there"
-    flag("--output", type=Path, metavar="DIR", help=written)
+    flag("--output", **folder, help="write audit.md, audit.json, a contact sheet and suggestions.csv there")
     flag("--probe", action="store_true", help="test for signal: a linear probe on the features of a frozen backbone")
     backbone = "the probe's backbone: timm name, hf-hub:user/repo, local-dir:PATH"
     flag("--architecture", default="mobilenetv2_100", help=backbone)
     flag("--model", help="model whose scores find suspect labels; its training images are left out")
-    flag(
-        "--scores",
-        type=Path,
-        metavar="CSV",
-        help="out-of-fold scores that find suspect labels, such as a run's oof.csv",
-    )
-    flag("--split", type=Path, metavar="CSV", help="split.csv of a run: find duplicates in different parts")
-    accepted = "suggestions.csv with yes in `accept`: write OUTPUT/labels.csv with these changes"
-    flag("--accept", type=Path, metavar="CSV", help=accepted)
+    flag("--scores", **file, help="out-of-fold scores that find suspect labels, such as a run's oof.csv")
+    flag("--split", **file, help="split.csv of a run: find duplicates in different parts")
+    flag("--accept", **file, help="suggestions.csv with yes in `accept`: write OUTPUT/labels.csv with these changes")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -101,7 +97,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from aimonk_hf.audit.checks import audit
+    from aimonk_hf.audit.checks import add_suspects, audit
     from aimonk_hf.audit.report import summary
 
     dataset = read_data(options)
@@ -114,28 +110,21 @@ def _audit(options: argparse.Namespace) -> int:
         from aimonk_hf.audit.probe import probe_audit
 
         probe_audit(audited, options.architecture, with_suspects=not (options.model or options.scores))
-    if options.model or options.scores:
-        _find_suspects(audited, options)
-    for line in summary(audited.findings):
-        print(line)
+    if options.scores:
+        from aimonk_hf.audit.suspects import read_scores
+
+        scores = read_scores(options.scores, dataset.labels.images, dataset.attributes)
+        add_suspects(audited, scores, f"the scores in {options.scores}")
+    elif options.model:
+        from aimonk_hf.evaluation.report import score_unseen
+        from aimonk_hf.modeling.model import AimonkModel
+
+        scores, note = score_unseen(AimonkModel.from_pretrained(options.model), dataset)
+        add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
+    print("\n".join(summary(audited.findings)))
     if options.output:
         _write_audit(audited, options.output)
     return 0
-
-
-def _find_suspects(audited: "Audit", options: argparse.Namespace) -> None:
-    from aimonk_hf.audit.checks import add_suspects
-    from aimonk_hf.audit.suspects import read_scores
-    from aimonk_hf.evaluation.report import score_unseen
-    from aimonk_hf.modeling.model import AimonkModel
-
-    dataset = audited.dataset
-    if options.scores:
-        scores = read_scores(options.scores, dataset.labels.images, dataset.attributes)
-        add_suspects(audited, scores, f"the scores in {options.scores}")
-    else:
-        scores, note = score_unseen(AimonkModel.from_pretrained(options.model), dataset)
-        add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
 
 
 def _write_audit(audited: "Audit", folder: Path) -> None:

@@ -157,8 +157,8 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
         thresholds = dict(zip(attributes, thresholds, strict=True))
     if not isinstance(thresholds, dict):
         raise AimonkError(f"thresholds must map attribute names to numbers, found {type(thresholds).__name__}")
-    if unknown := thresholds.keys() - set(attributes):
-        named, known = (", ".join(shown_name(str(name))[:60] for name in names) for names in (unknown, attributes[:50]))
+    if unknown := sorted(map(str, thresholds.keys() - set(attributes))):
+        named, known = (", ".join(shown_name(name)[:60] for name in names) for names in (unknown, attributes[:50]))
         raise AimonkError(f"thresholds for unknown attributes: {named[:500]}; the model has {known}")
     for name, value in thresholds.items():
         if not is_number(value) or not 0 <= value <= 1:

@@ -1,6 +1,5 @@
 """The model: a timm network with one sigmoid output per attribute, saved so that timm and transformers read it too."""
 
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,38 +15,25 @@ from torch import Tensor, nn
 
 from aimonk_hf.data.images import ImageSource
 from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.modeling import hub
 from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.config import AimonkConfig, resolve_thresholds
 from aimonk_hf.modeling.devices import AUTOCAST, resolve_precision
-from aimonk_hf.modeling.hub import (
-    CARD_FILE,
-    CONFIG_FILE,
-    FINGERPRINT,
-    METRICS_FILE,
-    MODEL_FILES,
-    WEIGHTS_FILE,
-    HubOptions,
-    PushOptions,
-    model_folder,
-    push_model_folder,
-)
 from aimonk_hf.modeling.inference import Source, as_readable, stream_logits
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.modeling.saved_metrics import check_metrics
+from aimonk_hf.modeling.saved_metrics import read_metrics
 from aimonk_hf.modeling.weights import (
-    check_state,
+    build_for,
     load_weights,
     plain_names,
     require_finite,
     save_weights,
-    size_limit,
+    take_plain_names,
 )
-from aimonk_hf.storage import read_json, staged_folder, write_json, write_text
-
-_logger = logging.getLogger(__name__)
+from aimonk_hf.storage import staged_folder, write_json, write_text
 
 ImageLike = ImageSource | Tensor
 Images = Iterable[ImageLike]
@@ -100,7 +86,7 @@ class AimonkModel(nn.Module):
         self.metrics: dict[str, Any] | None = None
         self.folder: Path | None = None  # the origin of the weights; its split.csv tells which images they have seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
-        self.register_load_state_dict_pre_hook(_take_plain_names)
+        self.register_load_state_dict_pre_hook(take_plain_names)
 
     @classmethod
     def from_timm(
@@ -139,9 +125,10 @@ class AimonkModel(nn.Module):
             logits = self.eval().logits_of_pixels(torch.zeros(1, 3, *self.transform.size, dtype=torch.uint8))
         except REFUSALS as error:
             raise cannot_compute(self.config.architecture, self.transform.size, error) from error
-        if logits.shape != (wanted := (1, len(self.config.attributes))):
-            found = f"{self.config.architecture} gives outputs of shape {list(logits.shape)} for one image"
-            raise AimonkError(f"{found} instead of {list(wanted)}: change model_args")
+        found, wanted = list(logits.shape), [1, len(self.config.attributes)]
+        if found != wanted:
+            given = f"{self.config.architecture} gives outputs of shape {found} for one image instead of {wanted}"
+            raise AimonkError(f"{given}: change model_args")
         return self.train(was_training)
 
     @property
@@ -232,11 +219,11 @@ class AimonkModel(nn.Module):
                 # the caller's own image; a stream keeps none, so that its memory stays bounded
                 prediction.source = as_readable(source)
                 predictions.append(prediction)
-            elif on_error == "skip":
-                predictions.append(None)
-            else:
+            elif on_error == "raise":
                 name = f"{path}: " if (path := _path_of(source)) else ""
                 raise ImageError(f"{name}{prediction}") from prediction
+            else:
+                predictions.append(None)
         return predictions[0] if is_one else predictions
 
     def save_pretrained(
@@ -244,7 +231,7 @@ class AimonkModel(nn.Module):
         folder: str | PathLike[str],
         push_to_hub: bool = False,
         repo_id: str | None = None,
-        **options: Unpack[PushOptions],
+        **options: Unpack[hub.PushOptions],
     ) -> None:
         """Write config.json, model.safetensors, README.md and any metrics.json; a new folder appears whole.
 
@@ -253,20 +240,19 @@ class AimonkModel(nn.Module):
         """
         require_finite(self.timm_model, f"{folder} was not written")
         folder, state = Path(folder), plain_names(self.timm_model.state_dict())
-        with size_limit(state, folder):
-            check_state(AimonkModel(self.config), state, folder)
+        build_for(state, folder, lambda: AimonkModel(self.config))
         with staged_folder(folder) as stage:
-            fingerprint = save_weights(stage / WEIGHTS_FILE, state)
-            write_json(stage / CONFIG_FILE, self.config.to_dict() | {FINGERPRINT: fingerprint})
-            write_text(stage / CARD_FILE, render_card(self.config, self.metrics))
+            fingerprint = save_weights(stage / hub.WEIGHTS_FILE, state)
+            write_json(stage / hub.CONFIG_FILE, self.config.to_dict() | {hub.FINGERPRINT: fingerprint})
+            write_text(stage / hub.CARD_FILE, render_card(self.config, self.metrics))
             if self.metrics is not None:
-                write_json(stage / METRICS_FILE, self.metrics)
+                write_json(stage / hub.METRICS_FILE, self.metrics)
         if self.metrics is None:
-            (folder / METRICS_FILE).unlink(missing_ok=True)  # of other weights
+            (folder / hub.METRICS_FILE).unlink(missing_ok=True)  # of other weights
         if push_to_hub:
-            push_model_folder(folder, repo_id or folder.resolve().name, **options)
+            hub.push_model_folder(folder, repo_id or folder.resolve().name, **options)
 
-    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+    def push_to_hub(self, repo_id: str, **options: Unpack[hub.PushOptions]) -> str:
         """Push what `save_pretrained` writes as one commit and return its page; an unchanged model makes none.
 
         `revision` is the branch, created where missing; `private` holds for a new repository; `create_pr` opens a pull
@@ -274,7 +260,7 @@ class AimonkModel(nn.Module):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push_model_folder(Path(folder), repo_id, **options).url
+            return hub.push_model_folder(Path(folder), repo_id, **options).url
 
     @classmethod
     def from_pretrained(
@@ -295,41 +281,18 @@ class AimonkModel(nn.Module):
         Raises `AimonkError` for missing, surplus, misshapen or non-finite tensors. `device` and `dtype` hold for the
         loaded weights; the other options are huggingface_hub's.
         """
-        options = HubOptions(
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        folder = model_folder(name, MODEL_FILES, subfolder, **options)
+        options = hub.HubOptions(revision=revision, token=token, cache_dir=cache_dir, force_download=force_download)
+        folder = hub.model_folder(name, hub.MODEL_FILES, subfolder, local_files_only=local_files_only, **options)
         config = AimonkConfig.from_pretrained(folder)
-        path = folder / WEIGHTS_FILE
+        path = folder / hub.WEIGHTS_FILE
         # each save writes its own, in the same place, so that an unchanged model makes equal files
-        state = load_weights(path, config.extra.pop(FINGERPRINT, None))
-        with size_limit(state, path):
-            model = cls(config)
-        check_state(model, state, path)
+        state = load_weights(path, config.extra.pop(hub.FINGERPRINT, None))
+        model = build_for(state, path, lambda: cls(config))
         model.load_state_dict(state)
         require_finite(model.timm_model, str(path))
-        if (folder / METRICS_FILE).is_file():
-            try:
-                metrics = read_json(folder / METRICS_FILE)
-                check_metrics(metrics, config.attributes)
-                model.metrics = metrics
-            except AimonkError as error:
-                model.metrics_problem = str(error).replace(str(folder / METRICS_FILE), METRICS_FILE)
-                _logger.warning("%s: %s; the model is loaded without its metrics", folder, model.metrics_problem)
+        model.metrics, model.metrics_problem = read_metrics(folder / hub.METRICS_FILE, config.attributes)
         model.folder = folder
         return model.eval().to(device=device, dtype=dtype).check_outputs()
-
-
-def _take_plain_names(model: AimonkModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the keys of a saved model.safetensors to those of the module, where `load_state_dict` is given them."""
-    own, inner = [name for name in state if name.startswith(prefix)], f"{prefix}timm_model."
-    if not any(name.startswith(inner) for name in own):
-        for name in own:
-            state[inner + name.removeprefix(prefix)] = state.pop(name)
 
 
 def _path_of(source: ImageLike) -> str | None:

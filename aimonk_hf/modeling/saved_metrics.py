@@ -1,10 +1,15 @@
 """Validate metrics.json, which may come from anywhere."""
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.config import is_number, short
+from aimonk_hf.storage import read_json
+
+_logger = logging.getLogger(__name__)
 
 # the words for a kind of value, and its test
 _Kind = tuple[str, Callable[[Any], bool]]
@@ -56,6 +61,20 @@ _FORM: dict[str, Any] = {
         "data?": {"labels": {"*": _COUNTS}, "findings": _TEXTS},
     },
 }
+
+
+def read_metrics(path: Path, attributes: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """Return the metrics of a model with these attributes, or None and, logged too, the reason; both may be missing."""
+    if not path.is_file():
+        return None, ""
+    try:
+        metrics = read_json(path)
+        check_metrics(metrics, attributes)
+    except AimonkError as error:
+        problem = str(error).replace(str(path), path.name)
+        _logger.warning("%s: %s; the model is loaded without its metrics", path.parent, problem)
+        return None, problem
+    return metrics, ""
 
 
 def check_metrics(metrics: Any, attributes: list[str]) -> None:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,6 +15,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from aimonk_hf.errors import AimonkError, NotFiniteError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
@@ -77,9 +79,11 @@ def require_finite(network: nn.Module, whose: str) -> None:
             )
 
 
-@contextmanager
-def size_limit(state: dict[str, Tensor], path: Path) -> Iterator[None]:
-    """Raise `AimonkError` for a network far larger than these tensors of `path`, before its memory is touched."""
+def build_for(state: dict[str, Tensor], path: Path, build: Callable[[], Built]) -> Built:
+    """Return the network of `build`, which must fit the tensors of `path`.
+
+    One far larger than these tensors raises `AimonkError` before its memory is touched.
+    """
     # twice as many, because some networks build parts that they then leave out
     left = 2 * sum(tensor.numel() for tensor in state.values()) + 1_000_000
     thread = threading.get_ident()  # torch's hook is called for every thread
@@ -93,11 +97,21 @@ def size_limit(state: dict[str, Tensor], path: Path) -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(register)
     try:
-        yield
+        network = build()
     finally:
         handle.remove()
+    check_state(network, state, path)
+    return network
 
 
 def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a network's tensors by timm's names, without the prefixes of torch.compile and data parallelism."""
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def take_plain_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the keys of a saved model.safetensors to those of the module, where `load_state_dict` is given them."""
+    own, inner = [name for name in state if name.startswith(prefix)], f"{prefix}timm_model."
+    if not any(name.startswith(inner) for name in own):
+        for name in own:
+            state[inner + name.removeprefix(prefix)] = state.pop(name)
