@@ -67,13 +67,11 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 def arguments_of(words: list[str]) -> list[str]:
     """Return the arguments of `aimonk-hf` that a command amounts to; none for another program."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]  # settings of the environment
-    program = words[0].removeprefix(".venv/bin/") if words else ""
-    if program == "aimonk-hf":
+    if words and words[0].removeprefix(".venv/bin/") == "aimonk-hf":
         return words[1:]
-    if program in ("python", "torchrun", "accelerate"):
-        for entrance, before in (("app.py", ["app"]), ("train.py", ["train"]), ("aimonk_hf", [])):
-            if entrance in words:
-                return before + words[words.index(entrance) + 1 :]
+    for entrance, before in (("app.py", ["app"]), ("train.py", ["train"]), ("aimonk_hf", [])):
+        if entrance in words:
+            return before + words[words.index(entrance) + 1 :]
     return []
 
 
@@ -86,42 +84,36 @@ def kind_of(words: list[str]) -> str:
     return "other" if program in ("cd", "curl", "hf") or "=" in program else program
 
 
-def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+def flags_of(script: Path) -> set[str]:
+    return {"--help", *re.findall(r'"(--[a-z0-9-]+)"', script.read_text())}
 
 
-def known_to(words: list[str]) -> tuple[set[str], set[str]]:
-    """Return the names that a command uses, and those that exist, for a command that is not ours."""
-    kind, options = kind_of(words), {word.partition("=")[0] for word in words if word.startswith("--")}
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
+def unknown_to(words: list[str]) -> set[str]:
+    """Return the names in a command that is not ours which do not exist."""
+    kind = kind_of(words)
     if kind == "make":
-        return {word for word in words[1:] if "=" not in word}, make_targets()
+        return {word for word in words[1:] if "=" not in word} - TARGETS
     if kind in ("benchmarks", "examples"):
-        return options, {"--help", *re.findall(r'"(--[a-z0-9-]+)"', (ROOT / words[1]).read_text())}
+        return {word.partition("=")[0] for word in words if word.startswith("--")} - flags_of(ROOT / words[1])
     if kind == "pytest":
-        return {word for word in words if word.startswith("tests/")}, {f"tests/{p.name}" for p in ROOT.glob("tests/*")}
-    if kind == "pip":
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        return set(re.findall(r"\[(\w+)\]", " ".join(words))), set(project["optional-dependencies"])
-    return set(), set()
+        return {word for word in words if word.startswith("tests/") and not (ROOT / word).exists()}
+    return set(re.findall(r"\[(\w+)\]", " ".join(words))) - EXTRAS if kind == "pip" else set()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_are_understood(path: Path, capsys: pytest.CaptureFixture) -> None:
-    problems = []
     for words in commands(path):
-        kind, command = kind_of(words), shlex.join(words)
-        if kind not in RUN | set(NOT_RUN):
-            problems.append(f"{command}: say in RUN or NOT_RUN what to do with {kind!r}")
-        elif arguments := arguments_of(words):
+        assert kind_of(words) in RUN | set(NOT_RUN), f"{words}: say in RUN or NOT_RUN what to do with it"
+        if arguments := arguments_of(words):
             try:
                 _parser().parse_args(arguments)
             except SystemExit as stopped:
-                if stopped.code:
-                    problems.append(f"{command}: {capsys.readouterr().err.splitlines()[-1]}")
-        else:
-            used, existing = known_to(words)
-            problems += [f"{command}: no {name}" for name in used - existing]
-    assert not problems, "\n".join(problems)
+                assert not stopped.code, f"{words}: {capsys.readouterr().err.splitlines()[-1]}"  # noqa: PT017
+        assert not unknown_to(words), words
 
 
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -142,23 +134,16 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_inline_code_names_commands_and_flags_that_exist(path: Path) -> None:
-    problems, parsers = [], subcommands()
-    of_benchmarks = {
-        flag for script in ROOT.glob("benchmarks/*.py") for flag in re.findall(r'"(--[a-z0-9-]+)"', script.read_text())
-    }
+    known = {name: set(parser._option_string_actions) for name, parser in subcommands().items()}
+    anywhere = set().union(*known.values(), *map(flags_of, ROOT.glob("benchmarks/*.py")))
     for code in re.findall(r"`([^`]+)`", prose(path)):
         flags = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", code))
         if code.startswith("make "):
-            problems += [
-                f"`{code}`: no {name}" for name in re.findall(r"[a-z-]+", code)[1:] if name not in make_targets()
-            ]
+            assert set(re.findall(r"[a-z-]+", code)[1:]) <= TARGETS, code
         elif command := re.match(r"aimonk-hf ([a-z-]+)", code):
-            own = parsers.get(command[1])
-            problems += [f"`{code}`"] if own is None or flags - set(own._option_string_actions) else []
+            assert flags <= known[command[1]], code
         elif code.startswith("--"):
-            existing = of_benchmarks | {flag for one in parsers.values() for flag in one._option_string_actions}
-            problems += [f"`{code}`: no {flag}" for flag in flags - existing]
-    assert not problems, "\n".join(problems)
+            assert flags <= anywhere, code
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

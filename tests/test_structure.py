@@ -1,4 +1,4 @@
-"""What the layout promises: imports point one way, importing costs nothing, the public names are there."""
+"""Hold the layout: imports point one way, importing costs nothing, the public names are there."""
 
 import ast
 import re
@@ -58,11 +58,6 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert not graph
 
 
-def test_every_folder_says_what_it_holds() -> None:
-    for folder in FOLDERS[1:]:
-        assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
-
-
 def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = ["torch", "timm", "gradio", "matplotlib", "accelerate", "numpy", "PIL", "transformers"]
     code = "import aimonk_hf, sys, logging, warnings; "
@@ -74,7 +69,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_the_ten_names() -> None:
     expected = "AimonkConfig AimonkModel TrainConfig AttributeDataset read_labels train evaluate tune_thresholds"
     assert set(aimonk_hf.__all__) == {*expected.split(), "get_recipe", "__version__"}
-    assert dir(aimonk_hf) == aimonk_hf.__all__
+    assert dir(aimonk_hf) == sorted(aimonk_hf.__all__)
     for name in aimonk_hf.__all__:
         assert getattr(aimonk_hf, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
@@ -84,18 +79,12 @@ def test_the_ten_names() -> None:
 def test_modules_fit_in_the_head_and_functions_on_a_screen() -> None:
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        assert text.count("\n") <= (420 if path.name == "loop.py" else 330), (
-            path
-        )  # the loop reads from top to bottom in one
+        # the loop reads from top to bottom in one module
+        assert text.count("\n") <= (420 if path.name == "loop.py" else 330), path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= 60, f"{path}: {node.name} has {lines} lines"
-
-
-def test_entry_points_are_a_few_lines() -> None:
-    for name in ("train.py", "app.py"):
-        assert (ROOT / name).read_text().count("\n") < 30
 
 
 def test_the_architecture_page_lists_every_module() -> None:
