@@ -4,7 +4,6 @@ import argparse
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -90,9 +89,8 @@ def test_names_and_preprocessing_are_kept(tmp_path: Path):
     flags = "--image-size 96 --mean 0.5,0.5,0.5 --std .25,.25,.25 --crop-mode center --crop-pct 0.875"
     assert main(command(path, "--attributes", "collar, belt", *flags.split())) == 0
     config = AimonkModel.from_pretrained(tmp_path / "new").config
-    assert config.attributes == ["collar", "belt"]
     wanted = {"input_size": [3, 96, 96], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_mode": "center", "crop_pct": 0.875}
-    assert config.pretrained_cfg | wanted | {"interpolation": "bilinear"} == config.pretrained_cfg
+    assert (config.attributes, config.pretrained_cfg) == (["collar", "belt"], config.pretrained_cfg | wanted)
 
 
 RESNET = published("resnet18").state_dict()
@@ -107,9 +105,7 @@ RESNET = published("resnet18").state_dict()
         ({"conv1.weight": torch.zeros(1)}, "resnet18", "has no linear head"),
         ({"epoch": 3}, "resnet18", "holds no state dict .found a dict with epoch"),
         ({f"fc.{layer}.weight": torch.zeros(2) for layer in (0, 3)}, "resnet18", "the head fc has several linear lay"),
-        (published("resnet18"), "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
         ({"args": argparse.Namespace(lr=1)}, "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
-        ({"best": np.float64(0.5)}, "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_named(content: object, architecture: str, message: str, tmp_path: Path):
@@ -117,19 +113,15 @@ def test_checkpoints_that_do_not_fit_are_named(content: object, architecture: st
         convert_checkpoint(save(content, tmp_path), architecture)
 
 
-def test_another_number_of_attributes_and_files_without_a_checkpoint_are_named(tmp_path: Path, capsys):
+def test_another_number_of_attributes_is_refused_and_a_damaged_file_named(tmp_path: Path, capsys):
     path = save(RESNET, tmp_path)
     with pytest.raises(AimonkError, match="has 4 outputs but 2 attributes were named: a, b"):
         convert_checkpoint(path, "resnet18", ["a", "b"])
-    with pytest.raises(AimonkError, match=r"there is no checkpoint .*none.pth"):
-        convert_checkpoint(tmp_path / "none.pth", "resnet18")
-    whole = path.read_bytes()
-    for content in (b"", b"hello", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        assert main(command(path)) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"aimonk-hf: {path} ")
-        assert error.count("\n") == 1
+    path.write_bytes(path.read_bytes()[:20_000])
+    assert main(command(path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"aimonk-hf: {path} is no PyTorch checkpoint, or damaged")
+    assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 

@@ -132,16 +132,11 @@ def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: Aim
     assert set(pushed(hub).files()) == {".gitattributes", *MODEL_FILES}
 
 
-def test_folders_of_other_weights_or_without_a_model_are_not_pushed(
-    hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys
-):
+def test_an_export_of_other_weights_is_not_pushed(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
     model.save_pretrained(tmp_path / "run")
     (tmp_path / "run" / "preprocessor_config.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(AimonkError, match="exported from other weights: run aimonk-hf export again"):
         push_model_folder(tmp_path / "run", REPO)
-    (tmp_path / "empty").mkdir()
-    assert main(["push", "--model", str(tmp_path / "empty"), "--repo-id", REPO]) == 2
-    assert capsys.readouterr().err == f"aimonk-hf: {tmp_path / 'empty'} is no model: it has no config.json\n"
     assert not hub.repos
 
 
@@ -212,11 +207,9 @@ def test_cached_copies_serve_without_the_hub(hub: LoopbackHub, model: AimonkMode
     AimonkModel.from_pretrained(REPO)
     hub.requests.clear()
     assert same(model, local_files_only=True)
-    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; .*local_files_only"):
-        AimonkModel.from_pretrained("user/none", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert same(model)
-    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; .*HF_HUB_OFFLINE"):
+    with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; the Hub was not reached"):
         AimonkModel.from_pretrained("user/none")
     with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*HF_HUB_OFFLINE"):
         model.push_to_hub(REPO)
@@ -274,9 +267,8 @@ def test_timm_and_transformers_load_by_repository_id(hub: LoopbackHub, model: Ai
 def test_repositories_and_timm_names_are_architectures(hub: LoopbackHub):
     source = AimonkModel.from_timm("mobilenetv2_100", ["a"], pretrained=False, image_size=64, drop_rate=0.3)
     source.push_to_hub(REPO)
-    hub.repos["model", get_pretrained_cfg("mobilenetv2_100").hf_hub_id] = pushed(
-        hub
-    )  # we may not push to timm's account
+    timms = get_pretrained_cfg("mobilenetv2_100").hf_hub_id
+    hub.repos["model", timms] = pushed(hub)  # nobody may push to timm's account
     by_repo = AimonkModel.from_timm(f"hf-hub:{REPO}", ATTRIBUTES)
     assert (by_repo.config.architecture, by_repo.config.model_args) == ("mobilenetv2_100", {"drop_rate": 0.3})
     assert by_repo.transform.size == (64, 64)

@@ -69,26 +69,16 @@ def test_networks_that_cannot_be_trained_are_refused_before_any_image_is_read(
     ("architecture", "arguments", "message"),
     [
         ("test_resnet", {"in_chans": 1}, "in_chans must be 3 for RGB images, found 1"),
-        (
-            "test_vit",
-            {"global_pool": ""},
-            r"outputs of shape \[1, 101, 2\] for one image instead of \[1, 2\]: change mod",
-        ),
-        (
-            "local-dir:",
-            {"pretrained": True, "stem_width": 8},
-            r"cannot build test_resnet .*: size mismatch for \S+weight",
-        ),
+        ("test_vit", {"global_pool": ""}, r"shape \[1, 101, 2\] for one image instead of \[1, 2\]: change model_args"),
+        ("local-dir:SAVED", {"pretrained": True, "stem_width": 8}, "cannot build test_resnet .*: size mismatch"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_with_the_reason(
     architecture: str, arguments: dict, message: str, tiny_model: AimonkModel, tmp_path: Path
 ) -> None:
-    if architecture == "local-dir:":
-        tiny_model.save_pretrained(tmp_path)
-        architecture += str(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
     with pytest.raises(AimonkError, match=message):
-        AimonkModel.from_timm(architecture, NAMES, **{"pretrained": False} | arguments)
+        AimonkModel.from_timm(architecture.replace("SAVED", str(tmp_path)), NAMES, **{"pretrained": False} | arguments)
 
 
 @pytest.mark.parametrize("wrap", [lambda network: torch.compile(network, backend="eager"), nn.DataParallel, "inner"])
@@ -126,22 +116,17 @@ def test_thresholds_and_names_may_come_from_numpy(picture: Image.Image, tmp_path
     assert model.predict(picture, thresholds=tuned).thresholds == dict(zip(NAMES, tuned, strict=True))
     for value in (np.float32(0.25), np.array(0.25), {"collar": np.float16(0.25), "sleeves": np.array(0.25)}):
         assert model.predict(picture, thresholds=value).thresholds == {"collar": 0.25, "sleeves": 0.25}
-    with pytest.raises(AimonkError, match=r"needs the shape \[2\], found \[3\]"):
-        model.predict(picture, thresholds=np.array([0.1, 0.2, 0.3]))
-    with pytest.raises(AimonkError, match="must lie between 0 and 1"):
-        model.predict(picture, thresholds=np.array([0.1, np.nan]))
+    for wrong, message in (
+        ([0.1, 0.2, 0.3], r"needs the shape \[2\], found \[3\]"),
+        ([0.1, np.nan], "must lie between"),
+    ):
+        with pytest.raises(AimonkError, match=message):
+            model.predict(picture, thresholds=np.array(wrong))
     for given in (dict(zip(np.array(NAMES), np.float32([0.25, 0.75]), strict=True)), np.array([0.25, 0.75])):
         model.config.thresholds = given
-        assert model.config.threshold_values == [0.25, 0.75]
         model.save_pretrained(tmp_path / "m")
-        assert AimonkConfig.from_pretrained(tmp_path / "m").thresholds == {"collar": 0.25, "sleeves": 0.75}
+        assert AimonkConfig.from_pretrained(tmp_path / "m").threshold_values == [0.25, 0.75]
     model.config.thresholds = {"sleeves": 0.75}
     assert model.config.threshold_values == [0.5, 0.75]
     write_json(tmp_path / "a.json", {"lr": np.float64(0.5), "seed": np.int64(3), "gammas": np.array([1.0, 4.0])})
     assert read_json(tmp_path / "a.json") == {"lr": 0.5, "seed": 3, "gammas": [1.0, 4.0]}
-
-
-def test_no_model_is_made_without_weights(tiny_model: AimonkModel, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "m")
-    with torch.device("meta"), pytest.raises(AimonkError, match="default device is meta, which holds no weights"):
-        AimonkModel.from_pretrained(tmp_path / "m")

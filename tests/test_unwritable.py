@@ -118,22 +118,13 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
     assert AimonkModel.from_pretrained(out).metrics is not None
 
 
-def test_an_existing_folder_needs_no_rights_above_it_and_a_closed_one_stays_whole(
-    place: Path, tiny_model: AimonkModel
-) -> None:
-    out = place / "mount"
-    out.mkdir()
+def test_an_existing_folder_needs_no_rights_above_it(place: Path, tiny_model: AimonkModel) -> None:
+    (place / "mount").mkdir()
     place.chmod(0o555)
     with without_rights():
-        tiny_model.save_pretrained(out)
+        tiny_model.save_pretrained(place / "mount")
+    assert content(place / "mount").keys() == {"README.md", "config.json", "model.safetensors"}
     place.chmod(0o755)
-    before = content(out)
-    assert before.keys() == {"README.md", "config.json", "model.safetensors"}
-    out.chmod(0o555)
-    with without_rights(), pytest.raises(AimonkError, match="cannot write into .*mount: Permission denied"):
-        AimonkModel.from_timm("test_vit", ["x"], pretrained=False).save_pretrained(out)
-    assert content(out) == before
-    assert AimonkModel.from_pretrained(out).config == tiny_model.config
 
 
 @pytest.mark.parametrize(

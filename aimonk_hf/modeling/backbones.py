@@ -81,8 +81,6 @@ def build_network(
     except REFUSALS as error:
         given = f"{architecture} with {str(model_args)[:200]}"
         raise AimonkError(f"timm cannot build {given}: {reason_of(error)}") from error
-    if any(parameter.is_meta for parameter in network.parameters()):
-        raise AimonkError("torch's default device is meta, which holds no weights: choose another one")
     if weights:
         require_finite(network, str(weights))
     return network
@@ -124,8 +122,6 @@ def _known(name: Any) -> str:
 
 
 def _from_folder(folder: Path, pretrained: bool) -> Backbone:
-    if not folder.is_dir():
-        raise AimonkError(f"there is no folder {folder} with a {CONFIG_FILE}")
     values, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     if pretrained and not weights.is_file():
         raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
@@ -142,7 +138,7 @@ def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:
     try:
         weights = download(repo_id, [filename]) / filename
     except AimonkError as error:
-        raise AimonkError(f"cannot fetch the weights of {architecture} ({repo_id}) from the Hub: {advice}") from error
+        raise AimonkError(f"cannot fetch the weights of {architecture}: {error}; {advice}") from error
     if not weights.is_file():
         raise AimonkError(f"{repo_id} has no {filename}: {advice}")
     return weights

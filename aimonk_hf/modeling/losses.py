@@ -29,19 +29,6 @@ def masked_bce_with_logits(
     return _masked_mean(losses, labels, normalizer)
 
 
-def masked_focal_loss(
-    logits: Tensor,
-    labels: Tensor,
-    pos_weight: Tensor | None = None,
-    normalizer: Normalizer = None,
-    *,
-    gamma: float = 2.0,
-) -> Tensor:
-    """Return the focal loss (Lin et al., ICCV 2017): cross-entropy times (1 - probability of the label) ** gamma."""
-    focus = {"gamma_positive": gamma, "gamma_negative": gamma, "clip": 0.0}
-    return masked_asymmetric_loss(logits, labels, pos_weight, normalizer, **focus)
-
-
 def masked_asymmetric_loss(
     logits: Tensor,
     labels: Tensor,
@@ -54,7 +41,8 @@ def masked_asymmetric_loss(
 ) -> Tensor:
     """Return the asymmetric loss (Ben-Baruch et al., ICCV 2021): a focal loss with an exponent for each class.
 
-    The scores of negatives count as lower by `clip`, and those below it as 0.
+    The scores of negatives count as lower by `clip`, and those below it as 0. With equal exponents and no clip it is
+    the focal loss (Lin et al., ICCV 2017).
     """
     targets, logits = _defined(labels), logits.float()
     score = logits.sigmoid()

@@ -14,7 +14,7 @@ from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS
-from aimonk_hf.modeling.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits, masked_focal_loss
+from aimonk_hf.modeling.losses import Loss, masked_asymmetric_loss, masked_bce_with_logits
 from aimonk_hf.training.settings import TrainConfig
 
 
@@ -51,7 +51,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def build_loss(config: TrainConfig) -> Loss:
     """Return the loss of the settings."""
     if config.loss == "focal":
-        return partial(masked_focal_loss, gamma=config.focal_gamma)
+        gamma = config.focal_gamma
+        return partial(masked_asymmetric_loss, gamma_positive=gamma, gamma_negative=gamma, clip=0.0)
     if config.loss == "asymmetric":
         positive, negative = config.asymmetric_gammas or (1.0, 4.0)
         return partial(
