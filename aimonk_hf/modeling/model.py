@@ -25,14 +25,7 @@ from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
-from aimonk_hf.modeling.weights import (
-    build_for,
-    load_weights,
-    plain_names,
-    require_finite,
-    save_weights,
-    take_plain_names,
-)
+from aimonk_hf.modeling.weights import build_for, load_weights, own_names, plain_names, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
 
 ImageLike = ImageSource | Tensor
@@ -86,7 +79,7 @@ class AimonkModel(nn.Module):
         self.metrics: dict[str, Any] | None = None
         self.folder: Path | None = None  # the origin of the weights; its split.csv tells which images they have seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
-        self.register_load_state_dict_pre_hook(take_plain_names)
+        self.register_load_state_dict_pre_hook(own_names)
 
     @classmethod
     def from_timm(
@@ -172,18 +165,22 @@ class AimonkModel(nn.Module):
             raise AimonkError(f"batch_size and workers must be at least 1, found {batch_size} and {workers}")
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
         network, on_cpu = partial(self.logits_of_pixels, tta=tta, precision=precision), self.device.type == "cpu"
-        was_training = self.training
-        self.eval()
-        try:
-            rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
-            for source, logits in rows:
-                if isinstance(logits, ImageError):
-                    yield source, logits
-                else:
-                    scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
-                    yield source, Prediction(scores, resolved, _path_of(source))
-        finally:
-            self.train(was_training)
+        rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
+
+        def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
+            was_training = self.training
+            self.eval()
+            try:
+                for source, logits in rows:
+                    if isinstance(logits, ImageError):
+                        yield source, logits
+                    else:
+                        scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
+                        yield source, Prediction(scores, resolved, _path_of(source))
+            finally:
+                self.train(was_training)
+
+        return predictions()  # wrong options raise before the first image is asked for
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str

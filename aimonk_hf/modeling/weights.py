@@ -109,7 +109,7 @@ def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def take_plain_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def own_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the keys of a saved model.safetensors to those of the module, where `load_state_dict` is given them."""
     own, inner = [name for name in state if name.startswith(prefix)], f"{prefix}timm_model."
     if not any(name.startswith(inner) for name in own):
