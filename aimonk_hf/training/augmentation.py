@@ -1,11 +1,11 @@
 """Training augmentations by name: a fixed preparation of each image, which can be cached, then random changes.
 
-To add one, write its list of torchvision transforms below, enter it in `_CHANGES`, and its name in
-`settings.AUGMENTATIONS`.
+To add one, enter its list of torchvision transforms in `_changes`, and its name in `settings.AUGMENTATIONS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +42,9 @@ class Augmentation:
 
 def train_augmentation(name: str, transform: EvalTransform, size: Size | None = None) -> Augmentation:
     """Return the augmentation of that name for images of `size` (height, width), by default the eval transform's."""
-    size = size or transform.size
-    changes = v2.Compose([*_CHANGES[name](transform.size, size), v2.PILToTensor(), *_NOISE.get(name, [])])
+    changes = v2.Compose(_changes(name, transform.size, size or transform.size))
     if name in ("none", "flip"):
-        return Augmentation(_EvalImage(transform), changes, transform.fingerprint)
+        return Augmentation(partial(_eval_image, transform), changes, transform.fingerprint)
     height, width = (round(side / CROP_SHARE) for side in transform.size)
     mode = v2.InterpolationMode(transform.data_config["interpolation"])
     resize = v2.Resize([height, width], interpolation=mode)
@@ -73,78 +72,60 @@ def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augm
     return [of_size[size] for size in sizes]
 
 
-class _EvalImage:
-    """Turn an image into the eval transform's pixels, as an image."""
-
-    def __init__(self, transform: EvalTransform) -> None:
-        self.transform = transform
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return Image.fromarray(self.transform.pixels(image).permute(1, 2, 0).numpy())
+def _eval_image(transform: EvalTransform, image: Image.Image) -> Image.Image:
+    """Return the eval transform's pixels as an image."""
+    return Image.fromarray(transform.pixels(image).permute(1, 2, 0).numpy())
 
 
-def _shrink(full: Size, size: Size) -> list[Any]:
-    return [] if size == full else [v2.Resize(list(size), interpolation=_BILINEAR)]
-
-
-def _crop(full: Size, size: Size) -> list[Any]:
-    return [v2.RandomCrop(full), *_shrink(full, size)]
-
-
-def _flip(full: Size, size: Size) -> list[Any]:
-    return [*_shrink(full, size), v2.RandomHorizontalFlip(0.5)]
-
-
-def _light(full: Size, size: Size) -> list[Any]:
-    """Crop, flip, mild affine and colour; hue stays, because colours are attributes."""
-    return [
-        v2.RandomAffine(8, translate=(0.04, 0.04), scale=(0.92, 1.08), interpolation=_BILINEAR, fill=_GREY),
-        *_crop(full, size),
-        v2.RandomHorizontalFlip(0.5),
-        v2.ColorJitter(brightness=0.15, contrast=0.15, saturation=0.15),
-    ]
-
-
-def _strong(full: Size, size: Size) -> list[Any]:
-    """A crop of half to all of the image, flip, colour; a box is erased in a fifth of the images."""
-    return [
-        v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(0.8, 1.25), interpolation=_BILINEAR),
-        v2.RandomHorizontalFlip(0.5),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-    ]
-
-
-def _trivial(full: Size, size: Size) -> list[Any]:
-    """TrivialAugment (Mueller and Hutter, ICCV 2021): one operation of random kind and strength; then crop and flip."""
-    return [
-        v2.TrivialAugmentWide(interpolation=_BILINEAR, fill=[_GREY] * 3),
-        *_crop(full, size),
-        v2.RandomHorizontalFlip(0.5),
-    ]
-
-
-def _two_stage(full: Size, size: Size) -> list[Any]:
-    """The EfficientNet-B0 system's list: crop, both flips, colour, rotation, translation; erasing."""
-    return [
-        *_crop(full, size),
-        v2.RandomHorizontalFlip(0.5),
-        v2.RandomVerticalFlip(0.2),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        v2.RandomAffine(20, translate=(0.1, 0.1), interpolation=_BILINEAR),
-    ]
-
-
-def _partial(full: Size, size: Size) -> list[Any]:
-    """The ResNet-34 system's list: flips, shift-scale-rotate, colour, blur; noise and coarse dropout."""
-    affine = v2.RandomAffine(15, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=_BILINEAR)
-    return [
-        *_crop(full, size),
-        v2.RandomHorizontalFlip(0.5),
-        v2.RandomVerticalFlip(0.1),
-        v2.RandomApply([affine], 0.5),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        v2.RandomApply([v2.GaussianBlur(3)], 0.2),
-    ]
+def _changes(name: str, full: Size, size: Size) -> list[Any]:
+    """Return the random changes of that name: from a prepared image of `full` size to uint8 [3, H, W] of `size`."""
+    shrink = [] if size == full else [v2.Resize(list(size), interpolation=_BILINEAR)]
+    crop, mirror, flip = [v2.RandomCrop(full), *shrink], v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip
+    colour, to_tensor = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2), v2.PILToTensor()
+    affine = partial(v2.RandomAffine, interpolation=_BILINEAR)
+    erase = v2.RandomErasing(p=0.2, scale=(0.02, 0.2))
+    hole = v2.RandomErasing(p=0.3, scale=(0.005, 0.02), ratio=(0.8, 1.25))
+    lists: dict[str, list[Any]] = {
+        "none": [*shrink, to_tensor],
+        "flip": [*shrink, mirror, to_tensor],
+        # hue stays, because colours are attributes
+        "light": [
+            affine(8, translate=(0.04, 0.04), scale=(0.92, 1.08), fill=_GREY),
+            *crop,
+            mirror,
+            v2.ColorJitter(brightness=0.15, contrast=0.15, saturation=0.15),
+            to_tensor,
+        ],
+        "strong": [
+            v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(0.8, 1.25), interpolation=_BILINEAR),
+            mirror,
+            colour,
+            to_tensor,
+            erase,
+        ],
+        # one operation of random kind and strength (Mueller and Hutter, ICCV 2021)
+        "trivial-augment": [
+            v2.TrivialAugmentWide(interpolation=_BILINEAR, fill=[_GREY] * 3),
+            *crop,
+            mirror,
+            to_tensor,
+        ],
+        # the EfficientNet-B0 system's list
+        "two-stage": [*crop, mirror, flip(0.2), colour, affine(20, translate=(0.1, 0.1)), to_tensor, erase],
+        # the ResNet-34 system's list: after flips shift-scale-rotate, colour and blur; then noise and coarse dropout
+        "partial": [
+            *crop,
+            mirror,
+            flip(0.1),
+            v2.RandomApply([affine(15, translate=(0.06, 0.06), scale=(0.9, 1.1))], 0.5),
+            colour,
+            v2.RandomApply([v2.GaussianBlur(3)], 0.2),
+            to_tensor,
+            _PixelNoise(),
+            *[hole] * 4,
+        ],
+    }
+    return lists[name]
 
 
 class _PixelNoise:
@@ -154,21 +135,6 @@ class _PixelNoise:
         if torch.rand(()) >= 0.2:
             return pixels
         return (pixels.float() + torch.randn(pixels.shape) * (0.03 * 255)).round_().clamp_(0, 255).byte()
-
-
-_CHANGES: dict[str, Callable[[Size, Size], list[Any]]] = {
-    "none": _shrink,
-    "flip": _flip,
-    "light": _light,
-    "strong": _strong,
-    "trivial-augment": _trivial,
-    "two-stage": _two_stage,
-    "partial": _partial,
-}
-_ERASE = v2.RandomErasing(p=0.2, scale=(0.02, 0.2))
-_HOLE = v2.RandomErasing(p=0.3, scale=(0.005, 0.02), ratio=(0.8, 1.25))
-# Changes of the pixels after those of the image.
-_NOISE: dict[str, list[Any]] = {"strong": [_ERASE], "two-stage": [_ERASE], "partial": [_PixelNoise(), *[_HOLE] * 4]}
 
 
 def mix_batch(pixels: Tensor, labels: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

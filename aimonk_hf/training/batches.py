@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ Place = tuple[int, int]
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[Place]]):
     """Divide each epoch into forward passes of one process; iterating starts at `first_step` of `epoch`.
 
@@ -34,25 +36,20 @@ class EpochBatches(Sampler[list[Place]]):
     equally large but for one image, because batch norm on a remainder of one or two images spoils the last step.
     """
 
-    def __init__(
-        self,
-        n_images: int,
-        batch_size: int,
-        accumulation_steps: int,
-        n_processes: int,
-        rank: int,
-        seed: int,
-        image_weights: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.n_images, self.batch_size, self.accumulation_steps = n_images, batch_size, accumulation_steps
-        self.n_processes, self.rank, self.seed, self.image_weights = n_processes, rank, seed, image_weights
-        self.epoch = self.first_step = 0
-        self.step_size = batch_size * accumulation_steps * n_processes
+    n_images: int
+    batch_size: int
+    accumulation_steps: int
+    n_processes: int
+    rank: int
+    seed: int
+    image_weights: NDArray[np.float64] | None = None
+    epoch: int = 0
+    first_step: int = 0
 
     @property
     def n_steps(self) -> int:
         """Optimiser steps in an epoch."""
-        return math.ceil(self.n_images / self.step_size)
+        return math.ceil(self.n_images / (self.batch_size * self.accumulation_steps * self.n_processes))
 
     def passes(self, step: int) -> int:
         """Return the number of forward passes of each process in a step."""
@@ -82,15 +79,13 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
     An image's weight is the mean over its observed labels [N, K] of 1 / (2 x share of that value among the attribute's
     observed labels); an image without any label gets the smallest weight.
     """
-    n_observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
-    rarity = np.full(labels.shape, np.nan)
-    for value in (0, 1):
-        count = (labels == value).sum(axis=0)
-        rarity = np.where(labels == value, n_observed / (2 * np.maximum(count, 1)), rarity)
-    observed = ~np.isnan(rarity)
-    weights = np.where(observed, rarity, 0).sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
-    some = observed.any(axis=1)
-    weights[~some] = weights[some].min() if some.any() else 1.0
+    observed = ~np.isnan(labels)
+    n_observed, n_positive = observed.sum(axis=0), (labels == 1).sum(axis=0)
+    count = np.where(labels == 1, n_positive, n_observed - n_positive)
+    rarity = np.where(observed, n_observed / (2 * np.maximum(count, 1)), 0)
+    weights = rarity.sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
+    labelled = observed.any(axis=1)
+    weights[~labelled] = min(weights[labelled], default=1.0)
     return weights / weights.mean()
 
 
@@ -117,20 +112,19 @@ class TrainImages(Dataset[Any]):
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int]:
         epoch, row = place
         stand_in, row = row < 0, max(row, -1 - row)
+        path, augment = self.paths[row], self.augmentations[epoch]
         labels = torch.from_numpy(self.dataset.labels.values[row])
-        augment = self.augmentations[min(epoch, len(self.augmentations) - 1)]
+        missing = torch.full_like(labels, torch.nan)
         seed_everything(self.seed, 1, epoch, row)
         try:
-            pixels = augment.change(self._prepared(row, augment))
+            if self.cache is None:
+                pixels = augment(read_image(path))
+            else:
+                kept = self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path))))
+                pixels = augment.change(Image.fromarray(kept))
         except ImageError:
-            return augment(Image.new("RGB", (64, 64), "grey")), torch.full_like(labels, torch.nan), -1 - row
-        return pixels, torch.full_like(labels, torch.nan) if stand_in else labels, row
-
-    def _prepared(self, row: int, augment: Augmentation) -> Image.Image:
-        path = self.paths[row]
-        if self.cache is None:
-            return augment.prepare(read_image(path))
-        return Image.fromarray(self.cache.get(path, lambda: np.asarray(augment.prepare(read_image(path)))))
+            return augment(Image.new("RGB", (64, 64), "grey")), missing, -1 - row
+        return pixels, missing if stand_in else labels, row
 
 
 def image_loader(images: TrainImages, batches: Iterable[list[Place]], workers: int, on_gpu: bool) -> DataLoader[Batch]:

@@ -1,7 +1,7 @@
-"""The state of a run on disk: tensors in safetensors, everything else in JSON, nothing pickled."""
+"""The state of a run and its checkpoints: tensors in safetensors, everything else in JSON, nothing pickled."""
 
 import shutil
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,66 @@ _STATE, _TENSORS = "state.json", "state.safetensors"
 _KEPT = 2
 
 
+@dataclass
+class EpochSums:
+    """Sums within an epoch: the loss over observed labels, their number, steps without any, steps taken, seconds."""
+
+    loss: float = 0.0
+    observed: int = 0
+    skipped: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, observed: int, seconds: float) -> None:
+        """Count a step with its mean loss."""
+        self.loss += loss * observed
+        self.observed += observed
+        self.skipped += observed == 0
+        self.steps += 1
+        self.seconds += seconds
+
+    def row(self, epoch: int, stage: int, lr: float, n_images: int) -> dict[str, Any]:
+        """Return the epoch's row of the history, without its validation figures."""
+        return {
+            "epoch": epoch,
+            "stage": stage,
+            "lr": lr,
+            "train_loss": self.loss / self.observed if self.observed else None,
+            "seconds": self.seconds,
+            "images_per_second": n_images / self.seconds if self.seconds else None,
+            "skipped_steps": self.skipped,
+        }
+
+
+@dataclass
+class RunState:
+    """Counts and figures of a run; random numbers, learning rates and the order of images follow from them.
+
+    `epoch` and `stage_epoch` count finished epochs; `losses` holds the training loss of every step with a label,
+    `history` a row for every epoch, `best` the weights of the best epoch where one is kept.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    stage: int = 0
+    stage_epoch: int = 0
+    best: dict[str, Tensor] | None = None
+    epoch_sums: EpochSums = field(default_factory=EpochSums)
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for a checkpoint."""
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return vars(self) | {"epoch_sums": vars(self.epoch_sums), "losses": losses}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "RunState":
+        """Return the state that a checkpoint holds beside weights."""
+        own = {name: saved[name] for name in cls.__dataclass_fields__}
+        return cls(**own | {"epoch_sums": EpochSums(**saved["epoch_sums"]), "losses": saved["losses"].tolist()})
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `folder/step-N` whole and remove all but the last two, and what a killed writer left."""
     tensors: dict[str, Tensor] = {}
@@ -29,33 +89,26 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         kept = last_checkpoint(folder)
         last = f"the last good one is {kept.name}" if kept else "there is none before it"
         raise AimonkError(f"cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
-    for old in [*_checkpoints(folder)[:-_KEPT], *folder.glob(".step-*.tmp")]:
+    for old in [*sorted(folder.glob("step-*"))[:-_KEPT], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint, or None where there is none."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    return max(folder.glob("step-*"), default=None)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Return the state of the newest checkpoint, or None where there is none."""
-    newest = last_checkpoint(folder)
-    if newest is None:
+    if (newest := last_checkpoint(folder)) is None:
         return None
     try:
         tensors = load_file(newest / _TENSORS)
     except (SafetensorError, OSError) as error:
-        raise AimonkError(
-            f"the checkpoint {newest} is damaged ({error}); delete it to go on from the one before"
-        ) from error
+        advice = "delete it to go on from the one before"
+        raise AimonkError(f"the checkpoint {newest} is damaged ({error}); {advice}") from error
     state: dict[str, Any] = _unpack(read_json(newest / _STATE), tensors)
     return state
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -66,35 +119,14 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if isinstance(value, dict):
         return {"pairs": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_pack(item, tensors) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+    return [_pack(item, tensors) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return (
-            tensors[value["tensor"]]
-            if "tensor" in value
-            else {key: _unpack(item, tensors) for key, item in value["pairs"]}
-        )
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
-    return value
-
-
-class CheckpointTimer:
-    """Tell when a checkpoint within an epoch is due; 0 minutes: never."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds, self.started = 60 * minutes, time.monotonic()
-
-    def restart(self) -> None:
-        """Count from now."""
-        self.started = time.monotonic()
-
-    def due(self) -> bool:
-        """Return whether the time is over."""
-        return bool(self.seconds) and time.monotonic() - self.started >= self.seconds
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _unpack(item, tensors) for key, item in value["pairs"]}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
@@ -47,11 +48,6 @@ def _is_depthwise(
     return one_each and fits and _pair(dilation) == (1, 1)
 
 
-def _pair(value: int | Iterable[int]) -> Pair:
-    first, second = (value, value) if isinstance(value, int) else tuple(value)
-    return first, second
-
-
 class _Depthwise(torch.autograd.Function):
     """conv2d with as many groups as channels, of pixels [N, C, H, W] and weights [C, 1, h, w], both bf16."""
 
@@ -62,25 +58,18 @@ class _Depthwise(torch.autograd.Function):
         return functional.conv2d(pixels, weight, None, stride, padding, 1, len(weight))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        pixels, weight = ctx.saved_tensors
-        of_pixels = (
-            _input_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        )
-        of_weight = (
-            _weight_gradient(gradients[0], pixels, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
-        )
-        return of_pixels, of_weight, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        given = (gradients[0], *ctx.saved_tensors, ctx.stride, ctx.padding)
+        wanted = zip((_input_gradient, _weight_gradient), ctx.needs_input_grad, strict=False)
+        return *(compute(*given) if needed else None for compute, needed in wanted), None, None
 
 
 def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """Spread the gradient with zeros between, so that the convolution that is left has stride 1."""
     around = [size - 1 - pad for size, pad in zip(weight.shape[2:], padding, strict=True)]
     if stride != (1, 1):
-        size = [
-            have + side - 1 - 2 * pad
-            for have, side, pad in zip(pixels.shape[2:], weight.shape[2:], around, strict=True)
-        ]
+        sides = zip(pixels.shape[2:], weight.shape[2:], around, strict=True)
+        size = [have + side - 1 - 2 * pad for have, side, pad in sides]
         channels_last = gradient.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         spread = torch.empty((*pixels.shape[:2], *size), dtype=gradient.dtype, memory_format=memory_format).zero_()
@@ -91,7 +80,6 @@ def _input_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pa
 
 def _weight_gradient(gradient: Tensor, pixels: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     kind = torch.float32 if max(weight.shape[2:]) > 3 else torch.bfloat16  # small filters have a fast kernel
-    found: Tensor = conv2d_weight(
-        pixels.to(kind), list(weight.shape), gradient.to(kind), stride, padding, groups=len(weight)
-    )
+    shape, groups = list(weight.shape), len(weight)
+    found: Tensor = conv2d_weight(pixels.to(kind), shape, gradient.to(kind), stride, padding, groups=groups)
     return found.to(weight.dtype)

@@ -14,10 +14,10 @@ def best_epoch(history: History, metric: str) -> int | None:
 
     Epochs where the metric is undefined are passed over; None where it always is.
     """
-    sign = -1 if metric == "val_loss" else 1
-    values = [sign * value if (value := _value(row, metric)) is not None else -math.inf for row in history]
-    best = max(values, default=-math.inf)
-    return None if best == -math.inf else values.index(best)
+    values = [math.nan if (value := row.get(metric)) is None else value for row in history]
+    defined = [place for place, value in enumerate(values) if not math.isnan(value)]
+    choose = min if metric == "val_loss" else max
+    return choose(defined, key=values.__getitem__, default=None)
 
 
 def epochs_without_improvement(history: History, metric: str) -> int:
@@ -33,11 +33,6 @@ def plateau_factor(history: History, factor: float, patience: int) -> float:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
     for row in history:
-        if (loss := _value(row, "val_loss")) is not None:
+        if (loss := row.get("val_loss")) is not None:
             scheduler.step(loss)
     return float(optimizer.param_groups[0]["lr"])
-
-
-def _value(row: dict[str, Any], metric: str) -> float | None:
-    value = row.get(metric)
-    return None if value is None or math.isnan(value) else float(value)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.loop import Trainer
+from aimonk_hf.training.parts import groups_of_copies, split
 from aimonk_hf.training.processes import score_together
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
@@ -46,12 +46,17 @@ def cross_validate(
     an epoch, each model takes its validation images from those it trains on: a held-out fold chooses nothing. Finished
     folds are kept at --resume.
     """
-    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])  # files may change between two processes' looks
-    fold_of = split_rows(dataset.labels.values, [1 / config.folds] * config.folds, config.split, config.seed, groups)
+    groups, labels = groups_of_copies(dataset), dataset.labels.values
+    fold_of = split_rows(labels, [1 / config.folds] * config.folds, config.split, config.seed, groups)
     if accelerator.is_main_process:
         run.write_folds(dataset, fold_of)
-    _warn_rare(config, accelerator, dataset)
-    scores = np.full((len(dataset), len(dataset.attributes)), np.nan)
+    for name, column in zip(dataset.attributes, labels.T, strict=True):
+        fewest = min(int((column == value).sum()) for value in (0, 1))
+        if 0 < fewest < config.folds:
+            advice = f"try --folds {fewest}" if fewest > 1 else "add images with that label"
+            told = f"{name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds"
+            accelerator.print(f"warning: {told}: {advice}")
+    scores = np.full(labels.shape, np.nan)
     for fold in range(config.folds):
         held_out, inside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         told = f"fold {fold + 1} of {config.folds}: {len(inside)} images to train on, {len(held_out)} left out"
@@ -64,15 +69,6 @@ def cross_validate(
     if accelerator.is_main_process:
         run.write_out_of_fold(dataset, scores)
     return OutOfFold(dataset, scores, fold_of, groups)
-
-
-def _warn_rare(config: TrainConfig, accelerator: Accelerator, dataset: AttributeDataset) -> None:
-    for name, column in zip(dataset.attributes, dataset.labels.values.T, strict=True):
-        fewest = min(int((column == value).sum()) for value in (0, 1))
-        if 0 < fewest < config.folds:
-            advice = f"try --folds {fewest}" if fewest > 1 else "add images with that label"
-            told = f"{name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds"
-            accelerator.print(f"warning: {told}: {advice}")
 
 
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -97,18 +93,15 @@ def _fold_model(
     if accelerator.is_main_process:
         run.open()
     accelerator.wait_for_everyone()
-    shares = [1 - config.val_split, config.val_split]
-    part_of = split_rows(dataset.labels.values, shares, config.split, config.seed, groups)
-    if accelerator.is_main_process:
-        run.write_split(dataset, [("train", "validation")[part] for part in part_of])
+    fractions = [1 - config.val_split, config.val_split]
+    train_set, validation, _ = split(config, dataset, fractions, groups, run, accelerator)
     seed_everything(config.seed)
-    train_set, validation = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
     trainer = Trainer(config, accelerator, new_model(), train_set, validation)
     trainer.fit(run)
-    resolved, model = trainer.resolved_settings(), trainer.finished_model()
+    model = trainer.finished_model()
     accelerator.free_memory()
     if accelerator.is_main_process:
         model.save_pretrained(run.path)
-        run.write_config(resolved, finished=True)
+        run.write_config(trainer.resolved_settings(), finished=True)
         shutil.rmtree(run.checkpoints)
     return model

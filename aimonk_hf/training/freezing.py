@@ -19,7 +19,15 @@ def freeze_parameters(network: nn.Module, freeze: str) -> None:
     blocks. Anything else is layer names joined by +, such as "conv1+bn1+layer1". Raises `AimonkError` for names and
     counts that the network does not have, and where nothing would be left.
     """
-    frozen = _frozen_names(network, freeze)
+    if freeze == "none":
+        frozen = set()
+    elif freeze == "backbone":
+        head = {id(parameter) for layer in heads(network) for parameter in layer.parameters()}
+        frozen = {name for name, parameter in network.named_parameters() if id(parameter) not in head}
+    elif counted := _COUNTED.fullmatch(freeze):
+        frozen = _before_block(network, freeze, *counted.groups())
+    else:
+        frozen = _of_layers(network, freeze.split("+"))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -29,9 +37,8 @@ def freeze_parameters(network: nn.Module, freeze: str) -> None:
 def set_train_mode(network: nn.Module) -> None:
     """Put the network in training mode, but frozen parts in eval mode: their batch norm keeps its statistics."""
     parameters = list(network.parameters())
-    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-    network.train(not frozen)
-    if not frozen:
+    network.train(not parameters or any(parameter.requires_grad for parameter in parameters))
+    if network.training:
         for child in network.children():
             set_train_mode(child)
 
@@ -39,9 +46,8 @@ def set_train_mode(network: nn.Module) -> None:
 def layer_groups(network: nn.Module) -> list[list[str]]:
     """Return the parameter names of a timm network's stem, blocks (or transformer layers) and head, in that order."""
     if not hasattr(network, "group_matcher"):
-        raise AimonkError(
-            f"{type(network).__name__} does not group its layers: use --freeze none, backbone or layer names"
-        )
+        kind = type(network).__name__
+        raise AimonkError(f"{kind} does not group its layers: use --freeze none, backbone or layer names")
     groups: dict[int, list[str]] = {}
     matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
     for name, number in group_parameters(network, matcher, reverse=True).items():
@@ -49,35 +55,23 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
     return [groups[number] for number in sorted(groups)]
 
 
-def _frozen_names(network: nn.Module, freeze: str) -> set[str]:
+def _of_layers(network: nn.Module, layers: list[str]) -> set[str]:
     names = [name for name, _ in network.named_parameters()]
-    if freeze == "none":
-        return set()
-    if freeze == "backbone":
-        head = {id(parameter) for layer in heads(network) for parameter in layer.parameters()}
-        return {name for name, parameter in network.named_parameters() if id(parameter) not in head}
-    if counted := _COUNTED.fullmatch(freeze):
-        return _before_block(network, freeze, counted)
-    frozen: set[str] = set()
-    for layer in freeze.split("+"):
-        own = [name for name in names if name == layer or name.startswith(layer + ".")]
-        if not own:
-            layers = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
-            raise AimonkError(
-                f"--freeze: the network has no layer {layer!r}{near_names(layer, layers)}; it begins with {names[0]}"
-            )
-        frozen.update(own)
-    return frozen
+    for layer in layers:
+        if not any(f"{name}.".startswith(f"{layer}.") for name in names):
+            known = near_names(layer, sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)}))
+            raise AimonkError(f"--freeze: the network has no layer {layer!r}{known}; it begins with {names[0]}")
+    return {name for name in names if f"{name}.".startswith(tuple(f"{layer}." for layer in layers))}
 
 
-def _before_block(network: nn.Module, freeze: str, counted: re.Match[str]) -> set[str]:
+def _before_block(network: nn.Module, freeze: str, end: str, number: str, total: str | None) -> set[str]:
     stem, *blocks, _ = layer_groups(network)
-    count = int(counted[2])
-    if counted[3]:
-        if count > int(counted[3]):
-            raise AimonkError(f"--freeze {freeze}: {count} of {counted[3]} blocks is more than all")
-        count = round(count / int(counted[3]) * len(blocks))
+    count = int(number)
+    if total and count > int(total):
+        raise AimonkError(f"--freeze {freeze}: {count} of {total} blocks is more than all")
+    if total:
+        count = round(count / int(total) * len(blocks))
     if count > len(blocks):
         raise AimonkError(f"--freeze {freeze}: this network has {len(blocks)} blocks")
-    n_frozen = count if counted[1] == "first" else len(blocks) - count
+    n_frozen = count if end == "first" else len(blocks) - count
     return {name for group in (stem, *blocks[:n_frozen]) for name in group}

@@ -1,5 +1,6 @@
 """The training loop: setup, stages, epochs, steps, validation, the choice of an epoch, checkpoints."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,7 +24,7 @@ from aimonk_hf.modeling.weights import require_finite
 from aimonk_hf.training.augmentation import augmentations_by_epoch, mix_batch
 from aimonk_hf.training.batches import Batch, EpochBatches, TrainImages, balancing_weights, image_loader
 from aimonk_hf.training.callbacks import TrainCallback
-from aimonk_hf.training.checkpoints import CheckpointTimer, last_checkpoint, load_checkpoint, save_checkpoint
+from aimonk_hf.training.checkpoints import EpochSums, RunState, last_checkpoint, load_checkpoint, save_checkpoint
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_improvement, plateau_factor
 from aimonk_hf.training.features import HeadFeatures, can_cache
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
@@ -41,7 +41,6 @@ from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import Stage, TrainConfig
 from aimonk_hf.training.setup import autocast, machine_settings
-from aimonk_hf.training.state import EpochSums, RunState
 from aimonk_hf.training.stopping import StopRequest
 from aimonk_hf.training.validation import Validator, validation_figures
 
@@ -70,20 +69,21 @@ class Trainer:
     ) -> None:
         train_set.labels.check_observed("images to train on")
         self.config, self.accelerator, self.model, self.train_set = config, accelerator, model, train_set
-        labels, n_processes = train_set.labels.values, accelerator.num_processes
+        self.state, self.lost_images, self.saved_at = RunState(), set[str](), time.monotonic()
+        labels, n_processes, rank = train_set.labels.values, accelerator.num_processes, accelerator.process_index
         image_weights = balancing_weights(labels) if config.sampling == "balanced" else None
         weights = positive_weights(
             labels, config.pos_weight_power, config.pos_weight_cap, config.pos_weight_negatives, image_weights
         )
         self.pos_weight = torch.from_numpy(weights).to(accelerator.device)
         self.loss = build_loss(config)
+        self.mixes = bool(config.mixup or config.cutmix)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = build_average(model.timm_model, config)
         augmentations = augmentations_by_epoch(config, model)
         cache = open_image_cache(config.image_cache, augmentations[0].fingerprint)
         self.images = TrainImages(train_set, augmentations, config.seed, cache)
-        rank = accelerator.process_index
         self.batches = EpochBatches(
             len(train_set), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
@@ -91,8 +91,6 @@ class Trainer:
         self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device.type == "cuda")
         cache = open_image_cache(config.image_cache, model.transform.fingerprint)
         self.validator = Validator(accelerator, model.transform, validation, max(32, config.batch_size), cache)
-        self.lost_images: set[str] = set()
-        self.state = RunState()
 
     def fit(self, run: RunDirectory, callbacks: Sequence[TrainCallback] = ()) -> None:
         """Train the epochs that are left, from the last checkpoint where the run is resumed."""
@@ -101,25 +99,24 @@ class Trainer:
         if is_main:
             run.write_config(self.resolved_settings())
         progress = ProgressBar(self.planned_steps, self.state.step, quiet=not is_main)
-        timer = CheckpointTimer(config.checkpoint_minutes)
 
         def after_step(loss: float | None, lr: float) -> None:
             progress.after_step(loss, lr)
             for callback in callbacks:
                 callback.on_step(self.state.step, loss, lr)
-            stop.agree(accelerator)
-            within_epoch = self.state.epoch_sums.steps < self.batches.n_steps  # else the epoch's checkpoint follows
-            if within_epoch and (stop.asked or timer.due()):
+            asked = stop.asked()
+            due = asked or 0 < 60 * config.checkpoint_minutes <= time.monotonic() - self.saved_at
+            if due and self.state.epoch_sums.steps < self.batches.n_steps:  # else the epoch's checkpoint follows
                 self.save(run, stage)
-                timer.restart()
-                stop.leave_if_asked(accelerator)
+                if asked:
+                    stop.leave()
 
         with closing(progress):
             while not self.finished:
                 if stage is None or stage.number != self.state.stage:
                     stage = self.begin_stage()
                 self.prepare_epoch(stage)  # a signal ends the run at once here: every trained step is saved
-                with StopRequest() as stop:
+                with StopRequest(accelerator) as stop:
                     try:
                         row = self.train_epoch(stage, after_step)
                         if len(self.validator.dataset):
@@ -133,14 +130,12 @@ class Trainer:
                             write_line(ended_early)
                         run.write_history(self.state.history)
                     self.save(run, stage)
-                    timer.restart()
-                    stop.agree(accelerator)
-                    stop.leave_if_asked(accelerator)
+                    if stop.asked():
+                        stop.leave()
                 progress.skip_to(self.state.step, self.planned_steps)
-                figures = {name: value for name, value in row.items() if name not in ("epoch", "stage")}
-                accelerator.log(
-                    {name: value for name, value in figures.items() if value is not None}, step=self.state.step
-                )
+                logged = {name: value for name, value in row.items() if value is not None}
+                del logged["epoch"], logged["stage"]
+                accelerator.log(logged, step=self.state.step)
                 for callback in callbacks:
                     callback.on_epoch(row)
                 accelerator.wait_for_everyone()
@@ -160,49 +155,48 @@ class Trainer:
         """Freeze what the stage freezes and give the rest a new optimiser."""
         self.accelerator.free_memory()
         number, config, network = self.state.stage, self.config, self.model.timm_model
-        settings, earlier = config.stages[number], self._planned_epochs(number)
+        settings, epochs = config.stages[number], self._planned_epochs(number)
         freeze_parameters(network, settings.freeze)
         features = None
-        caches = settings.freeze == "backbone" and config.feature_views and not (config.mixup or config.cutmix)
-        if caches and can_cache(self.model, len(self.train_set)):
-            epochs = range(earlier, earlier + settings.epochs)
+        wanted = settings.freeze == "backbone" and config.feature_views and not self.mixes
+        if wanted and can_cache(self.model, len(self.train_set)):
             features = HeadFeatures(
                 self.accelerator, self.model, self.images, epochs, config.feature_views, self.workers
             )
         # a new shell each time: accelerate marks what it has prepared, and does so only once
         trained = nn.Sequential(network if features is None else features.head)
         prepared, optimizer = self.accelerator.prepare(trained, build_optimizer(network, config))
-        if hasattr(prepared, "broadcast_buffers"):
-            prepared.broadcast_buffers = (
-                False  # `share_statistics` averages them, DDP would copy those of the first one
-            )
         return ActiveStage(number, settings, prepared, optimizer, features)
 
     def prepare_epoch(self, stage: ActiveStage) -> None:
         """Turn to the next epoch's images, and compute their features where the stage caches them."""
         start = time.perf_counter()
-        self.batches.epoch = self._planned_epochs(stage.number) + self.state.stage_epoch
+        self.batches.epoch = self._planned_epochs(stage.number)[self.state.stage_epoch]
         if stage.features is not None:
             stage.features.prepare(self.batches.epoch)
         self.state.epoch_sums.seconds += time.perf_counter() - start
 
-    def _planned_epochs(self, number: int) -> int:
-        return sum(stage.epochs for stage in self.config.stages[:number])
+    def _planned_epochs(self, number: int) -> range:
+        """Return the epochs of a stage, as if no stage ended early."""
+        earlier = sum(stage.epochs for stage in self.config.stages[:number])
+        return range(earlier, earlier + self.config.stages[number].epochs)
 
     def train_epoch(self, stage: ActiveStage, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
         """Take the rest of a pass over the training images; return its row of the history, without validation figures.
 
         `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
         """
-        state, sums = self.state, self.state.epoch_sums
+        config, state, sums, n_steps = self.config, self.state, self.state.epoch_sums, self.batches.n_steps
         start = time.perf_counter()
         self.batches.first_step = sums.steps
         set_train_mode(stage.network)
-        lr, lowered = 0.0, self._plateau_factor()
+        highest, lr = stage.settings.lr, 0.0
+        if config.schedule == "plateau":
+            highest *= plateau_factor(self._stage_rows(), config.plateau_factor, config.plateau_patience)
         batches = iter(self.loader) if stage.features is None else stage.features.batches(self.batches)
-        for step in range(sums.steps, self.batches.n_steps):
-            done, total = state.stage_epoch * self.batches.n_steps + step, stage.settings.epochs * self.batches.n_steps
-            lr = lowered * stage.settings.lr * lr_factor(self.config.schedule, done, total, self.config.warmup)
+        for step in range(sums.steps, n_steps):
+            done, total = state.stage_epoch * n_steps + step, stage.settings.epochs * n_steps
+            lr = highest * lr_factor(config.schedule, done, total, config.warmup)
             set_learning_rate(stage.optimizer, lr)
             loss, observed = self._take_step(stage, list(islice(batches, self.batches.passes(step))))
             if observed:
@@ -215,11 +209,6 @@ class Trainer:
         self._require_finite(f"the weights after epoch {state.epoch} (step {state.step})")
         return sums.row(state.epoch, stage.number + 1, lr, len(self.train_set))
 
-    def _plateau_factor(self) -> float:
-        if self.config.schedule != "plateau":
-            return 1.0
-        return plateau_factor(self._stage_rows(), self.config.plateau_factor, self.config.plateau_patience)
-
     def _stage_rows(self) -> list[dict[str, Any]]:
         return [row for row in self.state.history if row["stage"] == self.state.stage + 1]
 
@@ -228,10 +217,9 @@ class Trainer:
 
         Without any observed label nothing changes: neither weights, nor averages, nor batch-norm statistics.
         """
-        accelerator, config, state = self.accelerator, self.config, self.state
-        self._note_lost(
-            self.train_set.labels.images[-1 - row] for *_, rows in passes for row in rows.tolist() if row < 0
-        )
+        accelerator, config, state, names = self.accelerator, self.config, self.state, self.train_set.labels.images
+        given = [row for *_, rows in passes for row in rows.tolist()]
+        self._note_lost(names[-1 - row] for row in given if row < 0)
         counted = sum(self._n_observed(labels) for _, labels, _ in passes)
         observed = int(accelerator.reduce(torch.tensor(counted, device=accelerator.device), "sum"))
         if not observed:
@@ -248,8 +236,12 @@ class Trainer:
                 accelerator.backward(loss)
             total += loss.detach()
         mean_loss = float(accelerator.reduce(total, "mean"))
-        if not np.isfinite(mean_loss):
-            raise self._loss_not_finite(mean_loss, passes)
+        if not math.isfinite(mean_loss):
+            read = [shown_name(names[row]) for row in given if row >= 0]
+            told = ", ".join(read[:5]) + (f" and {len(read) - 5} more" if len(read) > 5 else "")
+            raise NotFiniteError(
+                f"the loss of step {state.step} is {mean_loss}: try a lower --lr; the batch was {told}"
+            )
         if config.clip_grad:
             accelerator.clip_grad_norm_(stage.network.parameters(), config.clip_grad)
         stage.optimizer.step()
@@ -260,9 +252,14 @@ class Trainer:
             self.average.update(self.model.timm_model, step=state.step)
         return mean_loss, observed
 
+    def _note_lost(self, names: Iterable[str]) -> None:
+        for name in sorted(set(names) - self.lost_images):
+            self.lost_images.add(name)
+            write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
+
     def _n_observed(self, labels: Tensor) -> int:
         missing = torch.isnan(labels)
-        if self.config.mixup or self.config.cutmix:
+        if self.mixes:
             missing |= missing.roll(1, 0)  # torchvision mixes each image with the one before it
         return int((~missing).sum())
 
@@ -275,22 +272,22 @@ class Trainer:
         if stage.features is not None:
             return inputs, labels
         pixels = self.model.transform.normalize(inputs)
-        if config.mixup or config.cutmix:
+        if self.mixes:
             pixels, labels = mix_batch(pixels, labels, config.mixup, config.cutmix)
         return pixels.contiguous(memory_format=self.memory_format), labels
 
     def validate(self, stage: ActiveStage) -> dict[str, Any]:
         """Return loss and macro figures of the kept network on the validation images."""
-        kept, dataset = self.kept_network(), self.validator.dataset
+        kept, dataset = self.kept_network, self.validator.dataset
         try:
             # an EMA that began in an earlier stage still moves in the backbone
             if stage.features is not None and (self.average is None or stage.number == 0):
-                logits, readable = stage.features.validation_logits(kept, self.validator.outputs)
+                logits, readable = stage.features.validation_logits(kept, self.validator)
             else:
                 logits, readable = self.validator.outputs(kept, len(dataset.attributes))
             if self.accelerator.is_main_process:
-                self._note_lost(dataset.labels.images[row] for row in np.flatnonzero(~readable))
-            labels = dataset.labels.values[readable]
+                self._note_lost(dataset.labels.images[row] for row in torch.nonzero(~readable).flatten().tolist())
+            labels = dataset.labels.values[readable.numpy()]
             return validation_figures(logits[readable], labels, self.loss, self.pos_weight.cpu())
         except NotFiniteError as error:
             where = f"epoch {self.state.epoch} (step {self.state.step})"
@@ -305,23 +302,22 @@ class Trainer:
         state.history.append(row)
         state.stage_epoch += 1
         if metric != "none" and best_epoch(state.history, metric) == len(state.history) - 1:
-            state.best = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.kept_network().state_dict().items()
-            }
+            weights = self.kept_network.state_dict()
+            state.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         watched = "val_loss" if metric == "none" else metric
-        stopped = bool(patience) and epochs_without_improvement(self._stage_rows(), watched) >= patience
+        stopped = patience and epochs_without_improvement(self._stage_rows(), watched) >= patience
         over = state.stage_epoch == self.config.stages[state.stage].epochs
-        reason = f"stage {state.stage + 1} ends early: no better {watched} for {patience} epochs"
         if stopped or over:
             state.stage, state.stage_epoch = state.stage + 1, 0
             if not self.finished and state.best is not None:
-                self.model.timm_model.load_state_dict(state.best)
-                if self.average is not None:
-                    self.average.module.load_state_dict(state.best)
-        return reason if stopped and not over else None
+                for network in {self.model.timm_model, self.kept_network}:
+                    network.load_state_dict(state.best)
+        early = f"stage {row['stage']} ends early: no better {watched} for {patience} epochs"
+        return early if stopped and not over else None
 
+    @property
     def kept_network(self) -> nn.Module:
-        """Return the network that the run keeps: the EMA where there is one."""
+        """The network that the run keeps: the EMA where there is one."""
         return self.model.timm_model if self.average is None else self.average.module
 
     def save(self, run: RunDirectory, stage: ActiveStage | None) -> None:
@@ -329,14 +325,15 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        same_stage = stage if stage is not None and stage.number == self.state.stage else None
+        goes_on = stage is not None and stage.number == self.state.stage
         weights = {
             "network": self.model.timm_model.state_dict(),
-            "average": None if self.average is None else self.average.module.state_dict(),
-            "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "average": self.average and self.average.module.state_dict(),
+            "optimizer": stage.optimizer.state_dict() if goes_on else None,  # a new stage starts with a new one
+            "scaler": scaler and scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)
+        self.saved_at = time.monotonic()
 
     def resume(self, run: RunDirectory) -> ActiveStage | None:
         """Take over the last checkpoint, if there is one; return its stage where that has begun."""
@@ -356,15 +353,13 @@ class Trainer:
             raise AimonkError(f"The checkpoint does not fit these settings: {reason_of(error)}") from error
         self._require_finite(f"the checkpoint of step {saved['step']} (delete it to resume from the one before)")
         self.state = RunState.from_dict(saved)
-        if (
-            accelerator.scaler is not None and saved["scaler"]
-        ):  # a run resumed in fp16 (--ignore-changes) begins a new one
+        if accelerator.scaler is not None and saved["scaler"]:  # none of a run that began in another precision
             accelerator.scaler.load_state_dict(saved["scaler"])
         if self.finished:
             accelerator.print(f"all epochs were already trained ({self.state.epoch}): no step is left, only the report")
             return None
-        sums, n_steps = self.state.epoch_sums, self.batches.n_steps
-        within = f", step {sums.steps} of {n_steps}" if sums.steps else ""
+        steps = self.state.epoch_sums.steps
+        within = f", step {steps} of {self.batches.n_steps}" if steps else ""
         accelerator.print(f"going on after epoch {self.state.epoch} of {self.config.n_epochs}{within}")
         if saved["optimizer"] is None:
             return None
@@ -375,7 +370,7 @@ class Trainer:
     def finished_model(self) -> AimonkModel:
         """Return the model on the CPU, in eval mode, with the kept weights: of the best epoch or of the last."""
         self.accelerator.free_memory()
-        self.model.timm_model.load_state_dict(self.state.best or self.kept_network().state_dict())
+        self.model.timm_model.load_state_dict(self.state.best or self.kept_network.state_dict())
         self.model.timm_model.requires_grad_(True)
         self.model.cpu().to(memory_format=torch.contiguous_format)
         return self.model.eval()
@@ -389,29 +384,13 @@ class Trainer:
             "pos_weight": dict(zip(self.train_set.attributes, self.pos_weight.tolist(), strict=True)),
         }
 
-    def _advice(self, run: RunDirectory) -> str:
-        narrow = (
-            "fp16 overflows early, try --mixed-precision float32; "
-            if self.accelerator.mixed_precision == "fp16"
-            else ""
-        )
-        kept = last_checkpoint(run.checkpoints)
-        if kept is None:
-            return f"{narrow}there is no checkpoint yet"
-        return f"{narrow}the last good checkpoint is {kept}: --resume --ignore-changes goes on from it"
-
     def _require_finite(self, whose: str) -> None:
-        for network in (self.model.timm_model, self.kept_network()):
+        for network in (self.model.timm_model, self.kept_network):
             require_finite(network, whose)
 
-    def _loss_not_finite(self, loss: float, passes: list[Batch]) -> NotFiniteError:
-        names = [
-            shown_name(self.train_set.labels.images[row]) for *_, rows in passes for row in rows.tolist() if row >= 0
-        ]
-        told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        return NotFiniteError(f"the loss of step {self.state.step} is {loss}: try a lower --lr; the batch was {told}")
-
-    def _note_lost(self, names: Iterable[str]) -> None:
-        for name in sorted(set(names) - self.lost_images):
-            self.lost_images.add(name)
-            write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
+    def _advice(self, run: RunDirectory) -> str:
+        fp16 = self.accelerator.mixed_precision == "fp16"
+        narrow = "fp16 overflows early, try --mixed-precision float32; " if fp16 else ""
+        if kept := last_checkpoint(run.checkpoints):
+            return f"{narrow}the last good checkpoint is {kept}: --resume --ignore-changes goes on from it"
+        return f"{narrow}there is no checkpoint yet"

@@ -37,28 +37,14 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 def unusable_optimizer(config: TrainConfig, error: Exception) -> AimonkError:
     """Return the sentence for an optimiser that cannot be built, or cannot take a step."""
-    return AimonkError(
-        f"--optimizer {config.optimizer} cannot be used here ({reason_of(error)}): choose another, such as adamw"
-    )
+    found = f"--optimizer {config.optimizer} cannot be used here ({reason_of(error)})"
+    return AimonkError(f"{found}: choose another, such as adamw")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate, scaled where layers decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def build_loss(config: TrainConfig) -> Loss:
-    """Return the loss of the settings."""
-    if config.loss == "focal":
-        gamma = config.focal_gamma
-        return partial(masked_asymmetric_loss, gamma_positive=gamma, gamma_negative=gamma, clip=0.0)
-    if config.loss == "asymmetric":
-        positive, negative = config.asymmetric_gammas or (1.0, 4.0)
-        return partial(
-            masked_asymmetric_loss, gamma_positive=positive, gamma_negative=negative, clip=config.asymmetric_clip
-        )
-    return masked_bce_with_logits
 
 
 def lr_factor(schedule: str, step: int, total_steps: int, warmup: float) -> float:
@@ -76,13 +62,25 @@ def lr_factor(schedule: str, step: int, total_steps: int, warmup: float) -> floa
     warmup_steps = round(warmup * total_steps)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if schedule in ("constant", "plateau"):
-        return 1.0
-    return _cosine(1, 0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
+    if schedule == "cosine":
+        return _cosine(1, 0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
+    return 1.0
 
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def build_loss(config: TrainConfig) -> Loss:
+    """Return the loss of the settings."""
+    if config.loss == "focal":
+        gamma = config.focal_gamma
+        return partial(masked_asymmetric_loss, gamma_positive=gamma, gamma_negative=gamma, clip=0.0)
+    if config.loss == "asymmetric":
+        positive, negative = config.asymmetric_gammas or (1.0, 4.0)
+        gammas = {"gamma_positive": positive, "gamma_negative": negative}
+        return partial(masked_asymmetric_loss, **gammas, clip=config.asymmetric_clip)
+    return masked_bce_with_logits
 
 
 def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
@@ -92,16 +90,10 @@ def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
 
 def share_statistics(accelerator: Accelerator, network: nn.Module) -> None:
     """Give every process the mean of all processes' batch-norm statistics, so that each has seen the whole batch."""
-    if accelerator.num_processes == 1:
-        return
-    modules = [module for module in network.modules() if module.training]  # frozen ones are alike
-    buffers = [
-        buffer
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-        if name.startswith("running_")
-    ]
-    if buffers:
+    trained = [module for module in network.modules() if module.training]  # statistics of frozen ones are alike
+    named = [item for module in trained for item in module.named_buffers(recurse=False)]
+    buffers = [buffer for name, buffer in named if name.startswith("running_")]
+    if buffers and accelerator.num_processes > 1:
         mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), "mean")
         for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(values.view_as(buffer))

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.image_cache import open_image_cache
@@ -13,7 +15,6 @@ from aimonk_hf.data.splits import split_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.augmentation import train_augmentation
-from aimonk_hf.training.processes import Processes
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.settings import TrainConfig
 
@@ -23,7 +24,7 @@ _SMALLEST_REPORT = 20
 
 
 def usable_images(
-    config: TrainConfig, listed: AttributeDataset, model: AimonkModel, accelerator: Processes
+    config: TrainConfig, listed: AttributeDataset, model: AimonkModel, accelerator: Accelerator
 ) -> AttributeDataset:
     """Return the readable images, and name the others; each process reads its share, and all return the same."""
     rank, n_processes = accelerator.process_index, accelerator.num_processes
@@ -35,29 +36,30 @@ def usable_images(
     )
     accelerator.wait_for_everyone()
     problems = dict(sorted(gather_object([(rank + n_processes * row, reason) for row, reason in own.items()])))
-    names = [shown_name(listed.labels.images[row]) for row in problems]
     if problems:
-        lines = [f"  {name}: {reason}" for name, reason in zip(names, problems.values(), strict=True)]
+        lines = [f"{shown_name(listed.labels.images[row])}: {reason}" for row, reason in problems.items()]
         told = f"{len(problems)} of {len(listed)} listed images cannot be used and are left out:"
-        accelerator.print(told, *lines, sep="\n")
+        accelerator.print(told, *lines, sep="\n  ")
         if config.strict:
-            raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {names[0]} (--strict)")
+            raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {lines[0]} (--strict)")
     if len(problems) == len(listed):
         raise AimonkError(f"none of the {len(listed)} listed images can be read from {listed.images_dir}")
     return listed.select([row for row in range(len(listed)) if row not in problems])
 
 
+def groups_of_copies(dataset: AttributeDataset) -> NDArray[np.int64]:
+    """Return the group [N] of each image, equal for copies; the first process decides, as files may change."""
+    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])
+    return np.asarray(groups)
+
+
 def divide(
-    config: TrainConfig, dataset: AttributeDataset, run: RunDirectory, accelerator: Processes
+    config: TrainConfig, dataset: AttributeDataset, run: RunDirectory, accelerator: Accelerator
 ) -> list[AttributeDataset]:
     """Return the images to train on, to validate on, and to report from; the last two may be empty."""
-    [groups] = broadcast_object_list([duplicate_groups(dataset.paths)])  # files may change between two processes' looks
+    groups = groups_of_copies(dataset)
     n_different = len(np.unique(groups))
-    fractions = _fractions(config, n_different, accelerator)
-    part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
-    if accelerator.is_main_process:
-        run.write_split(dataset, [PARTS[part] for part in part_of])
-    parts = [dataset.select(np.flatnonzero(part_of == part)) for part in range(3)]
+    parts = split(config, dataset, _fractions(config, n_different, accelerator), groups, run, accelerator)
     counts = f"{len(parts[0])} to train on, {len(parts[1])} to validate, {len(parts[2])} to report from"
     told = f"{len(dataset)} images, {n_different} of them different: {counts}"
     accelerator.print(told, labels_table(dataset.labels), sep="\n")
@@ -66,7 +68,22 @@ def divide(
     return parts
 
 
-def _fractions(config: TrainConfig, n_different: int, accelerator: Processes) -> list[float]:
+def split(
+    config: TrainConfig,
+    dataset: AttributeDataset,
+    fractions: list[float],
+    groups: NDArray[np.int64],
+    run: RunDirectory,
+    accelerator: Accelerator,
+) -> list[AttributeDataset]:
+    """Divide the images by fractions for training, validation and report, as the settings say; write split.csv."""
+    part_of = split_rows(dataset.labels.values, fractions, config.split, config.seed, groups)
+    if accelerator.is_main_process:
+        run.write_split(dataset, [PARTS[part] for part in part_of])
+    return [dataset.select(np.flatnonzero(part_of == part)) for part in range(3)]
+
+
+def _fractions(config: TrainConfig, n_different: int, accelerator: Accelerator) -> list[float]:
     """Return the shares of the parts; after cross-validation only images that choose the epoch are not trained on."""
     if config.folds:
         share = config.val_split if config.chooses_epoch else 0.0
@@ -82,23 +99,17 @@ def _fractions(config: TrainConfig, n_different: int, accelerator: Processes) ->
 def _warnings(
     config: TrainConfig, dataset: AttributeDataset, train_set: AttributeDataset, validation: AttributeDataset
 ) -> Iterator[str]:
-    every, trained = dataset.labels.values, train_set.labels.values
-    for column, name in enumerate(dataset.attributes):
-        for value, kind in ((1, "positive"), (0, "negative")):
-            if not (every[:, column] == value).any():
-                yield f"{name} has no {kind} label; nothing can be learned or measured for it"
+    names, every, trained = np.array(dataset.attributes), dataset.labels.values, train_set.labels.values
+    for value, kind in ((1, "positive"), (0, "negative")):
+        for name in names[~(every == value).any(axis=0)]:
+            yield f"{name} has no {kind} label; nothing can be learned or measured for it"
     unlabelled = np.isnan(trained).all(axis=0)
-    without = ~(trained == 1).any(axis=0) & ~unlabelled
-    for columns, consequence in (
-        (unlabelled, "no training label for {}; nothing is learned, the scores mean nothing"),
-        (without, "no positive training label for {}; pos_weight stays 1 there"),
-    ):
-        if columns.any():
-            yield consequence.format(", ".join(np.array(dataset.attributes)[columns]))
+    if without := ", ".join(names[unlabelled]):
+        yield f"no training label for {without}; nothing is learned, the scores mean nothing"
+    if without := ", ".join(names[~(trained == 1).any(axis=0) & ~unlabelled]):
+        yield f"no positive training label for {without}; pos_weight stays 1 there"
     if len(validation) and np.isnan(validation.labels.values).all():
         yield "no validation image has a label: no loss, threshold or best epoch can come from them"
     if not len(validation) and not config.folds and (config.tune_thresholds or config.calibrate):
-        yield (
-            "no validation images: thresholds stay at 0.5, nothing is calibrated, and there is no report "
-            "(--folds 5 makes one)"
-        )
+        consequence = "thresholds stay at 0.5, nothing is calibrated, and there is no report"
+        yield f"no validation images: {consequence} (--folds 5 makes one)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
@@ -21,10 +21,10 @@ class Processes(Accelerator):
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._patient: Any = (
-            dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.num_processes > 1 else None
-        )
+        # `share_statistics` averages batch-norm statistics; DDP would copy those of the first process
+        super().__init__(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)], **settings)
+        week = timedelta(days=7)
+        self._patient: Any = dist.new_group(backend="gloo", timeout=week) if self.num_processes > 1 else None
 
     def wait_for_everyone(self) -> None:
         """Return when every process has called this."""
@@ -59,7 +59,6 @@ def hand_on(accelerator: Accelerator, model: AimonkModel) -> None:
     """Give every process the first one's weights, thresholds and metrics, when it has come so far."""
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
-        [(weights, model.config, model.metrics)] = broadcast_object_list(
-            [(model.state_dict(), model.config, model.metrics)]
-        )
+        own = (model.state_dict(), model.config, model.metrics)
+        [(weights, model.config, model.metrics)] = broadcast_object_list([own])
         model.load_state_dict(weights)

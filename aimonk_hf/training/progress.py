@@ -15,41 +15,37 @@ class ProgressBar:
     """Show the steps of a run; a redirected output gets a line every half minute instead."""
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
-        self.total, self.done, self.quiet = total, done, quiet
-        self._begun, self._done_at_begin = time.monotonic(), done
-        self._last_line = self._begun
-        self._in_terminal = sys.stderr.isatty()
-        off = quiet or not self._in_terminal
-        self._bar: tqdm[Any] = tqdm(
-            total=total, initial=done, desc="training", unit="step", disable=off, dynamic_ncols=True, mininterval=0.5
-        )
+        in_terminal = sys.stderr.isatty()
+        self.total, self.done, self.done_before = total, done, done
+        self.writes_lines = not quiet and not in_terminal
+        self.begun = self.last_line = time.monotonic()
+        options: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5}
+        self.bar = tqdm(total=total, initial=done, desc="training", disable=quiet or not in_terminal, **options)
 
     def after_step(self, loss: float | None, lr: float) -> None:
         """Count a step; `loss` is None where no label was observed."""
         self.done += 1
         if loss is not None:
-            self._bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
-        self._bar.update()
+            self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
+        self.bar.update()
         now = time.monotonic()
-        if not self.quiet and not self._in_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            rate = (self.done - self._done_at_begin) / (now - self._begun)
+        if self.writes_lines and now - self.last_line >= _SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            rate = (self.done - self.done_before) / (now - self.begun)
             shown = "no label" if loss is None else f"loss {loss:.4f}"
             left = duration((self.total - self.done) / rate)
-            print(
-                f"step {self.done}/{self.total}  {shown}  lr {lr:.1e}  {rate:.2f} steps/s  about {left} left",
-                flush=True,
-            )
+            told = f"step {self.done}/{self.total}  {shown}  lr {lr:.1e}  {rate:.2f} steps/s  about {left} left"
+            print(told, flush=True)
 
     def skip_to(self, done: int, total: int) -> None:
         """Continue from step `done` of `total`, after a stage that ended early."""
         self.done, self.total = done, total
-        self._bar.total, self._bar.n = total, done
-        self._bar.refresh()
+        self.bar.total, self.bar.n = total, done
+        self.bar.refresh()
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.close()
+        self.bar.close()
 
 
 def write_line(line: str) -> None:

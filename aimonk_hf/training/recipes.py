@@ -9,6 +9,7 @@ from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.storage import explained
 
 _PRESETS = Path(__file__).parent / "presets"
+_KINDS = {"settings": dict, "extends": str, "system": str, "unsaid": str}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Recipe:
     name: str
     system: str
     settings: dict[str, Any]
-    unsaid: str = ""
+    unsaid: str
 
 
 def list_recipes() -> list[Recipe]:
@@ -39,34 +40,30 @@ def get_recipe(name: str) -> Recipe:
     presets = _preset_files()
     path = presets.get(name) or Path(name)
     if path.suffix != ".toml":
-        raise AimonkError(
-            f"Unknown recipe {name!r}{near_names(name, list(presets))}: `aimonk-hf recipes` lists them; "
-            "a file of your own ends in .toml"
-        )
-    return _read(path, name, presets, seen=())
+        near = near_names(name, list(presets))
+        advice = "`aimonk-hf recipes` lists them; a file of your own ends in .toml"
+        raise AimonkError(f"Unknown recipe {name!r}{near}: {advice}")
+    values = _read(path, presets, seen=())
+    return Recipe(name, values.get("system", ""), values["settings"], values.get("unsaid", ""))
 
 
 def _preset_files() -> dict[str, Path]:
     return {path.stem: path for folder in (_PRESETS, _PRESETS / "published") for path in sorted(folder.glob("*.toml"))}
 
 
-def _read(path: Path, name: str, presets: dict[str, Path], seen: tuple[Path, ...]) -> Recipe:
+def _read(path: Path, presets: dict[str, Path], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the keys of a recipe file over those of the recipes that it extends."""
+    if path in seen:
+        raise AimonkError(f"{seen[-1]}: the recipe extends itself through {path.name}")
     with explained(f"read the recipe {path}"):
         content = path.read_bytes()
     try:
         values = tomllib.loads(content.decode())
     except ValueError as error:  # neither TOML nor UTF-8
         raise AimonkError(f"{path} is no recipe: {error}") from error
-    kinds = {"settings": dict, "extends": str, "system": str, "unsaid": str}
-    if wrong := [key for key, value in values.items() if not isinstance(value, kinds.get(key, ()))]:
-        raise AimonkError(
-            f"{path}: {wrong[0]!r} does not belong at the top of a recipe; settings stand below [settings]"
-        )
-    system, unsaid, settings = values.get("system", ""), values.get("unsaid", ""), values.get("settings", {})
-    if base_name := values.get("extends"):
-        base_path = presets.get(base_name, path.parent / base_name)
-        if base_path in (*seen, path):
-            raise AimonkError(f"{path}: the recipe extends itself through {base_name}")
-        base = _read(base_path, base_name, presets, (*seen, path))
-        system, unsaid, settings = system or base.system, unsaid or base.unsaid, base.settings | settings
-    return Recipe(name, system, settings, unsaid)
+    if wrong := [key for key, value in values.items() if not isinstance(value, _KINDS.get(key, ()))]:
+        advice = "settings stand below [settings]"
+        raise AimonkError(f"{path}: {wrong[0]!r} does not belong at the top of a recipe; {advice}")
+    settings, base = values.get("settings", {}), values.get("extends")
+    earlier = _read(presets.get(base, path.parent / base), presets, (*seen, path)) if base else {}
+    return earlier | values | {"settings": earlier.get("settings", {}) | settings}

@@ -35,10 +35,8 @@ class RunDirectory:
     """`--output-dir`: refuses to mix two runs, and writes each file whole."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.path = Path(config.output_dir)
-        self.config = config
-        self.checkpoints = self.path / "checkpoints"
-        self.folds = self.path / "folds"
+        self.path, self.config = Path(config.output_dir), config
+        self.checkpoints, self.folds = self.path / "checkpoints", self.path / "folds"
         earlier = self.path / _CONFIG
         self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
 
@@ -51,31 +49,51 @@ class RunDirectory:
         """Raise `AimonkError` for another run here without --resume or --overwrite, and for other settings."""
         if self.config.resume and self.earlier:
             own, earlier = self.config.to_dict(), _settings(self.earlier, self.path / _CONFIG)
-            changed = [
-                f"{name} was {old!r}, now {own[name]!r}"
-                for name, old in earlier.items()
-                if name not in _FREE_TO_CHANGE and name in own and own[name] != old
-            ]
-            self._refuse(changed and f" with other settings: {'; '.join(changed)}", "use the old ones")
+            kept = {name: old for name, old in earlier.items() if name in own and name not in _FREE_TO_CHANGE}
+            changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in kept.items() if own[name] != old]
+            self._refuse(changed, " with other settings: {}; use the old ones")
         elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
-            raise AimonkError(
-                f"{self.path} holds another run: pass --resume to go on with it, --overwrite to replace it, "
-                "or another --output-dir"
-            )
+            advice = "pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
+            raise AimonkError(f"{self.path} holds another run: {advice}")
 
     def check_machine(self, now: dict[str, Any]) -> None:
         """Raise `AimonkError` where --resume would continue with another device, precision or number of processes."""
         if self.config.resume and self.earlier:
-            before = self.earlier["resolved"]
-            before |= {"mixed_precision": "float32"} if before.get("mixed_precision") == "no" else {}
-            changed = [
-                f"{name} was {before[name]}, now {new}" for name, new in now.items() if before.get(name, new) != new
-            ]
-            self._refuse(changed and f" on this machine: {'; '.join(changed)}", "go on as the run began")
+            before = now | self.earlier["resolved"]
+            if before["mixed_precision"] == "no":  # of earlier versions
+                before["mixed_precision"] = "float32"
+            changed = [f"{name} was {before[name]}, now {new}" for name, new in now.items() if before[name] != new]
+            self._refuse(changed, " on this machine: {}; go on as the run began")
 
-    def _refuse(self, change: str | list[str], remedy: str) -> None:
-        if change and not self.config.ignore_changes:
-            raise AimonkError(f"cannot resume {self.path}{change}; {remedy}, or use --overwrite or --ignore-changes")
+    def check_data(self, dataset: AttributeDataset) -> None:
+        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming the changes since.
+
+        Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained under other
+        names.
+        """
+        names = "\n".join(dataset.attributes)  # in a row without an image name, which no image can have
+        rows = zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
+        now = {image: (_size(path), ",".join(map(cell_text, row))) for image, path, row in rows}
+        path = self.checkpoints / _DATA
+        if self.config.resume and path.is_file():
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                before = {row["image"]: (row["bytes"], row["labels"]) for row in csv.DictReader(file)}
+            _, noted = before.pop("", ("", names))  # earlier versions noted no attributes
+            if noted != names:
+                was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
+                told = f"it was trained on {was}, and the labels now hold {now_named}"
+                raise AimonkError(f"cannot resume {self.path}: {told}; restore them, or use --overwrite")
+            if self.finished:  # its images were not checked again: a new one counts only where it can be read
+                for image in [one for one in now if one not in before and check_image(dataset.images_dir / one)]:
+                    del now[image]
+            self._refuse(_changes(before, now), ": the data has changed since ({}); restore it")
+        if not self.finished:
+            write_csv(path, ["image", "bytes", "labels"], [["", "", names], *([key, *now[key]] for key in now)])
+
+    def _refuse(self, changes: list[str], reason: str) -> None:
+        if changes and not self.config.ignore_changes:
+            told = reason.format("; ".join(changes))
+            raise AimonkError(f"cannot resume {self.path}{told}, or use --overwrite or --ignore-changes")
 
     def open(self) -> None:
         """Create the directory; files that --overwrite replaces are removed."""
@@ -98,35 +116,6 @@ class RunDirectory:
             record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
         write_json(self.path / _CONFIG, record)
 
-    def check_data(self, dataset: AttributeDataset) -> None:
-        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming the changes since.
-
-        Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained under other
-        names.
-        """
-        names = "\n".join(dataset.attributes)  # of a row without an image name, which no image can have
-        rows = zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
-        cells = [[image, _size(path), ",".join(map(cell_text, row))] for image, path, row in rows]
-        path = self.checkpoints / _DATA
-        if self.config.resume and path.is_file():
-            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                before = {row["image"]: row for row in csv.DictReader(file)}
-            noted = before.pop("", {"labels": names})["labels"]  # earlier versions noted no attributes
-            if noted != names:
-                was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
-                raise AimonkError(
-                    f"cannot resume {self.path}: it was trained on {was}, and the labels now hold {now_named}; "
-                    "restore them, or use --overwrite"
-                )
-            now = {image: {"bytes": size, "labels": labels} for image, size, labels in cells}
-            if self.finished:  # its images were not checked again: a new one counts only where it can be read
-                readable = (image for image in now if image in before or not check_image(dataset.images_dir / image))
-                now = {image: now[image] for image in readable}
-            changes = _changes(before, now)
-            self._refuse(changes and f": the data has changed since ({changes})", "restore it")
-        if not self.finished:
-            write_csv(path, ["image", "bytes", "labels"], [["", "", names], *cells])
-
     def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
         """Write split.csv: the part and the content hash of each image."""
         hashes = map(content_hash, dataset.paths)
@@ -134,13 +123,12 @@ class RunDirectory:
 
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
         """Write folds.csv: the fold (1, 2, ...) that holds each image out."""
-        rows = zip(dataset.labels.images, (fold_of + 1).tolist(), strict=True)
-        write_csv(self.path / _FOLDS, ["image", "fold"], rows)
+        write_csv(self.path / _FOLDS, ["image", "fold"], zip(dataset.labels.images, fold_of + 1, strict=True))
 
     def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
         """Write oof.csv: out-of-fold scores by image and attribute, which `audit --scores` reads."""
         rows = zip(dataset.labels.images, scores, strict=True)
-        cells = ([image, *("" if np.isnan(score) else f"{score:.9g}" for score in row)] for image, row in rows)
+        cells = ([image, *(_cell(score, 9) for score in row)] for image, row in rows)
         write_csv(self.path / _OUT_OF_FOLD, ["image", *score_columns(dataset.attributes)], cells)
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
@@ -169,22 +157,20 @@ def _settings(record: dict[str, Any], path: Path) -> dict[str, Any]:
     return settings
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _changes(before: dict[str, tuple[str, str]], now: dict[str, tuple[str, str]]) -> list[str]:
     """Name the images that are gone, new, labelled otherwise, of another size, or in another order."""
     both = [image for image in before if image in now]
     groups = {
         "gone": [image for image in before if image not in now],
         "new": [image for image in now if image not in before],
-        "with other labels": [image for image in both if before[image]["labels"] != now[image]["labels"]],
-        "of another file size": [image for image in both if before[image]["bytes"] != now[image]["bytes"]],
+        "with other labels": [image for image in both if before[image][1] != now[image][1]],
+        "of another file size": [image for image in both if before[image][0] != now[image][0]],
     }
     found = [f"{len(images)} image(s) {words}, first {images[0]}" for words, images in groups.items() if images]
-    if not found and list(before) != list(now):
-        found = ["the rows are in another order"]
-    return "; ".join(found)
+    return found or ["the rows are in another order"] * (list(before) != list(now))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int = 6) -> str:
     if value is None or value != value:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

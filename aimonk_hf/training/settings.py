@@ -30,15 +30,14 @@ class Stage(NamedTuple):
     freeze: str
 
 
-def _setting(help: str, default: Any = None, choices: tuple[str, ...] = (), required: bool = False) -> Any:
+def _setting(help: str, default: Any = None, choices: tuple[str, ...] = (), **more: Any) -> Any:
     """Return a field with its help text; the command line shows both, and construction checks the choices."""
-    return field(default=default, metadata={"help": help, "choices": choices, "required": required})
+    return field(default=default, metadata={"help": help, "choices": choices, "required": False} | more)
 
 
-def _from_recipe(help: str, neutral: Any, choices: tuple[str, ...] = ()) -> Any:
+def _from_recipe(help: str, neutral: Any = None, choices: tuple[str, ...] = ()) -> Any:
     """Return a field that is the recipe's where it is not given, and `neutral` where the recipe has none either."""
-    metadata = {"help": help, "choices": choices, "required": False, "from_recipe": True, "neutral": neutral}
-    return field(default=None, metadata=metadata)
+    return _setting(help, choices=choices, neutral=neutral)
 
 
 @dataclass
@@ -56,61 +55,45 @@ class TrainConfig:
 
     labels: str | None = _setting("label file other than DATA_DIR/labels.csv or labels.txt")
     images_dir: str | None = _setting("folder of the images, if not images/ beside the labels")
-    attributes: list[str] | None = _setting(
-        "a,b,c: names for the columns of labels.txt, or columns of labels.csv to use"
-    )
+    attributes: list[str] | None = _setting("a,b,c: columns of labels.csv to use, or names for those of labels.txt")
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
     val_split: float = _from_recipe("share of the images kept for validation; 0 trains on all", 0.2)
-    report_split: float = _from_recipe(
-        "share of the validation images that choose nothing and only report: intervals, p-values, verdict", 0.0
-    )
-    folds: int = _setting(
-        "cross-validate with K folds, evaluate and tune out of fold, then train on all images; 0: off", 0
-    )
+    report_split: float = _from_recipe("share of the validation images that choose nothing and report the figures", 0.0)
+    folds: int = _setting("cross-validate with K folds, evaluate and tune out of fold, then train on all; 0: off", 0)
     split: str = _from_recipe("division of the images into parts", "iterative", SPLIT_METHODS)
     seed: int = _setting("every random choice follows from it", 42)
 
     architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH", "mobilenetv2_100")
     pretrained: bool = _from_recipe("start from the architecture's pretrained weights", True)
-    drop_rate: float | None = _from_recipe("dropout before the linear head; default: the backbone's own", None)
-    drop_path_rate: float | None = _from_recipe("stochastic depth; default: the backbone's own", None)
-    image_size: int | None = _from_recipe("pixels per side; default: the backbone's own", None)
-    crop_mode: str | None = _from_recipe("squash, center or border; default: the backbone's own", None)
-    crop_pct: float | None = _from_recipe(
-        "share of the resized image that the eval crop keeps; the backbone's own", None
-    )
-    train_scale: list[float] | None = _from_recipe(
-        "FIRST,LAST: size of training images in the first and last epoch of a stage, as shares of the image size", None
-    )
+    drop_rate: float | None = _from_recipe("dropout before the linear head; default: the backbone's own")
+    drop_path_rate: float | None = _from_recipe("stochastic depth; default: the backbone's own")
+    image_size: int | None = _from_recipe("pixels per side; default: the backbone's own")
+    crop_mode: str | None = _from_recipe("squash, center or border; default: the backbone's own")
+    crop_pct: float | None = _from_recipe("share of the resized image that is kept; default: the backbone's own")
+    train_scale: list[float] | None = _from_recipe("FIRST,LAST: share of the image size at a stage's start and end")
     augmentation: str = _from_recipe("training augmentation", "none", AUGMENTATIONS)
     mixup: float = _from_recipe("alpha of mixup, which blends two images and their labels; 0: off", 0.0)
     cutmix: float = _from_recipe("alpha of cutmix, which pastes a box of another image; 0: off", 0.0)
     sampling: str = _from_recipe("each image once an epoch, or rare values more often", "shuffle", SAMPLINGS)
 
     epochs: int = _from_recipe("passes over the training images; with several stages those of the last one", 10)
-    stage_epochs: list[int] | None = _from_recipe("5,15: epochs of each stage, where there are several", None)
+    stage_epochs: list[int] | None = _from_recipe("5,15: epochs of each stage, where there are several")
     freeze: str = _from_recipe("none, backbone, first-5, first-5/16, except-last-3, or layer names joined by +", "none")
-    stage_freeze: list[str] | None = _from_recipe("the same for each stage", None)
+    stage_freeze: list[str] | None = _from_recipe("the same for each stage")
     feature_views: int = _from_recipe("augmented views whose features a head-only stage caches; 0 computes anew", 4)
     batch_size: int = _from_recipe("images per process and forward pass", 32)
     accumulation_steps: int = _setting("forward passes per optimiser step", 1)
     optimizer: str = _from_recipe("name in timm's optimiser factory", "adamw")
     lr: float = _from_recipe("highest learning rate; with several stages that of the last one", 1e-3)
-    stage_lr: list[float] | None = _from_recipe("1e-3,1e-4: highest learning rate of each stage", None)
+    stage_lr: list[float] | None = _from_recipe("1e-3,1e-4: highest learning rate of each stage")
     layer_decay: float = _from_recipe("factor on the learning rate from each block to the one before it; 1: equal", 1.0)
     weight_decay: float = _from_recipe("weight decay, not applied to norms and biases", 0.0)
     schedule: str = _from_recipe("course of the learning rate", "constant", SCHEDULES)
     warmup: float = _from_recipe("share of a stage's steps in which the learning rate rises", 0.0)
     plateau_factor: float = _setting("factor on the learning rate at a plateau (--schedule plateau)", 0.5)
     plateau_patience: int = _setting("epochs without a lower validation loss that --schedule plateau waits", 2)
-    early_stopping_patience: int = _from_recipe(
-        "end a stage after so many epochs without improvement of --metric-for-best-model; 0: off", 0
-    )
-    metric_for_best_model: str = _from_recipe(
-        "keep the epoch that is best by this metric on the validation images; none keeps the last",
-        "none",
-        EPOCH_METRICS,
-    )
+    early_stopping_patience: int = _from_recipe("epochs without improvement after which a stage ends; 0: off", 0)
+    metric_for_best_model: str = _from_recipe("metric of the epoch to keep; none: the last", "none", EPOCH_METRICS)
     clip_grad: float = _from_recipe("largest gradient norm; 0: off", 1.0)
     ema_decay: float = _from_recipe("decay of the EMA of the weights, which is then kept; 0: off", 0.0)
     loss: str = _from_recipe("bce, focal (--focal-gamma) or asymmetric (--asymmetric-gammas)", "bce", LOSSES)
@@ -146,45 +129,38 @@ class TrainConfig:
     def __post_init__(self, prefix_views: int | None, given: dict[str, Any] | None) -> None:
         if prefix_views:
             raise AimonkError("--prefix-views is gone, head-only stages cache features (--feature-views): leave it out")
-        if given:
-            for name, (resolved, explicit) in given.items():
-                if getattr(self, name) == resolved:
-                    setattr(self, name, explicit)
-        self._translate()
-        explicit = {setting.name: getattr(self, setting.name) for setting in _recipe_fields()}
-        self._resolve()
-        resolved = {name: (getattr(self, name), value) for name, value in explicit.items()}
-        self.given = resolved  # type: ignore[attr-defined]
-        self._check()
-
-    def _translate(self) -> None:
-        """Turn paths into text, and old spellings into today's."""
+        for name, (resolved, explicit) in (given or {}).items():
+            if getattr(self, name) == resolved:
+                setattr(self, name, explicit)
         for setting in fields(self):
             if isinstance(value := getattr(self, setting.name), os.PathLike):
                 setattr(self, setting.name, os.fspath(value))
-        if isinstance(self.image_cache, bool):
+        if isinstance(self.image_cache, bool):  # of earlier versions
             self.image_cache = None if self.image_cache else "off"
         if self.mixed_precision == "no":  # accelerate's word
             self.mixed_precision = "float32"
+        explicits = {name: getattr(self, name) for name in _recipe_fields()}
+        self._resolve()
+        origins = {name: (getattr(self, name), explicit) for name, explicit in explicits.items()}
+        self.given = origins  # type: ignore[attr-defined]
+        self._check()
 
     def _resolve(self) -> None:
         """Take from the recipe what was not given, and make the stages."""
-        recipe = get_recipe(self.recipe).settings
-        by_name = {setting.name: setting for setting in _recipe_fields()}
+        recipe, by_name = get_recipe(self.recipe).settings, _recipe_fields()
         if unknown := [name for name in recipe if name not in by_name]:
             known = near_names(unknown[0], list(by_name))
             raise AimonkError(f"The recipe {self.recipe} has a setting {unknown[0]!r} that no recipe can have{known}")
         for setting in fields(self):
-            if (value := getattr(self, setting.name)) is not None:
-                _check_value(setting, value)
-        for name, value in recipe.items():
-            _check_value(by_name[name], value)
+            for value in (getattr(self, setting.name), recipe.get(setting.name)):
+                if value is not None:
+                    _check_value(setting, value)
+        if self.folds and self.report_split:
+            raise AimonkError("--folds evaluates on out-of-fold scores, not on a part: leave out --report-split")
         values = {name: setting.metadata["neutral"] for name, setting in by_name.items()} | recipe
-        self.stages = _stages({name: getattr(self, name) for pair in _STAGED for name in pair}, recipe, values)
         if self.folds:
-            if self.report_split:
-                raise AimonkError("--folds evaluates on out-of-fold scores, not on a part: leave out --report-split")
-            self.report_split = 0.0
+            values["report_split"] = 0.0
+        self.stages = _stages({name: getattr(self, name) for pair in _STAGED for name in pair}, recipe, values)
         for (single, several), column in zip(_STAGED, zip(*self.stages, strict=True), strict=True):
             setattr(self, several, list(column))
             setattr(self, single, column[-1])
@@ -194,27 +170,33 @@ class TrainConfig:
         self.asymmetric_gammas = [1.0, 4.0] if self.asymmetric_gammas is None else self.asymmetric_gammas
 
     def _check(self) -> None:
+        """Raise `AimonkError` for stages that train nothing, and for settings that exclude each other."""
+        parse_objective(self.threshold_objective)
         for stage in self.stages:
             if stage.epochs < 1:
                 raise AimonkError(f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out")
             if not 0 < stage.lr <= 1e30:
                 raise AimonkError(f"--lr must be above 0 and at most 1e30, found {stage.lr}")
-        for name, low, high in (("train_scale", 0, 2), ("asymmetric_gammas", -1e-9, math.inf)):
+        for name, low, high, needed in (
+            ("train_scale", 0, 2, "above 0 and at most 2"),
+            ("asymmetric_gammas", -1e-9, math.inf, "that are not negative"),
+        ):
             pair = getattr(self, name)
             if pair is not None and (len(pair) != 2 or not all(low < value <= high for value in pair)):
-                needed = "above 0 and at most 2" if name == "train_scale" else "that are not negative"
                 raise AimonkError(f"{flag(name)} takes two numbers {needed}, found {','.join(map(str, pair))}")
-        parse_objective(self.threshold_objective)
-        if self.resume and self.overwrite:
-            raise AimonkError("--resume and --overwrite exclude each other")
-        if self.private and not self.push_to_hub:
-            raise AimonkError("--private is about the repository of --push-to-hub: give both, or leave out --private")
-        if self.folds == 1:
-            raise AimonkError("--folds must be 0 or at least 2, found 1")
-        if self.chooses_epoch and not self.val_split:
-            other = "--early-stopping-patience" if self.early_stopping_patience else "--metric-for-best-model"
-            first = "--schedule plateau" if self.schedule == "plateau" else other
-            raise AimonkError(f"{first} needs validation images: give --val-split a share, or turn it off")
+        chooses = "--early-stopping-patience" if self.early_stopping_patience else "--metric-for-best-model"
+        chooses = "--schedule plateau" if self.schedule == "plateau" else chooses
+        for refused, told in (
+            (self.resume and self.overwrite, "--resume and --overwrite exclude each other"),
+            (self.private and not self.push_to_hub, "--private is about the repository of --push-to-hub: give both"),
+            (self.folds == 1, "--folds must be 0 or at least 2, found 1"),
+            (
+                self.chooses_epoch and not self.val_split,
+                f"{chooses} needs validation images: give --val-split a share, or turn it off",
+            ),
+        ):
+            if refused:
+                raise AimonkError(told)
 
     @property
     def n_epochs(self) -> int:
@@ -236,8 +218,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _recipe_fields() -> list["Field[Any]"]:
-    return [setting for setting in fields(TrainConfig) if setting.metadata.get("from_recipe")]
+def _recipe_fields() -> dict[str, "Field[Any]"]:
+    return {setting.name: setting for setting in fields(TrainConfig) if "neutral" in setting.metadata}
 
 
 def _stages(given: dict[str, Any], recipe: dict[str, Any], values: dict[str, Any]) -> list[Stage]:
@@ -261,38 +243,38 @@ def _stages(given: dict[str, Any], recipe: dict[str, Any], values: dict[str, Any
 # The lowest value of each field that has one; a share lies in [0, 1), a factor in (0, 1].
 _LOWEST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps"), 1),
-    **dict.fromkeys(
-        ("num_workers", "folds", "seed", "feature_views", "early_stopping_patience", "plateau_patience"), 0
-    ),
-    **dict.fromkeys(("weight_decay", "clip_grad", "pos_weight_power", "pos_weight_cap", "mixup", "cutmix"), 0),
-    **dict.fromkeys(("focal_gamma", "checkpoint_minutes"), 0),
+    **dict.fromkeys(("num_workers", "folds", "seed", "feature_views", "early_stopping_patience"), 0),
+    **dict.fromkeys(("plateau_patience", "weight_decay", "clip_grad", "pos_weight_power", "pos_weight_cap"), 0),
+    **dict.fromkeys(("mixup", "cutmix", "focal_gamma", "checkpoint_minutes"), 0),
     "image_size": 8,
 }
-_SHARES = ("val_split", "report_split", "drop_rate", "drop_path_rate", "ema_decay", "warmup", "label_smoothing")
+_SHARES = (
+    *("val_split", "report_split", "drop_rate", "drop_path_rate", "ema_decay", "warmup", "label_smoothing"),
+    "asymmetric_clip",
+)
 _FACTORS = ("layer_decay", "plateau_factor")
 
 
 def _check_value(setting: "Field[Any]", value: Any) -> None:
     """Raise `AimonkError` where a value is of another kind than its field, or out of the field's range."""
     name = flag(setting.name)
-    kinds = get_args(setting.type) or (setting.type,)
-    if value is None and type(None) in kinds:
-        return
-    kind = next(kind for kind in kinds if kind is not type(None))
-    element, values = (get_args(kind)[0], value) if get_origin(kind) is list else (kind, [value])
+    kind = next(kind for kind in get_args(setting.type) or (setting.type,) if kind is not type(None))
+    is_list = get_origin(kind) is list
+    element = get_args(kind)[0] if is_list else kind
+    values = value if is_list and isinstance(value, list | tuple) else [value]
     allowed = {float: Real, int: Integral}.get(element, element)
-    if not isinstance(values, list | tuple) or any(
-        not isinstance(one, allowed) or (isinstance(one, bool) and element is not bool) for one in values
+    if (is_list and values is not value) or not all(
+        isinstance(one, allowed) and (element is bool or not isinstance(one, bool)) for one in values
     ):
-        wanted = f"a list of {element.__name__}" if get_origin(kind) is list else element.__name__
+        wanted = f"a list of {element.__name__}" if is_list else element.__name__
         raise AimonkError(f"{name} must be {wanted}, found {value!r}")
-    if any(isinstance(one, float) and not math.isfinite(one) for one in values):
-        raise AimonkError(f"{name} must be finite, found {value}")
-    if (choices := setting.metadata.get("choices")) and value not in choices:
-        raise AimonkError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
-    if (low := _LOWEST.get(setting.name)) is not None and value < low:
-        raise AimonkError(f"{name} must {f'be at least {low}' if low else 'not be negative'}, found {value}")
-    if setting.name in (*_SHARES, "asymmetric_clip") and not 0 <= value < 1:
-        raise AimonkError(f"{name} must lie in [0, 1), found {value}")
-    if setting.name in _FACTORS and not 0 < value <= 1:
-        raise AimonkError(f"{name} must lie in (0, 1], found {value}")
+    low, choices = _LOWEST.get(setting.name), setting.metadata["choices"]
+    for refused, needed in (
+        (any(isinstance(one, float) and not math.isfinite(one) for one in values), "be finite"),
+        (choices and value not in choices, f"be one of {', '.join(choices)}"),
+        (low is not None and value < low, f"be at least {low}" if low else "not be negative"),
+        (setting.name in _SHARES and not 0 <= value < 1, "lie in [0, 1)"),
+        (setting.name in _FACTORS and not 0 < value <= 1, "lie in (0, 1]"),
+    ):
+        if refused:
+            raise AimonkError(f"{name} must {needed}, found {value!r}")

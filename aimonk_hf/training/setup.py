@@ -22,15 +22,17 @@ from aimonk_hf.training.settings import TrainConfig
 
 def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
     """Return a model with a fresh head of one output per attribute, as the settings say."""
-    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    cropping = {"crop_mode": config.crop_mode, "crop_pct": config.crop_pct}
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(config, name)) is not None}
+
     return AimonkModel.from_timm(
         config.architecture,
         attributes,
         pretrained=config.pretrained,
         image_size=config.image_size,
-        preprocessing={key: value for key, value in cropping.items() if value is not None},
-        **{name: rate for name, rate in rates.items() if rate is not None},
+        preprocessing=given("crop_mode", "crop_pct"),
+        **given("drop_rate", "drop_path_rate"),
     )
 
 
@@ -42,12 +44,12 @@ def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel)
     """
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     network = copy.deepcopy(model.timm_model).to(accelerator.device).to(memory_format=memory_format)
-    epochs = iter(sizes_by_epoch(config, model))
+    sizes = iter(sizes_by_epoch(config, model))
     for stage in config.stages:
         freeze_parameters(network, stage.freeze)
         optimizer = build_optimizer(network, config)
         set_train_mode(network)
-        for size in dict.fromkeys(islice(epochs, stage.epochs)):
+        for size in dict.fromkeys(islice(sizes, stage.epochs)):
             pixels = torch.randn(2, 3, *size, device=accelerator.device).contiguous(memory_format=memory_format)
             try:
                 with autocast(accelerator):
@@ -62,15 +64,6 @@ def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel)
         optimizer.zero_grad()
 
 
-def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """Return a context for forward passes: the run's precision, and fast depthwise gradients where they help."""
-    stack = ExitStack()
-    stack.enter_context(accelerator.autocast())
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        stack.enter_context(DepthwiseGradients())
-    return stack
-
-
 def _why_no_step(config: TrainConfig, model: AimonkModel, size: tuple[int, int], error: Exception) -> AimonkError:
     if explained := explain_failure(error, config.batch_size, size[0]):
         return explained
@@ -78,6 +71,15 @@ def _why_no_step(config: TrainConfig, model: AimonkModel, size: tuple[int, int],
         return cannot_compute(model.config.architecture, size, error)
     found = f"{model.config.architecture} cannot compute training images of {size[0]} x {size[1]} pixels"
     return AimonkError(f"{found} ({reason_of(error)}): --train-scale 1,1 keeps them at the image size")
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """Return a context for forward passes: the run's precision, and fast depthwise gradients where they help."""
+    stack = ExitStack()
+    stack.enter_context(accelerator.autocast())
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        stack.enter_context(DepthwiseGradients())
+    return stack
 
 
 def machine_settings(accelerator: Accelerator) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -12,22 +12,21 @@ from accelerate import Accelerator
 
 def stopped_line(folder: Path) -> str:
     """Return the line that names the last checkpoint of a stopped run, or of its fold, and the way on."""
-    saved = sorted(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
-    if not saved:
+    saved = max(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime, default=None)
+    if saved is None:
         return "stopped: the same command with --resume goes on"
-    step = int(saved[-1].name.removeprefix("step-"))
-    return f"stopped and saved after step {step}: the same command with --resume goes on from there"
+    return f"stopped and saved after step {int(saved.name[5:])}: the same command with --resume goes on from there"
 
 
 class StopRequest:
-    """Within the `with` block the first SIGINT or SIGTERM only sets `asked`; a second one acts at once.
+    """Within the `with` block the first SIGINT or SIGTERM is only noted; a second one acts at once.
 
     Outside the main thread nothing is caught: Python hands signals to that thread alone. A signal that is ignored when
     the block begins stays so: a shell script has the commands that it starts with & ignore Ctrl-C.
     """
 
-    def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.number = accelerator, 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -36,29 +35,22 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def agree(self, accelerator: Accelerator) -> None:
-        """Let every process know of a signal that any of them got, so that all stop after the same step."""
-        if accelerator.num_processes > 1:
-            number = int(accelerator.gather(torch.tensor([self.asked or 0], device=accelerator.device)).max())
-            self.asked = self.asked or (signal.Signals(number) if number else None)
-
-    def leave_if_asked(self, accelerator: Accelerator) -> None:
-        """End as the signal would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
-        if self.asked is None:
-            return
-        accelerator.wait_for_everyone()  # a launcher ends the others when one has ended, also while the first one saves
-        if self.asked is signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = signal.Signals(number)
-        self._restore()
+        self.number = number
+        self.__exit__()
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def __exit__(self, *error: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def asked(self) -> bool:
+        """Return whether any process got a signal; all processes call this, to stop after the same step."""
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor([self.number], device=self.accelerator.device)
+            self.number = self.number or int(self.accelerator.gather(own).max())
+        return self.number > 0
+
+    def leave(self) -> NoReturn:
+        """End as the signal would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
+        self.accelerator.wait_for_everyone()  # a launcher ends the others when one has ended, also while one saves
+        raise KeyboardInterrupt if self.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)

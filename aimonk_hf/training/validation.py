@@ -1,6 +1,9 @@
-"""Validation figures of a network in training, over all processes."""
+"""Outputs of a network over all processes, and the validation figures of a network in training."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,72 +20,80 @@ from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.losses import Loss
 from aimonk_hf.modeling.processing import EvalTransform
 
-# Outputs [N, width], and a mask [N] of the readable images; the rows of the others mean nothing.
-Gathered = tuple[NDArray[np.float32], NDArray[np.bool_]]
-Cache = ImageCache | None
 
-
+@dataclass
 class Validator:
     """Compute outputs of networks for the validation images; each process computes its share, and all get the whole.
 
     `cache` holds the decoded images, made by `transform`.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        transform: EvalTransform,
-        dataset: AttributeDataset,
-        batch_size: int,
-        cache: Cache,
-    ) -> None:
-        self.accelerator, self.transform, self.dataset = accelerator, transform, dataset
-        self.batch_size, self.cache = batch_size, cache
+    accelerator: Accelerator
+    transform: EvalTransform
+    dataset: AttributeDataset
+    batch_size: int
+    cache: ImageCache | None
 
-    def outputs(self, network: nn.Module, width: int) -> Gathered:
+    def outputs(self, network: nn.Module, width: int) -> tuple[Tensor, Tensor]:
         """Return the network's outputs [N, width], and the readable images [N]; the network is left in eval mode."""
-        accelerator, dataset, device = self.accelerator, self.dataset, self.accelerator.device
+        accelerator, dataset = self.accelerator, self.dataset
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        table = torch.zeros(len(dataset), width, device=device)
-        readable = torch.zeros(len(dataset), device=device)
-        network.eval()
+        stream = stream_logits(
+            (dataset.paths[row] for row in own),
+            self.transform.pixels,
+            partial(compute_outputs, accelerator, self.transform, network.eval()),
+            self.batch_size,
+            cache=self.cache,
+            on_cpu=accelerator.device.type == "cpu",
+        )
+        outputs = zip(own, (found for _, found in stream), strict=True)
+        read = ((row, found) for row, found in outputs if not isinstance(found, ImageError))
+        return gather_outputs(accelerator, len(dataset), width, read)
 
-        def score(pixels: Tensor) -> Tensor:
-            with torch.inference_mode(), accelerator.autocast():
-                values = self.transform.normalize(pixels.to(device))
-                return network(values.contiguous(memory_format=torch.channels_last)).float()
 
-        sources, prepare = (dataset.paths[row] for row in own), self.transform.pixels
-        on_cpu = device.type == "cpu"
-        stream = stream_logits(sources, prepare, score, self.batch_size, cache=self.cache, on_cpu=on_cpu)
-        for row, (_, outputs) in zip(own, stream, strict=True):
-            if not isinstance(outputs, ImageError):
-                table[row], readable[row] = outputs, 1
-        accelerator.wait_for_everyone()  # however long the images of one process take
-        table, readable = accelerator.reduce(table, "sum"), accelerator.reduce(readable, "sum")
-        return table.cpu().numpy(), readable.cpu().numpy() > 0
+def compute_outputs(accelerator: Accelerator, transform: EvalTransform, network: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the network's float32 outputs for pixels uint8 [N, 3, H, W], in the run's precision."""
+    with torch.inference_mode(), accelerator.autocast():
+        values = transform.normalize(pixels.to(accelerator.device))
+        outputs: Tensor = network(values.contiguous(memory_format=torch.channels_last)).float()
+        return outputs
+
+
+def gather_outputs(
+    accelerator: Accelerator, n_rows: int, width: int, own: Iterable[tuple[Any, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return outputs [n_rows, width] and a mask [n_rows] of those that some process has; `own` yields (rows, outputs).
+
+    The rows that no process has are 0.
+    """
+    table = torch.zeros(n_rows, width, device=accelerator.device)
+    known = torch.zeros(n_rows, device=accelerator.device)
+    for rows, outputs in own:
+        table[rows], known[rows] = outputs, 1
+    accelerator.wait_for_everyone()  # however long the images of one process take
+    return accelerator.reduce(table, "sum").cpu(), accelerator.reduce(known, "sum").cpu() > 0
 
 
 def validation_figures(
-    logits: NDArray[np.float32], labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
-) -> dict[str, Any]:
+    logits: Tensor, labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
+) -> dict[str, float | None]:
     """Return loss, macro F1 at 0.5, mAP and macro AUROC of logits and labels [N, K]; undefined ones are None.
 
     Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
     """
     observed = not np.isnan(labels).all()
-    mean_loss = (
-        float(loss(torch.from_numpy(logits), torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
-    )
-    if not np.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
+    mean_loss = float(loss(logits, torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
+    if not torch.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
         raise NotFiniteError(
             "the logits of the validation images, or their loss, are infinite or NaN: try a lower --lr"
         )
-    scores = torch.from_numpy(logits).double().sigmoid().numpy()
-    figures = {
-        "val_loss": mean_loss,
-        "macro_f1": mean_defined(f1(count_decisions(labels, scores >= 0.5))),
-        "macro_average_precision": mean_defined(average_precision(labels, scores)),
-        "macro_auroc": mean_defined(auroc(labels, scores)),
-    }
-    return dict(nan_to_none(figures))
+    scores = logits.double().sigmoid().numpy()
+    figures: dict[str, float | None] = nan_to_none(
+        {
+            "val_loss": mean_loss,
+            "macro_f1": mean_defined(f1(count_decisions(labels, scores >= 0.5))),
+            "macro_average_precision": mean_defined(average_precision(labels, scores)),
+            "macro_auroc": mean_defined(auroc(labels, scores)),
+        }
+    )
+    return figures
