@@ -1,6 +1,7 @@
 """Cached features of a frozen backbone, for a stage that trains the head alone."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,11 +54,11 @@ class HeadFeatures:
             self.held = first
 
     def _compute(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        accelerator, pooled = self.accelerator, Pooled(self.model.timm_model.eval())
+        accelerator, network = self.accelerator, partial(pooled_features, self.model.timm_model.eval())
         own = range(accelerator.process_index, len(self.images), accelerator.num_processes)
         chunks = [[(epoch, row) for row in own[start : start + _BATCH]] for start in range(0, len(own), _BATCH)]
         for pixels, _, rows in image_loader(self.images, chunks, self.workers, accelerator.device.type == "cuda"):
-            features, read = compute_outputs(accelerator, self.model.transform, pooled, pixels), rows >= 0
+            features, read = compute_outputs(accelerator, self.model.transform, network, pixels), rows >= 0
             yield rows[read], features[read]
 
     def batches(self, batches: EpochBatches) -> Iterator[Batch]:
@@ -73,25 +74,17 @@ class HeadFeatures:
     def validation_logits(self, network: nn.Module, validator: Validator) -> tuple[Tensor, Tensor]:
         """Return logits [N, K] and readable [N] of the validation images, whose features are computed once."""
         if self.of_validation is None:
-            self.of_validation = validator.outputs(Pooled(network), self.width)
+            self.of_validation = validator.outputs(partial(pooled_features, network.eval()), self.width)
         features, readable = self.of_validation
         with torch.inference_mode(), self.accelerator.autocast():
             logits: Tensor = network.get_classifier()(features.to(self.accelerator.device))  # type: ignore[operator]
         return logits.float().cpu(), readable
 
 
-class Pooled(nn.Module):
-    """Compute a timm network's pooled features [N, D], which its classifier takes."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the features of normalised pixels [N, 3, H, W]."""
-        network: Any = self.network
-        features: Tensor = network.forward_head(network.forward_features(values), pre_logits=True)
-        return features
+def pooled_features(network: Any, values: Tensor) -> Tensor:
+    """Return the input [N, D] of a timm network's classifier for normalised pixels [N, 3, H, W]."""
+    features: Tensor = network.forward_head(network.forward_features(values), pre_logits=True)
+    return features
 
 
 def can_cache(model: AimonkModel, n_images: int) -> bool:
@@ -104,7 +97,7 @@ def can_cache(model: AimonkModel, n_images: int) -> bool:
     pixels = torch.linspace(-2, 2, 6 * height * width, device=model.device).view(2, 3, height, width)
     try:
         with torch.inference_mode():
-            wanted, found = network(pixels), classifier(Pooled(network)(pixels))
+            wanted, found = network(pixels), classifier(pooled_features(network, pixels))
     except REFUSALS:  # a head that takes something else
         return False
     same = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)

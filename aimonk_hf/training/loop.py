@@ -125,9 +125,7 @@ class Trainer:
                         raise NotFiniteError(f"{error}; {self._advice(run)}") from error
                     ended_early = self.end_epoch(row)
                     if is_main:
-                        write_line(epoch_line(row, config.n_epochs, len(config.stages)))
-                        if ended_early:
-                            write_line(ended_early)
+                        write_line(epoch_line(row, config.n_epochs, len(config.stages)) + ended_early)
                         run.write_history(self.state.history)
                     self.save(run, stage)
                     if stop.asked():
@@ -278,7 +276,7 @@ class Trainer:
 
     def validate(self, stage: ActiveStage) -> dict[str, Any]:
         """Return loss and macro figures of the kept network on the validation images."""
-        kept, dataset = self.kept_network, self.validator.dataset
+        kept, dataset = self.kept_network.eval(), self.validator.dataset
         try:
             # an EMA that began in an earlier stage still moves in the backbone
             if stage.features is not None and (self.average is None or stage.number == 0):
@@ -293,10 +291,10 @@ class Trainer:
             where = f"epoch {self.state.epoch} (step {self.state.step})"
             raise NotFiniteError(f"{where} cannot be validated: {error}") from error
 
-    def end_epoch(self, row: dict[str, Any]) -> str | None:
+    def end_epoch(self, row: dict[str, Any]) -> str:
         """Add the epoch to the history, keep its weights if they are the best, and turn to the next stage at its end.
 
-        A later stage starts from the best epoch where one is kept. Returns why the stage ended early, or None.
+        A later stage starts from the best epoch where one is kept. Returns a line on a stage that ended early.
         """
         state, metric, patience = self.state, self.config.metric_for_best_model, self.config.early_stopping_patience
         state.history.append(row)
@@ -312,8 +310,8 @@ class Trainer:
             if not self.finished and state.best is not None:
                 for network in {self.model.timm_model, self.kept_network}:
                     network.load_state_dict(state.best)
-        early = f"stage {row['stage']} ends early: no better {watched} for {patience} epochs"
-        return early if stopped and not over else None
+        early = stopped and not over
+        return f"\nstage {row['stage']} ends early: no better {watched} for {patience} epochs" if early else ""
 
     @property
     def kept_network(self) -> nn.Module:

@@ -43,16 +43,15 @@ def plot_loss_curve(
     axes.plot(iterations, losses, color=PALE, linewidth=0.8, label="training loss, each iteration")
     # smoothed on both sides, so that it does not lag behind the validation loss; by stage, since a stage's first losses
     # say nothing of the one before
-    bounds = [0, *stage_starts, len(losses)] if losses else []
-    for number, (start, end) in enumerate(pairwise(bounds)):
+    for start, end in pairwise([0, *stage_starts, len(losses)] if losses else []):
         smoothed = gaussian_filter1d(losses[start:end], max(len(losses) / 40, 1), mode="nearest")
-        label = None if number else "training loss, smoothed"
+        label = "" if start else "training loss, smoothed"
         axes.plot(iterations[start:end], smoothed, color=_SMOOTH, linewidth=2, label=label)
     if validation:
         marks: Style = {"color": ORANGE, "marker": "o", "markersize": 4, "linewidth": 1.5}
         axes.plot(*zip(*validation, strict=True), **marks, label="validation loss, each epoch")
-    for number, start in enumerate(stage_starts):
-        label = None if number else "a new stage begins"
+    for start in stage_starts:
+        label = "a new stage begins" if start == stage_starts[0] else ""
         axes.axvline(start + 0.5, color="0.4", linewidth=1, linestyle="--", label=label)
     if kept is not None:
         ring: Style = {"color": ORANGE, "markersize": 11, "fillstyle": "none"}
@@ -79,27 +78,21 @@ def plot_predictions(dataset: AttributeDataset, predictions: list[Prediction | N
     figure = Figure(figsize=(4.3 * columns, rows * max(2.1, 0.24 * n_bars + 0.75) + 0.5), layout="constrained")
     grid = figure.add_gridspec(rows, columns * 2, width_ratios=[1, 0.9] * columns)
     for place, (row, prediction) in enumerate(shown):
-        line, column = divmod(place, columns)
-        axes = figure.add_subplot(grid[line, 2 * column])
-        axes.imshow(_image(dataset.paths[row]))
+        axes = figure.add_subplot(grid[2 * place])
+        try:
+            axes.imshow(read_image(dataset.paths[row]))
+        except ImageError:  # the file has gone since it was scored
+            axes.imshow(Image.new("RGB", (64, 64), "lightgrey"))
         axes.set_title(shorten(dataset.labels.images[row], 26, keep_end=True), fontsize=8)
         axes.set_axis_off()
         truth = dict(zip(dataset.attributes, dataset.labels.values[row], strict=True))
-        _draw_bars(figure.add_subplot(grid[line, 2 * column + 1]), prediction, truth)
+        _draw_bars(figure.add_subplot(grid[2 * place + 1]), prediction, truth)
     told = {"decided as labelled": BLUE, "decided against the label": ORANGE, "label missing (NA)": GREY}
     handles: list[Any] = [Patch(color=colour, label=label) for label, colour in told.items()]
     mark: Style = {"color": "black", "marker": "|", "markersize": 12, "markeredgewidth": 2, "linestyle": "none"}
     handles.append(Line2D([], [], label="threshold", **mark))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path, dpi=120)
-
-
-def _image(path: Path) -> Image.Image:
-    """Return the image, or a grey one where the file has gone since it was scored."""
-    try:
-        return read_image(path)
-    except ImageError:
-        return Image.new("RGB", (64, 64), "lightgrey")
 
 
 def _draw_bars(axes: Axes, prediction: Prediction, truth: dict[str, Any]) -> None:

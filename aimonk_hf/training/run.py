@@ -49,7 +49,12 @@ def train(
     run = RunDirectory(config)
     run.check()
     if run.finished:
-        _check_finished(config, run, model, dataset)
+        try:
+            listed = _listed(config, model, dataset)
+        except AimonkError as error:  # it may have been moved away
+            print(f"warning: the data cannot be compared with that of the run: {error}")
+        else:
+            run.check_data(listed)
         print(f"{run.path} is finished: nothing to resume")
         return AimonkModel.from_pretrained(run.path)
     listed = _listed(config, model, dataset)
@@ -107,18 +112,6 @@ def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDa
     return dataset if model is None else dataset.match(model.config.attributes)
 
 
-def _check_finished(
-    config: TrainConfig, run: RunDirectory, model: AimonkModel | None, dataset: AttributeDataset | None
-) -> None:
-    """Raise `AimonkError` where the data of a finished run has changed; data that has gone is only said."""
-    try:
-        listed = _listed(config, model, dataset)
-    except AimonkError as error:
-        print(f"warning: the data cannot be compared with that of the run: {error}")
-    else:
-        run.check_data(listed)
-
-
 @contextmanager
 def _own_accelerate_state() -> Iterator[None]:
     """Let the run choose its precision, and put the caller's accelerate state back."""
@@ -149,10 +142,8 @@ def _start_accelerator(config: TrainConfig) -> Processes:
         raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    if config.log_with:
+    if tracker := config.log_with:
         accelerator.init_trackers(config.run_name, config={key: str(value) for key, value in config.to_dict().items()})
         if not accelerator.trackers:
-            raise AimonkError(
-                f"the tracker {config.log_with} is not installed: pip install 'aimonk_hf[{config.log_with}]'"
-            )
+            raise AimonkError(f"the tracker {tracker} is not installed: pip install 'aimonk_hf[{tracker}]'")
     return accelerator

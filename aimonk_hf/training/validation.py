@@ -1,7 +1,7 @@
 """Outputs of a network over all processes, and the validation figures of a network in training."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.image_cache import ImageCache
@@ -19,6 +19,9 @@ from aimonk_hf.evaluation.metrics import auroc, average_precision, count_decisio
 from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.losses import Loss
 from aimonk_hf.modeling.processing import EvalTransform
+
+# from normalised pixels [N, 3, H, W] to outputs [N, width]
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -34,14 +37,14 @@ class Validator:
     batch_size: int
     cache: ImageCache | None
 
-    def outputs(self, network: nn.Module, width: int) -> tuple[Tensor, Tensor]:
-        """Return the network's outputs [N, width], and the readable images [N]; the network is left in eval mode."""
+    def outputs(self, network: Network, width: int) -> tuple[Tensor, Tensor]:
+        """Return the outputs [N, width] of a network in eval mode, and the readable images [N]."""
         accelerator, dataset = self.accelerator, self.dataset
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         stream = stream_logits(
             (dataset.paths[row] for row in own),
             self.transform.pixels,
-            partial(compute_outputs, accelerator, self.transform, network.eval()),
+            partial(compute_outputs, accelerator, self.transform, network),
             self.batch_size,
             cache=self.cache,
             on_cpu=accelerator.device.type == "cpu",
@@ -51,7 +54,7 @@ class Validator:
         return gather_outputs(accelerator, len(dataset), width, read)
 
 
-def compute_outputs(accelerator: Accelerator, transform: EvalTransform, network: nn.Module, pixels: Tensor) -> Tensor:
+def compute_outputs(accelerator: Accelerator, transform: EvalTransform, network: Network, pixels: Tensor) -> Tensor:
     """Return the network's float32 outputs for pixels uint8 [N, 3, H, W], in the run's precision."""
     with torch.inference_mode(), accelerator.autocast():
         values = transform.normalize(pixels.to(accelerator.device))
