@@ -10,38 +10,67 @@ os.environ.update(
     CUDA_VISIBLE_DEVICES="",
 )
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training import finish
+from aimonk_hf.training.plots import plot_predictions
 
 torch.set_num_threads(1)
 
+SAVEFIG = Figure.savefig
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that imports have made from garbage collections, of which every run makes some."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Decoded pictures are kept beside the tests' other files, never in the user's own folder."""
+    """Keep decoded images beside the tests' other files, never in the user's own folder."""
     os.environ["AIMONK_CACHE"] = str(tmp_path_factory.mktemp("image-cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_plots() -> None:
-    """Two images are drawn at the end of a run instead of twelve, which takes longer than the run itself."""
-    finish._PLOTTED_IMAGES = 2
+def blank_plots() -> Iterator[None]:
+    """Write empty files in place of plots, which take longer than the rest of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).write_bytes(b""))
+        patch.setattr(finish, "plot_predictions", lambda dataset, predictions, path: path.write_bytes(b""))
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_plots(blank_plots: None) -> Iterator[None]:
+    """Draw plots from here to the end of the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        patch.setattr(finish, "plot_predictions", plot_predictions)
+        yield
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of 60 drawings."""
+    """60 drawings."""
     return write_sample_data(tmp_path_factory.mktemp("data") / "sample", n_images=60, seed=3)
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 drawings, of which 19 make three steps of at most 8 images."""
+    return write_sample_data(tmp_path_factory.mktemp("few") / "data", n_images=24, seed=3)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +84,7 @@ def tiny_model() -> AimonkModel:
 
 @pytest.fixture
 def picture() -> Image.Image:
-    """A picture with structure in every channel, wider than high."""
+    """An image with structure in every channel, wider than high."""
     rows, columns = np.mgrid[0:90, 0:120]
     pixels = np.stack([rows * 2, columns * 2, (rows * columns) % 256], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))

@@ -4,9 +4,12 @@ A fork costs its own work only, has its own process group, and ends with a real 
 of the tests; run as a script, this file is the process that forks: it reads a request a line and answers with a line.
 """
 
+import gc
 import json
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -26,26 +29,44 @@ class Ended(NamedTuple):
 
 
 class ForkedRuns:
-    """Start runs, each `aimonk-hf` with its arguments, and wait for them."""
+    """Start runs, each `aimonk-hf` (or a Python file) with its arguments, and wait for them."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = folder / "printed.txt"
+        self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
 
-    def start(self, arguments: list[str], **options: Any) -> int:
+    def start(self, arguments: list[str], rank: int = 0, **options: Any) -> int:
         """Return the process number; `at=("step", 3), number=SIGTERM` sends it the signal at the third step."""
-        return self._ask(arguments=arguments, log=str(self.log), **options)
+        return self._ask(arguments=arguments, log=str(self._log(rank)), **options)
 
-    def wait(self, process: int) -> Ended:
-        return Ended(self._ask(wait=process), self.log.read_text())
+    def wait(self, process: int, rank: int = 0) -> Ended:
+        return Ended(self._ask(wait=process), self._log(rank).read_text())
 
     def run(self, *arguments: str, **options: Any) -> Ended:
         return self.wait(self.start(list(arguments), **options))
 
+    def start_two(self, arguments: list[str], second: list[str] | None = None, **options: Any) -> list[int]:
+        """Start both processes of one run, each on a machine of its own, as `torchrun --nnodes 2` does."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        return [
+            self.start(given, rank, environment=place | {"RANK": str(rank)}, **options)
+            for rank, given in enumerate([arguments, second or arguments])
+        ]
+
+    def run_two(self, arguments: list[str], second: list[str] | None = None, **options: Any) -> list[Ended]:
+        started = self.start_two(arguments, second, **options)
+        return [self.wait(process, rank) for rank, process in enumerate(started)]
+
     def close(self) -> None:
         self.process.communicate()
+
+    def _log(self, rank: int) -> Path:
+        return self.folder / f"printed-{rank}.txt"
 
     def _ask(self, **request: Any) -> int:
         assert self.process.stdin
@@ -109,6 +130,7 @@ def _fork(request: dict[str, Any]) -> int:
     status: Any = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts pytest with & ignores it
+        os.environ.update(request.get("environment", {}))
         if limit := request.get("file_limit"):
             import resource
 
@@ -116,7 +138,12 @@ def _fork(request: dict[str, Any]) -> int:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         if "at" in request:
             _send_at(*request["at"], request["number"], request.get("group", False))
-        status = main(request["arguments"])
+        if "program" in request:
+            sys.argv = [request["program"], *request["arguments"]]
+            runpy.run_path(request["program"])
+            status = 0
+        else:
+            status = main(request["arguments"])
     except SystemExit as stop:
         status = stop.code
     except BaseException:
@@ -128,10 +155,15 @@ def _fork(request: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     import torch
+    from matplotlib.figure import Figure
 
+    import aimonk_hf.training.run  # noqa: F401
     from aimonk_hf.cli.main import main
 
     torch.set_num_threads(1)
+    Figure.savefig = lambda figure, path, **_: Path(path).write_bytes(b"")  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
         answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1]) if "wait" in asked else _fork(asked)

@@ -10,6 +10,8 @@ from aimonk_hf.data.labels import Labels
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.training import plots
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

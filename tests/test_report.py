@@ -333,6 +333,7 @@ def test_audit_probe_from_the_command_line(
     assert "## Is there signal?" in (tmp_path / "a" / "audit.md").read_text()
 
 
+@pytest.mark.usefixtures("real_plots")
 @pytest.mark.parametrize("n_attributes", [1, 9])
 def test_plots_are_drawn_for_few_and_for_many_attributes(n_attributes: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

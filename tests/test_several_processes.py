@@ -1,33 +1,32 @@
 """Two CPU processes take the steps that one process takes with twice the batch."""
 
-import csv
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import pytest
+from forked_runs import ENVIRONMENT, ROOT, ForkedRuns
 from safetensors.torch import load_file
+from train_support import places, rows_of
 
 from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.training.batches import EpochBatches
 
-ROOT = Path(__file__).parents[1]
 # without batch norm, dropout or augmentation, so that only the division of the work differs
-SETTINGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none"]
-SETTINGS += ["--drop-rate", "0", "--mixed-precision", "no", "--num-workers", "0", "--epochs", "2"]
 SAME: dict[str, Any] = {"architecture": "test_vit", "pretrained": False, "image_size": 32, "augmentation": "none"}
-SAME |= {"drop_rate": 0.0, "mixed_precision": "no", "num_workers": 0, "epochs": 2, "batch_size": 14}
+SAME |= {"drop_rate": 0.0, "mixed_precision": "float32", "num_workers": 0, "epochs": 2, "batch_size": 14}
+FLAGS = ["--architecture", "test_vit", "--no-pretrained", "--image-size", "32", "--augmentation", "none"]
+FLAGS += ["--drop-rate", "0", "--mixed-precision", "float32", "--num-workers", "0", "--epochs", "2"]
 # settings of one process, whose batch is twice that of each of two
 JOBS: dict[str, dict[str, Any]] = {
     "curve": SAME,
@@ -47,23 +46,11 @@ for settings in json.loads(sys.argv[1]):
 """
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def torchrun(processes: int) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_port",
-        str(port),
-    ]
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRuns]:
+    forked = ForkedRuns(tmp_path_factory.mktemp("runs"))
+    yield forked
+    forked.close()
 
 
 def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], bool]) -> Path:
@@ -77,19 +64,19 @@ def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], 
 
 
 class Runs(NamedTuple):
-    """The folders of each job's run by one process and by two, and what the two printed."""
+    """The folders of each job's run by one process and by two, and the output of the two."""
 
     one: Path
     two: Path
-    printed: str
+    printed: list[str]
 
     def pair(self, job: str, file: str) -> list[Path]:
         return [runs / job / file for runs in (self.one, self.two)]
 
 
 @pytest.fixture(scope="module")
-def runs(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Train every job in this process, and all of them in one pair of processes."""
+def runs(sample: Path, forked: ForkedRuns, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Train every job in this process, and all of them in one pair of processes on two "machines"."""
     folder = tmp_path_factory.mktemp("jobs")
     data = dict.fromkeys(JOBS, sample) | {
         "half": few_labels(sample, folder / "half", 11, lambda row: row % 2 == 0),
@@ -99,18 +86,12 @@ def runs(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     halved = []
     for job, settings in JOBS.items():
         train(TrainConfig(str(data[job]), str(folder / "one" / job), **settings))
-        places = {"data_dir": str(data[job]), "output_dir": str(folder / "two" / job)}
-        halved.append(settings | places | {"batch_size": settings["batch_size"] // 2})
+        own = {"data_dir": str(data[job]), "output_dir": str(folder / "two" / job)}
+        halved.append(settings | own | {"batch_size": settings["batch_size"] // 2})
     (folder / "program.py").write_text(ALL_JOBS)
-    command = [*torchrun(2), str(folder / "program.py"), json.dumps(halved)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return Runs(folder / "one", folder / "two", done.stdout)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    ended = forked.run_two([json.dumps(halved)], program=str(folder / "program.py"))
+    assert [one.status for one in ended] == [0, 0], ended
+    return Runs(folder / "one", folder / "two", [one.printed for one in ended])
 
 
 def check_close(tables: list[list[dict[str, str]]], columns: Iterable[str], tolerance: float = 1e-4) -> None:
@@ -119,42 +100,11 @@ def check_close(tables: list[list[dict[str, str]]], columns: Iterable[str], tole
         np.testing.assert_allclose(one, two, atol=tolerance, err_msg=column)
 
 
-def launch_two_machines(sample: Path, outs: list[Path], batch_size: int, *more: str) -> list[tuple[int, str]]:
-    """Run one process on each of two "machines" that meet over the loopback, and return status and stderr of both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", port]
-    flags = ["--data-dir", str(sample), "--batch-size", str(batch_size), *SETTINGS, *more]
-    machines = [
-        subprocess.Popen(
-            [*command, "--node_rank", str(rank), "train.py", "--output-dir", str(out), *flags],
-            **{"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
-            text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
-    return [(machine.returncode, told) for machine, told in zip(machines, errors, strict=True)]
-
-
-def test_two_machines_train_as_one_process_and_must_share_the_folder(runs: Runs, sample: Path, tmp_path: Path) -> None:
-    two, apart = tmp_path / "two", tmp_path / "apart"
-    for status, told in launch_two_machines(sample, [two, two], 7):
-        assert status == 0, told
-    check_close([rows_of(runs.one / "curve" / "history.csv"), rows_of(two / "history.csv")], ["train_loss", "val_loss"])
-    record = (two / "train_config.json").read_text()
-    (two / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
-    for status, told in launch_two_machines(sample, [two, apart], 7, "--resume"):
-        assert status != 0
-        assert "machines must share the run directory" in told
-
-
 def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) -> None:
     one, two = (json.loads(path.read_text())["resolved"] for path in runs.pair("curve", "train_config.json"))
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert runs.printed.count("epoch 1/2") == len(JOBS) - 1 + 2  # only the first process speaks; "folds" trains thrice
+    assert runs.printed[0].count("epoch 1/2") == len(JOBS) - 1 + 2  # "folds" trains thrice
+    assert "epoch 1/2" not in runs.printed[1]
     tables = [rows_of(path) for path in runs.pair("curve", "history.csv")]
     check_close(tables, ("train_loss", "val_loss", "macro_auroc", "macro_average_precision"))
     for checkpoints in runs.pair("curve", "checkpoints"):
@@ -163,7 +113,7 @@ def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) 
 
 
 def test_two_processes_freeze_fold_and_score_as_one(runs: Runs) -> None:
-    assert runs.printed.count("fold 1 of 2") == 1
+    assert runs.printed[0].count("fold 1 of 2") == 1
     tables = [rows_of(path) for path in runs.pair("folds", "oof.csv")]
     assert [row["image"] for row in tables[0]] == [row["image"] for row in tables[1]]
     check_close(tables, [name for name in tables[0][0] if name != "image"])
@@ -184,36 +134,57 @@ def test_batch_norm_goes_by_the_images_of_every_process(runs: Runs) -> None:
     np.testing.assert_allclose(one[first].numpy(), two[first].numpy(), atol=1e-6)
 
 
-def run_of_two(data: Path, out: Path) -> subprocess.Popen[str]:
-    """A long run of two processes that has written a checkpoint."""
-    flags = ["--data-dir", str(data), "--output-dir", str(out), *SETTINGS, "--epochs", "1000", "--batch-size", "8"]
-    command = [*torchrun(2), "train.py", *flags]
-    run = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return run
+def test_two_machines_must_share_the_run_directory(runs: Runs, sample: Path, forked: ForkedRuns) -> None:
+    shared, apart = runs.two / "curve", runs.two / "apart"
+    record = (shared / "train_config.json").read_text()
+    (shared / "train_config.json").write_text(record.replace('"finished": true', '"finished": false'))
+    flags = ["train", *FLAGS, "--batch-size", "7", "--resume"]
+    for ended in forked.run_two([*flags, *places(sample, shared)], [*flags, *places(sample, apart)]):
+        assert ended.status == 2
+        assert "machines must share the run directory" in ended.printed
 
 
-def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_path: Path) -> None:
+def test_when_one_process_dies_the_other_stops_and_says_why(sample: Path, tmp_path: Path, forked: ForkedRuns) -> None:
     out = tmp_path / "out"
-    run = run_of_two(sample, out)
-    trainers = sorted(process.pid for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline())
-    assert len(trainers) == 2
-    os.kill(trainers[1], signal.SIGKILL)
-    _, errors = run.communicate(timeout=90)
-    assert run.returncode != 0
-    assert (
-        "another process of this run has ended: its own message says why; --resume goes on" in errors
-        or "Signal 9 (SIGKILL)" in errors
-    )
-    assert not any(psutil.pid_exists(pid) for pid in trainers)
-    assert list((out / "checkpoints").glob("step-*"))
+    flags = [*FLAGS, *places(sample, out), "--epochs", "1000", "--batch-size", "8"]
+    first, second = forked.start_two(["train", *flags])
+    wait_for_a_checkpoint(out)
+    os.kill(second, signal.SIGKILL)
+    ended = forked.wait(first)
+    assert ended.status > 0
+    assert "another process of this run has ended: its own message says why; --resume goes on" in ended.printed
+    assert forked.wait(second, 1).status == -signal.SIGKILL
 
 
-# the process group of the program gives up after 10 seconds; the first process takes longer to save a fold
+def wait_for_a_checkpoint(out: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not list((out / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_signal_to_one_process_of_torchrun_stops_all_after_the_same_step(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = [*FLAGS, *places(sample, out), "--epochs", "1000", "--batch-size", "8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([*launch, *flags], cwd=ROOT, env=ENVIRONMENT, **quiet)
+    wait_for_a_checkpoint(out)
+    trainers = {
+        process.environ()["RANK"]: process
+        for process in psutil.Process(run.pid).children()
+        if "train.py" in process.cmdline()
+    }
+    trainers["1"].send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=300)
+    said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", errors)
+    assert said, errors
+    assert "another process of this run has ended" not in errors
+    assert not any(trainer.is_running() for trainer in trainers.values())
+    assert max((out / "checkpoints").glob("step-*")).name == f"step-{int(said[1]):08}"
+
+
+# the process group of the program gives up after 6 seconds; the first process takes longer to save a fold
 PROGRAM = """
 import json, os, sys, time
 from datetime import timedelta
@@ -223,10 +194,7 @@ from accelerate import PartialState
 from aimonk_hf import AimonkModel, TrainConfig, train
 
 here, rank = Path(sys.argv[1]), os.environ["RANK"]
-(here / f"imported-{rank}").touch()
-while len(list(here.glob("imported-*"))) < 2:
-    time.sleep(0.05)
-PartialState(cpu=True, timeout=timedelta(seconds=10))
+PartialState(cpu=True, timeout=timedelta(seconds=6))
 scored, stream, save = [], AimonkModel.stream, AimonkModel.save_pretrained
 
 def counted(model, images, *more, **named):
@@ -236,74 +204,50 @@ def counted(model, images, *more, **named):
 
 def slow(model, folder, *more, **named):
     if Path(folder).name == "fold-1":
-        time.sleep(13)
+        time.sleep(8)
     return save(model, folder, *more, **named)
 
 AimonkModel.stream, AimonkModel.save_pretrained = counted, slow
-small = {"recipe": "demo", "image_size": 32, "epochs": 1, "num_workers": 0, "mixed_precision": "no"}
-small |= {"tune_thresholds": True} | json.loads(sys.argv[3])
-model = train(TrainConfig(sys.argv[2], str(here / "out"), **small))
-record = {"scored": scored, "complete": (here / "out" / "sample_predictions.png").is_file(),
-          "thresholds": model.config.thresholds, "metrics": model.metrics, "group": dist.is_initialized(),
-          "weights": [tensor.double().sum().item() for tensor in model.state_dict().values()]}
-(here / f"record-{rank}.json").write_text(json.dumps(record))
+small = {"recipe": "demo", "image_size": 32, "epochs": 1, "num_workers": 0, "mixed_precision": "float32"}
+small |= {"tune_thresholds": True}
+for name, settings in {"folds": {"folds": 2}, "validation": {"val_split": 0.5}}.items():
+    scored.clear()
+    model = train(TrainConfig(sys.argv[2], str(here / name), **small | settings))
+    record = {"scored": scored, "complete": (here / name / "sample_predictions.png").is_file(),
+              "thresholds": model.config.thresholds, "metrics": model.metrics, "group": dist.is_initialized(),
+              "weights": [tensor.double().sum().item() for tensor in model.state_dict().values()]}
+    (here / f"{name}-{rank}.json").write_text(json.dumps(record))
 """
 
 
-@pytest.mark.parametrize(("settings", "scored"), [({"folds": 2}, [15, 15]), ({"val_split": 0.5}, [15])])
 def test_all_processes_score_wait_for_the_first_and_return_its_model(
-    settings: dict[str, object], scored: list[int], sample: Path, tmp_path: Path
+    sample: Path, tmp_path: Path, forked: ForkedRuns
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [*torchrun(2), str(tmp_path / "program.py"), str(tmp_path), str(sample), json.dumps(settings)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((tmp_path / f"record-{rank}.json").read_text()) for rank in (0, 1))
-    for record in (first, second):
-        assert record["scored"][: len(scored)] == scored  # half of each part
-        assert record["complete"]
-        assert record["group"]  # the program's own, left to it
-    assert first["weights"] == second["weights"]
-    assert first["thresholds"] == second["thresholds"] != dict.fromkeys(first["thresholds"], 0.5)
-    assert first["metrics"] == second["metrics"]
-
-
-def test_a_signal_to_one_process_stops_all_after_the_same_step(sample: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run = run_of_two(sample, out)
-    trainers = sorted(
-        (process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()), key=rank_of
-    )
-    trainers[1].send_signal(signal.SIGTERM)
-    _, errors = run.communicate(timeout=90)
-    said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", errors)
-    assert said, errors
-    assert "another process of this run has ended" not in errors
-    assert not any(trainer.is_running() for trainer in trainers)
-    assert max((out / "checkpoints").glob("step-*")).name == f"step-{int(said[1]):08}"
-
-
-def rank_of(process: psutil.Process) -> str:
-    return str(process.environ()["RANK"])
+    for ended in forked.run_two([str(tmp_path), str(sample)], program=str(tmp_path / "program.py")):
+        assert ended.status == 0, ended.printed
+    for name, scored in (("folds", [15, 15]), ("validation", [15])):
+        first, second = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
+        for record in (first, second):
+            assert record.pop("scored")[: len(scored)] == scored  # half of each part
+            assert record["complete"]
+            assert record["group"]  # the program's own, left to it
+        assert first == second
+        assert first["thresholds"] != dict.fromkeys(first["thresholds"], 0.5)
 
 
 @pytest.mark.parametrize("format", ["csv", pytest.param("json", marks=pytest.mark.soak)])
 def test_two_processes_predict_into_the_file_of_one(
-    format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel
+    format: str, sample: Path, tmp_path: Path, tiny_model: AimonkModel, forked: ForkedRuns
 ) -> None:
     tiny_model.save_pretrained(tmp_path / "model")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     inputs = [str(tmp_path / "broken.png"), *(str(path) for path in sorted((sample / "images").iterdir())[:4])]
     flags = ["predict", *inputs, "--model", str(tmp_path / "model"), "--format", format, "--output"]
     assert main([*flags, str(tmp_path / "one")]) == 1
-    done = subprocess.run(
-        [*torchrun(2), "-m", "aimonk_hf", *flags, str(tmp_path / "two")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1  # as for one process: an input failed
-    assert done.stderr.count("broken.png: not an image file") == 1
+    ended = forked.run_two([*flags, str(tmp_path / "two")])
+    assert 1 in {one.status for one in ended}  # as for one process: an input failed
+    assert sum(one.printed.count("broken.png: not an image file") for one in ended) == 1
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
     assert not list(tmp_path.glob(".two.part*"))
 
@@ -321,30 +265,34 @@ def test_several_processes_need_a_file(
     assert "several processes need --output FILE" in capsys.readouterr().err
 
 
-def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes() -> None:
-    for n_images, size, accumulation, processes in (
-        (50, 4, 1, 3),
-        (7, 2, 2, 2),
-        (65, 16, 2, 2),
-        (3, 4, 1, 1),
-        (1, 4, 2, 5),
-    ):
-        parts = [EpochBatches(n_images, size, accumulation, processes, rank, seed=5) for rank in range(processes)]
-        batches = [list(part) for part in parts]
-        assert len({len(own) for own in batches}) == 1  # every process makes the same number of passes
-        rows = [row for own in batches for batch in own for _, row in batch]
-        assert sorted(row for row in rows if row >= 0) == list(range(n_images))
-        assert all(batch for own in batches for batch in own)
-        assert max(len(batch) for own in batches for batch in own) <= size
-        sizes = [
-            sum(row >= 0 for own in batches for batch in own[step : step + 1] for _, row in batch)
-            for step in range(len(batches[0]))
-        ]
-        assert accumulation > 1 or max(sizes) - min(sizes) <= 1
-        whole = EpochBatches(n_images, size * processes * accumulation, 1, 1, 0, seed=5)
-        start = 0
-        for step, expected in enumerate(whole):
-            passes = parts[0].passes(step)
-            taken = {row for own in batches for batch in own[start : start + passes] for _, row in batch if row >= 0}
-            assert taken == {row for _, row in expected}
-            start += passes
+@pytest.mark.parametrize(
+    ("n_images", "size", "accumulation", "processes"),
+    [(50, 4, 1, 3), (7, 2, 2, 2), (65, 16, 2, 2), (3, 4, 1, 1), (1, 4, 2, 5)],
+)
+def test_every_image_comes_once_an_epoch_in_steps_that_do_not_depend_on_the_processes(
+    n_images: int, size: int, accumulation: int, processes: int
+) -> None:
+    parts = [EpochBatches(n_images, size, accumulation, processes, rank, seed=5) for rank in range(processes)]
+    batches = [list(part) for part in parts]
+    assert len({len(own) for own in batches}) == 1  # every process makes the same number of passes
+    rows = [row for own in batches for batch in own for _, row in batch]
+    assert sorted(row for row in rows if row >= 0) == list(range(n_images))
+    assert all(batch for own in batches for batch in own)
+    assert max(len(batch) for own in batches for batch in own) <= size
+    sizes = [sum(row >= 0 for batch in one_pass for _, row in batch) for one_pass in zip(*batches, strict=True)]
+    assert accumulation > 1 or max(sizes) - min(sizes) <= 1
+    whole = EpochBatches(n_images, size * processes * accumulation, 1, 1, 0, seed=5)
+    start = 0
+    for step, expected in enumerate(whole):
+        passes = parts[0].passes(step)
+        taken = {row for own in batches for batch in own[start : start + passes] for _, row in batch if row >= 0}
+        assert taken == {row for _, row in expected}
+        start += passes
+
+
+def test_two_processes_draw_the_balanced_epoch_of_one() -> None:
+    image_weights = np.arange(1.0, 38.0)
+    whole = EpochBatches(37, 8, 1, 1, 0, 5, image_weights)
+    halves = [EpochBatches(37, 4, 1, 2, rank, 5, image_weights) for rank in range(2)]
+    together = [place for half in halves for places in half for place in places]
+    assert sorted(together) == sorted(place for places in whole for place in places)

@@ -1,13 +1,12 @@
 """Runs that are killed, interrupted, or find other data or settings when they go on."""
 
-import csv
 import os
 import random
 import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,17 @@ import torch
 from accelerate import Accelerator
 from forked_runs import ForkedRuns
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from train_support import FLAGS, checkpoints, history, places, small
 
 from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
-from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 
-SMALL = ["--architecture", "local-dir:start", "--pretrained", "--image-size", "32"]
-SMALL += ["--num-workers", "0", "--mixed-precision", "no"]
-DEMO = ["train", "--recipe", "demo", "--epochs", "1", "--batch-size", "16", *SMALL]
+START = ["--architecture", "local-dir:start", "--pretrained"]
+DEMO = ["train", *FLAGS, *START]
 # two stages, averaged weights, dropout, mixing, a plateau, early stopping, the best epoch: all that a state must hold
-EVERYTHING = ["train", "--recipe", "efficientnet-b0-two-stage", *SMALL, "--mixed-precision", "bf16", "--mixup", "0.2"]
-EVERYTHING += ["--ema-decay", "0.9", "--batch-size", "8", "--checkpoint-minutes", "1e-9"]
+EVERYTHING = ["train", *FLAGS, *START, "--recipe", "efficientnet-b0-two-stage", "--mixed-precision", "bf16"]
+EVERYTHING += ["--mixup", "0.2", "--ema-decay", "0.9", "--batch-size", "8", "--checkpoint-minutes", "1e-9"]
 EVERYTHING += ["--early-stopping-patience", "3", "--plateau-patience", "0"]
 
 
@@ -36,12 +34,6 @@ def runs(start: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fork
     forked = ForkedRuns(tmp_path_factory.mktemp("runs"))
     yield forked
     forked.close()
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 drawings, of which 19 make three steps of at most 8."""
-    return write_sample_data(tmp_path_factory.mktemp("few") / "data", n_images=24, seed=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,25 +56,11 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def folders(data: Path, out: Path) -> list[str]:
-    return ["--data-dir", str(data), "--output-dir", str(out)]
-
-
-def checkpoints(out: Path) -> list[str]:
-    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
-
-
-def rows_without_times(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
-
-
 def check_same_end(killed: Path, whole: Path) -> None:
     """Compare all but times, bit for bit."""
     for name in ("model.safetensors", "metrics.json", "config.json", "split.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert rows_without_times(killed / "history.csv") == rows_without_times(whole / "history.csv")
+    assert history(killed) == history(whole)
     assert checkpoints(killed) == checkpoints(whole)
     (mine,), (other,) = ((out / "checkpoints" / checkpoints(out)[-1]).glob("*.safetensors") for out in (killed, whole))
     assert mine.read_bytes() == other.read_bytes()  # with the loss of every step
@@ -94,17 +72,17 @@ def test_a_run_killed_at_its_weakest_moments_ends_bit_for_bit_as_one_that_was_no
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = [*EVERYTHING, "--stage-epochs", "2,3"]
-    assert runs.run(*flags, *folders(few, whole)).status == 0
+    assert runs.run(*flags, *places(few, whole)).status == 0
     reached = []
     # in the first stage, before a checkpoint is renamed, in a validation, in the second stage, at the end; two steps
     # are tried before the run, one for each stage, and the network scores an image when it is built
     for moment, which in (("step", 4), ("rename", 2), ("score", 3), ("step", 6), ("save", 1)):
-        ended = runs.run(*flags, *folders(few, killed), "--resume", at=(moment, which), number=signal.SIGKILL)
+        ended = runs.run(*flags, *places(few, killed), "--resume", at=(moment, which), number=signal.SIGKILL)
         assert ended.status == -signal.SIGKILL, (moment, ended.printed)
         reached.append(checkpoints(killed)[-1])
     assert reached == sorted(reached)
     assert len(set(reached)) >= 4
-    assert runs.run(*flags, *folders(few, killed), "--resume").status == 0
+    assert runs.run(*flags, *places(few, killed), "--resume").status == 0
     check_same_end(killed, whole)
 
 
@@ -114,9 +92,9 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(
 ) -> None:
     whole, killed, chance, places = tmp_path / "whole", tmp_path / "killed", random.Random(1), []
     flags = [*EVERYTHING, "--stage-epochs", "8,16"]
-    assert runs.run(*flags, *folders(few, whole)).status == 0
+    assert runs.run(*flags, *places(few, whole)).status == 0
     while len(places) < 20:
-        before, process = checkpoints(killed), runs.start([*flags, *folders(few, killed), "--resume"])
+        before, process = checkpoints(killed), runs.start([*flags, *places(few, killed), "--resume"])
         while checkpoints(killed) == before:  # it gets a step further before it is killed: the run must end some time
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.25))
@@ -125,7 +103,7 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(
             break  # it was faster
         places.append(checkpoints(killed)[-1])
     assert len(set(places)) > 10
-    assert runs.run(*flags, *folders(few, killed), "--resume").status == 0
+    assert runs.run(*flags, *places(few, killed), "--resume").status == 0
     check_same_end(killed, whole)
 
 
@@ -142,7 +120,7 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_as_one_that_was_not(
 def test_a_polite_stop_saves_and_says_how_to_go_on(
     at: tuple[str, int], number: int, status: int, said: str, runs: ForkedRuns, few: Path, tmp_path: Path
 ) -> None:
-    flags = [*DEMO, *folders(few, tmp_path / "out"), "--batch-size", "8", "--num-workers", "1"]
+    flags = [*DEMO, *places(few, tmp_path / "out"), "--batch-size", "8", "--num-workers", "1"]
     flags += ["--stage-epochs", "1,1", "--stage-freeze", "backbone,none"]
     ended = runs.run(*flags, at=at, number=number, group=number == signal.SIGINT)
     assert ended.status == status, ended.printed
@@ -155,9 +133,7 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(
 
 
 def settings(data: Path, out: Path, **changes: Any) -> TrainConfig:
-    small = {"image_size": 32, "num_workers": 0, "mixed_precision": "no"}
-    small |= {"architecture": "local-dir:start", "pretrained": True}
-    return TrainConfig(str(data), str(out), **({"recipe": "demo", "epochs": 1, "batch_size": 16} | small | changes))
+    return small(data, out, **{"architecture": "local-dir:start", "pretrained": True} | changes)
 
 
 def test_an_interrupt_that_the_run_was_started_to_ignore_stays_ignored_in_a_step_too(few: Path, tmp_path: Path) -> None:
@@ -192,40 +168,44 @@ def copied(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "data", tmp_path / "out"
 
 
-def test_changed_data_is_named_and_refused_unless_forced(copied: tuple[Path, Path]) -> None:
-    data, out = copied
-    lines = (data / "labels.csv").read_text().splitlines()
+def relabelled(lines: list[str]) -> list[str]:
     flipped = lines[2].replace(",1", ",x", 1).replace(",0", ",1", 1).replace(",x", ",0", 1)
-    assert flipped != lines[2]
-    (data / "labels.csv").write_text("\n".join([*lines[:2], flipped, *lines[3:-1]]) + "\n")
-    (data / "images" / "garment_0005.png").write_bytes((data / "images" / "garment_0006.png").read_bytes())
-    expected = (
-        r"the data has changed since \(1 image\(s\) gone, first garment_0023.png; 1 image\(s\) with other labels, "
-        r"first garment_0001.png; 1 image\(s\) of another file size, first garment_0005.png\)"
-    )
-    with pytest.raises(AimonkError, match=expected):
-        train(settings(data, out, resume=True))
-    train(settings(data, out, resume=True, ignore_changes=True))
-    assert (out / "model.safetensors").is_file()
+    return [*lines[:2], flipped, *lines[3:-1]]
 
 
-def test_other_attributes_are_refused_at_resume_even_where_forced(copied: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    ("change", "said", "may_be_forced"),
+    [
+        (
+            relabelled,
+            r"the data has changed since \(1 image\(s\) gone, first garment_0023.png; 1 image\(s\) with other labels, "
+            r"first garment_0001.png; 1 image\(s\) of another file size, first garment_0005.png\)",
+            True,
+        ),
+        # by order and seed the images were divided: another one would report from images that were trained on
+        (lambda lines: [lines[0], *lines[:0:-1]], r"the data has changed since \(the rows are in another order", None),
+        (
+            lambda lines: [lines[0].replace("collar", "sash"), *lines[1:]],
+            "trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash",
+            False,
+        ),
+    ],
+)
+def test_changed_data_is_named_and_refused_unless_forced(
+    change: Callable, said: str, may_be_forced: bool | None, copied: tuple[Path, Path]
+) -> None:
     data, out = copied
-    labels = (data / "labels.csv").read_text()
-    (data / "labels.csv").write_text(labels.replace("collar", "sash", 1))
-    expected = "trained on sleeves, stripes, collar, belt, and the labels now hold sleeves, stripes, sash"
-    for forced in (False, True):
-        with pytest.raises(AimonkError, match=expected):
-            train(settings(data, out, resume=True, ignore_changes=forced))
-
-
-def test_rows_in_another_order_are_refused_at_resume(copied: tuple[Path, Path]) -> None:
-    """By order and seed the images were divided: in another one, images that were trained on would be reported from."""
-    data, out = copied
-    header, *rows = (data / "labels.csv").read_text().splitlines()
-    (data / "labels.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
-    with pytest.raises(AimonkError, match=r"the data has changed since \(the rows are in another order\)"):
+    (data / "labels.csv").write_text("\n".join(change((data / "labels.csv").read_text().splitlines())) + "\n")
+    if change is relabelled:
+        (data / "images" / "garment_0005.png").write_bytes((data / "images" / "garment_0006.png").read_bytes())
+    with pytest.raises(AimonkError, match=said):
         train(settings(data, out, resume=True))
+    if may_be_forced:
+        train(settings(data, out, resume=True, ignore_changes=True))
+        assert (out / "model.safetensors").is_file()
+    elif may_be_forced is False:
+        with pytest.raises(AimonkError, match=said):
+            train(settings(data, out, resume=True, ignore_changes=True))
 
 
 def test_changed_settings_are_named_and_refused_unless_forced(copied: tuple[Path, Path]) -> None:
@@ -240,7 +220,7 @@ def test_changed_settings_are_named_and_refused_unless_forced(copied: tuple[Path
 
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(runs: ForkedRuns, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = [*DEMO, "--epochs", "2", *folders(few, out)]
+    flags = [*DEMO, "--epochs", "2", *places(few, out)]
     assert runs.run(*flags, at=("step", 4), number=signal.SIGKILL).status == -signal.SIGKILL  # in the second epoch
     kept = checkpoints(out)
     ended = runs.run(*flags, "--resume", file_limit=20000)
@@ -256,7 +236,7 @@ def test_the_command_line_says_stopped_once(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(AimonkModel, "from_timm", interrupted)
-    assert main([*DEMO, *folders(few, tmp_path / "out")]) == 130
+    assert main([*DEMO, *places(few, tmp_path / "out")]) == 130
     assert capsys.readouterr().err.strip().endswith("aimonk-hf: stopped")
 
 
@@ -275,7 +255,7 @@ def test_another_machine_is_named_and_refused_unless_forced(
     record = copied[1] / "train_config.json"
     record.write_text(record.read_text().replace('"processes": 1', f'"processes": {processes}'))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch --mixed_precision bf16` does
-    flags = [*DEMO, *folders(*copied), "--resume"]
+    flags = [*DEMO, *places(*copied), "--resume"]
     assert main(flags) == 2
     told = capsys.readouterr().err
     assert said in told
