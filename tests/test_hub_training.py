@@ -17,8 +17,8 @@ def run(sample: Path, out: Path, flags: str) -> int:
     return main(f"train --data-dir {sample} --output-dir {out} {settings} {flags}".split())
 
 
-def test_a_finished_run_is_pushed(hub: LoopbackHub, sample: Path, tmp_path: Path, capsys):
-    assert run(sample, tmp_path / "run", "--folds 2 --push-to-hub user/run --private") == 0
+def test_a_finished_run_is_pushed(hub: LoopbackHub, few: Path, tmp_path: Path, capsys):
+    assert run(few, tmp_path / "run", "--folds 2 --push-to-hub user/run --private") == 0
     repo = hub.repos["model", "user/run"]
     assert f"pushed:   {hub.url}/user/run/commit/{repo.branches['main']}" in capsys.readouterr().out
     assert repo.private

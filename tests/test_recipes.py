@@ -1,6 +1,5 @@
 """Every recipe against its published text: one row each, trained on drawings of 32 pixels."""
 
-import csv
 import json
 import math
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torchvision.transforms import v2
+from train_support import column, rows_of
 
 from aimonk_hf import AimonkModel, TrainConfig, get_recipe
 from aimonk_hf.cli.main import main
@@ -173,11 +173,6 @@ def head_among(parameters: list[torch.Tensor]) -> torch.Tensor:
     return next(one.detach().clone() for one in parameters if one.ndim == 2)  # test_resnet's only matrix
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def expected_rates(row: dict[str, Any], stage: Stage, rows: list[dict[str, str]], n_steps: int) -> list[float]:
     """Return the rate of the last step of each epoch, by torch's own schedulers."""
     optimizer, rates = torch.optim.SGD([torch.zeros(1)], lr=stage.lr), []
@@ -226,12 +221,12 @@ def test_a_run_does_what_its_recipe_says(
     command = ["train", "--recipe", name, "--data-dir", str(sample), "--output-dir", str(out), *flags]
     assert watched.run(command, monkeypatch) == 0
 
-    parts = {line["image"]: line["part"] for line in read_rows(out / "split.csv")}
+    parts = column(out / "split.csv", "part")
     n_train = list(parts.values()).count("train")
     assert set(parts.values()) == {"train", "validation"}  # too few images to report from
     assert n_train == round(60 * (1 - row["val_split"]))
     n_steps = math.ceil(n_train / row["batch_size"])
-    history, kept_weights = read_rows(out / "history.csv"), load_file(out / "model.safetensors")
+    history, kept_weights = rows_of(out / "history.csv"), load_file(out / "model.safetensors")
     # a step of each stage may have been tried before
     optimizers = [optimizer for optimizer, heads in watched.heads.items() if len(heads) > 2]
     assert len(optimizers) == len(stages)
@@ -266,7 +261,7 @@ def test_a_run_does_what_its_recipe_says(
     assert saved["model_args"].get("drop_rate") == row["drop_rate"]
     assert (saved["pretrained_cfg"]["crop_mode"], saved["pretrained_cfg"]["crop_pct"]) == ("squash", row["crop_pct"])
     assert watched.figures[0] == ("Aimonk_multilabel_problem", "iteration_number", "training_loss")
-    observed = [line for line in read_rows(sample / "labels.csv") if parts[line["image"]] == "train"]
+    observed = [line for line in rows_of(sample / "labels.csv") if parts[line["image"]] == "train"]
     for attribute, weight in json.loads((out / "train_config.json").read_text())["resolved"]["pos_weight"].items():
         values = [line[attribute] for line in observed]
         positives = values.count("1")

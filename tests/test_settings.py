@@ -12,7 +12,7 @@ from aimonk_hf.training.settings import Stage
 
 
 def two_stage(**changes: Any) -> TrainConfig:
-    return TrainConfig("data", "out", recipe="efficientnet-b0-two-stage", **changes)
+    return TrainConfig("data", "out", **{"recipe": "efficientnet-b0-two-stage"} | changes)
 
 
 def test_flags_override_and_epochs_is_the_last_stages() -> None:
@@ -28,6 +28,19 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"val_split": 1.0}, r"--val-split must lie in \[0, 1\)"),
+        ({"split": "sorted"}, "--split must be one of"),
+        ({"augmentation": "heavy"}, "--augmentation must be one of"),
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"recipe": "defualt"}, r"Unknown recipe 'defualt' \(did you mean default"),
+        (
+            {"val_split": 0.0, "metric_for_best_model": "macro_f1", "schedule": "constant"},
+            "--metric-for-best-model needs validation images",
+        ),
+        ({"val_split": 0.0}, "--schedule plateau needs validation images"),
         ({"stage_epochs": [0, 2]}, "a stage of 0 epochs trains nothing; leave it out"),
         ({"folds": 3, "report_split": 0.5}, "--folds evaluates on out-of-fold scores, .*leave out --report-split"),
         ({"stage_lr": [0.0, 1e-4]}, "--lr must be above 0"),
@@ -38,12 +51,9 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
         ({"asymmetric_gammas": [1.0]}, "--asymmetric-gammas takes two numbers"),
         ({"mixup": -1.0}, "--mixup must not be negative"),
         ({"train_scale": [0.5]}, "--train-scale takes two numbers above 0 and at most 2, found 0.5"),
-        ({"train_scale": [0.0, 1.0]}, "--train-scale takes two numbers above 0"),
         ({"label_smoothing": 1.0}, r"--label-smoothing must lie in \[0, 1\)"),
         ({"mixup": float("nan")}, "--mixup must be finite"),
-        ({"mixup": float("inf")}, "--mixup must be finite"),
-        ({"crop_pct": float("nan")}, "--crop-pct must be finite"),
-        ({"pos_weight_cap": float("nan")}, "--pos-weight-cap must be finite"),
+        ({"crop_pct": float("inf")}, "--crop-pct must be finite"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from train_support import places, rows_of
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, get_recipe, train
 from aimonk_hf.cli.main import main
@@ -17,25 +18,17 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.training.callbacks import TrainCallback
 
 ATTRIBUTES = ["bright", "wide"]
-TINY: dict[str, Any] = {
-    "recipe": "demo",
-    "epochs": 2,
-    "batch_size": 8,
-    "image_size": 32,
-    "num_workers": 0,
-    "mixed_precision": "float32",
-}
+TINY: dict[str, Any] = {"recipe": "demo", "epochs": 2, "batch_size": 8, "image_size": 32, "num_workers": 0}
+TINY |= {"mixed_precision": "float32"}
 
 
 def images(n: int = 24) -> tuple[list[Image.Image], np.ndarray]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (n, 2)).astype(np.float32)
-    drawn = [
-        Image.fromarray(
-            rng.integers(128 * bool(bright), 128 + 127 * bool(bright), (40, 40 + 20 * bool(wide), 3), np.uint8)
-        )
-        for bright, wide in labels
-    ]
+    drawn = []
+    for bright, wide in labels.astype(int):
+        pixels = rng.integers(128 * bright, 128 + 127 * bright, (40, 40 + 20 * wide, 3), np.uint8)
+        drawn.append(Image.fromarray(pixels))
     labels[0, 0] = np.nan
     return drawn, labels
 
@@ -54,14 +47,11 @@ class Recorder(TrainCallback):
         self.rows.append(row)
 
 
-@pytest.mark.parametrize("kind", ["images", "arrays", "paths"])
-def test_an_own_model_trains_on_images_in_memory_with_callbacks(kind: str, tmp_path: Path) -> None:
+def test_an_own_model_trains_on_images_arrays_and_paths_with_callbacks(tmp_path: Path) -> None:
     drawn, labels = images()
-    sources: list[Any] = drawn if kind == "images" else [np.asarray(image) for image in drawn]
-    if kind == "paths":
-        sources = [tmp_path / f"{number}.png" for number in range(len(drawn))]
-        for path, image in zip(sources, drawn, strict=True):
-            image.save(path)
+    sources: list[Any] = [np.asarray(image) if number % 2 else image for number, image in enumerate(drawn)]
+    drawn[0].save(tmp_path / "0.png")
+    sources[0] = tmp_path / "0.png"
     dataset = AttributeDataset.from_images(sources, labels, ATTRIBUTES)
     model = AimonkModel.from_timm("test_resnet", ATTRIBUTES[::-1], pretrained=False, image_size=32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -84,40 +74,31 @@ def test_an_own_model_trains_on_images_in_memory_with_callbacks(kind: str, tmp_p
 def test_copies_in_memory_share_a_part_and_an_unlabelled_column_is_refused(tmp_path: Path) -> None:
     drawn, labels = images()
     dataset = AttributeDataset.from_images(drawn + drawn, np.concatenate([labels, labels]), ATTRIBUTES)
-    train(TrainConfig(output_dir=str(tmp_path / "out"), **TINY), dataset=dataset)
-    rows = [line.split(",") for line in (tmp_path / "out" / "split.csv").read_text().splitlines()[1:]]
-    assert [part for _, part, _ in rows[:24]] == [part for _, part, _ in rows[24:]]
+    train(TrainConfig(output_dir=str(tmp_path / "out"), **TINY | {"epochs": 1}), dataset=dataset)
+    parts = [row["part"] for row in rows_of(tmp_path / "out" / "split.csv")]
+    assert parts[:24] == parts[24:]
     with pytest.raises(AimonkError, match="labels must be"):
         AttributeDataset.from_images(drawn, labels + 1, ATTRIBUTES)
     with pytest.raises(AimonkError, match="TrainConfig needs an output_dir, and a data_dir"):
         train(TrainConfig(output_dir=str(tmp_path / "none")))
 
 
-def test_the_callers_accelerate_state_is_left_alone(sample: Path, tmp_path: Path) -> None:
+def test_the_callers_accelerate_state_is_left_alone(few: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state()  # of other tests
     own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)
-    train(TrainConfig(str(sample), str(tmp_path / "out"), **TINY | {"epochs": 1}))
+    train(TrainConfig(str(few), str(tmp_path / "out"), **TINY | {"epochs": 1}))
     assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 3)
     assert Accelerator().mixed_precision == "bf16"
     AcceleratorState._reset_state()
 
 
-def test_own_recipes_are_files_and_replace_gives_the_recipe(tmp_path: Path, sample: Path) -> None:
+def test_own_recipes_are_files_and_replace_gives_the_recipe(tmp_path: Path, few: Path) -> None:
     base, own = tmp_path / "base.toml", tmp_path / "own.toml"
     base.write_text('extends = "demo"\n[settings]\nepochs = 1\nimage_size = 32\n')
     own.write_text('extends = "base.toml"\nsystem = "mine"\n[settings]\nlr = 5e-3\n')
     recipe = get_recipe(str(own))
     assert (recipe.system, recipe.settings["epochs"], recipe.settings["lr"]) == ("mine", 1, 5e-3)
-    flags = [
-        "--recipe",
-        str(own),
-        "--data-dir",
-        str(sample),
-        "--output-dir",
-        str(tmp_path / "out"),
-        "--num-workers",
-        "0",
-    ]
+    flags = ["--recipe", str(own), *places(few, tmp_path / "out"), "--num-workers", "0"]
     assert main(["train", *flags]) == 0
     config = TrainConfig("data", "out", lr=1e-4, recipe="efficientnet-b0-two-stage")
     assert replace(config, recipe="fast") == TrainConfig("data", "out", lr=1e-4, recipe="fast")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from train_support import rows_of
 
 from aimonk_hf import AimonkModel, TrainConfig
 from aimonk_hf.cli.main import main
@@ -41,8 +42,7 @@ def test_its_run_resumes_within_the_epoch_and_ends_as_it_would_have(
     monkeypatch.chdir(tmp_path)  # its paths are relative
     data = write_sample_data(Path("data"), n_images=24, seed=3)
     noted = tmp_path / "run" / "checkpoints" / "data.csv"
-    with open(noted, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(noted)
     for row in rows[1:]:  # the first names the attributes; another Pillow may write files of other sizes
         row["bytes"] = str((data / "images" / row["image"]).stat().st_size)
     with open(noted, "w", newline="") as file:
@@ -53,8 +53,7 @@ def test_its_run_resumes_within_the_epoch_and_ends_as_it_would_have(
     flags += ["--data-dir", "data", "--output-dir", "run", "--num-workers", "0", "--mixed-precision", "no"]
     flags += ["--stage-epochs", "2,3", "--batch-size", "4", "--ema-decay", "0.9", "--augmentation", "strong"]
     assert main(["train", *flags, "--resume"]) == 0
-    with open("run/history.csv", newline="") as file:
-        history = list(csv.DictReader(file))
+    history = rows_of(Path("run/history.csv"))
     assert len(history) == len(EXPECTED["history"])
     for row, expected in zip(history, EXPECTED["history"], strict=True):
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected, abs=0.01)
