@@ -13,56 +13,35 @@ PIXELS = torch.stack([torch.zeros(3, 10, 14), torch.ones(3, 10, 14)])
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     ramp = np.linspace(0, 255, 90 * 70 * 3).reshape(70, 90, 3)
     return Image.fromarray(ramp.astype(np.uint8))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_every_augmentation_gives_bytes_of_the_models_size_and_follows_the_seed(
-    name: str, picture: Image.Image
-) -> None:
-    augment = train_augmentation(name, TRANSFORM)
+def test_every_augmentation_gives_bytes_of_the_asked_size_and_follows_the_seed(name: str, image: Image.Image) -> None:
+    augment, small = train_augmentation(name, TRANSFORM), train_augmentation(name, TRANSFORM, (32, 40))
     torch.manual_seed(3)
-    first = augment(picture)
-    torch.manual_seed(3)
-    assert torch.equal(augment(picture), first)
+    first = augment(image)
     assert (first.shape, first.dtype) == ((3, 48, 64), torch.uint8)
-    many = torch.stack([augment(picture) for _ in range(40)])
+    assert small(image).shape == (3, 32, 40)
+    prepared = augment.prepare(image)  # the same every time and for every size, so that it can be kept
+    assert prepared.tobytes() == augment.prepare(image).tobytes() == small.prepare(image).tobytes()
+    assert small.fingerprint == augment.fingerprint
+    assert train_augmentation(name, EvalTransform({"input_size": (3, 32, 32)})).fingerprint != augment.fingerprint
+    torch.manual_seed(3)
+    assert torch.equal(augment.change(Image.fromarray(np.asarray(prepared))), first)
+    many = torch.stack([augment(image) for _ in range(40)])
     assert (len(torch.unique(many, dim=0)) == 1) == (name == "none")
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_smaller_pictures_come_from_the_same_preparation(name: str, picture: Image.Image) -> None:
-    full, small = train_augmentation(name, TRANSFORM), train_augmentation(name, TRANSFORM, (32, 40))
-    assert small.fingerprint == full.fingerprint
-    assert small.prepare(picture).tobytes() == full.prepare(picture).tobytes()
-    assert small(picture).shape == (3, 32, 40)
-    if name == "none":
-        shrunk = Image.fromarray(TRANSFORM.pixels(picture).permute(1, 2, 0).numpy()).resize(
-            (40, 32), Image.Resampling.BILINEAR
-        )
-        assert np.array_equal(small(picture).permute(1, 2, 0), np.asarray(shrunk))
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_preparation_is_the_same_every_time_and_can_be_kept(name: str, picture: Image.Image) -> None:
-    augment = train_augmentation(name, TRANSFORM)
-    prepared = augment.prepare(picture)
-    assert prepared.tobytes() == augment.prepare(picture).tobytes()
-    kept = Image.fromarray(np.asarray(prepared))
-    torch.manual_seed(1)
-    direct = augment(picture)
-    torch.manual_seed(1)
-    assert torch.equal(augment.change(kept), direct)
-    other = train_augmentation(name, EvalTransform({"input_size": (3, 32, 32)}))
-    assert other.fingerprint != augment.fingerprint
-
-
-def test_none_is_the_eval_transform_and_flip_mirrors_it(picture: Image.Image) -> None:
-    pixels = TRANSFORM.pixels(picture)
-    assert torch.equal(train_augmentation("none", TRANSFORM)(picture), pixels)
-    seen = [train_augmentation("flip", TRANSFORM)(picture) for _ in range(20)]
+def test_none_is_the_eval_transform_and_flip_mirrors_it(image: Image.Image) -> None:
+    pixels = TRANSFORM.pixels(image)
+    assert torch.equal(train_augmentation("none", TRANSFORM)(image), pixels)
+    small = train_augmentation("none", TRANSFORM, (32, 40))(image)
+    shrunk = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((40, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(small.permute(1, 2, 0), np.asarray(shrunk))
+    seen = [train_augmentation("flip", TRANSFORM)(image) for _ in range(20)]
     assert all(torch.equal(one, pixels) or torch.equal(one, pixels.flip(-1)) for one in seen)
     assert len({one.numpy().tobytes() for one in seen}) == 2
 

@@ -24,16 +24,15 @@ def test_epochs_without_improvement_count_from_the_best() -> None:
     assert epochs_without_improvement(rows(math.nan, math.nan), "val_loss") == 0
 
 
-def test_a_plateau_lowers_the_rate_after_more_epochs_than_the_patience() -> None:
-    losses = [1.0, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.5]
-    factors = [plateau_factor(rows(*losses[:n]), 0.5, 2) for n in range(len(losses) + 1)]
-    assert factors == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
-
-
-@pytest.mark.parametrize("patience", [0, 3])
-def test_falling_losses_keep_the_rate(patience: int) -> None:
-    assert plateau_factor(rows(1.0, 0.8, 0.6, 0.4, 0.2), 0.1, patience) == 1
-
-
-def test_a_factor_of_one_keeps_the_rate_on_any_plateau() -> None:
-    assert plateau_factor(rows(1.0, 1.0, 1.0, 1.0), 1.0, 0) == 1
+@pytest.mark.parametrize(
+    ("losses", "factor", "patience", "expected"),
+    [
+        ([1.0, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.5], 0.5, 2, [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        ([1.0, 0.8, 0.6, 0.4], 0.1, 0, [1] * 5),
+        ([1.0, 1.0, 1.0], 1.0, 0, [1] * 4),
+    ],
+)
+def test_a_plateau_lowers_the_rate_after_more_epochs_than_the_patience(
+    losses: list[float], factor: float, patience: int, expected: list[float]
+) -> None:
+    assert [plateau_factor(rows(*losses[:n]), factor, patience) for n in range(len(losses) + 1)] == expected

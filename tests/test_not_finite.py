@@ -115,10 +115,7 @@ def test_validation_images_without_any_label_choose_no_epoch(
     assert same(model, last)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("conv1.0.weight", -torch.inf), ("bn1.running_var", torch.nan)],
-)
+@pytest.mark.parametrize(("name", "value"), [("conv1.0.weight", -torch.inf), ("bn1.running_var", torch.nan)])
 def test_a_folder_whose_weights_are_not_finite_is_refused(
     name: str, value: float, tiny_model: AimonkModel, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
