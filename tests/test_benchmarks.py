@@ -51,6 +51,7 @@ def sane(rows: list[dict[str, Any]]) -> bool:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("real_plots")
 def test_the_race_to_the_plain_loops_figure(
     load: Any, run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
