@@ -75,10 +75,12 @@ class Runs(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def runs(sample: Path, forked: ForkedRuns, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(sample: Path, few: Path, forked: ForkedRuns, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Train every job in this process, and all of them in one pair of processes on two "machines"."""
     folder = tmp_path_factory.mktemp("jobs")
-    data = dict.fromkeys(JOBS, sample) | {
+    data = {
+        "curve": sample,
+        "folds": few,
         "half": few_labels(sample, folder / "half", 11, lambda row: row % 2 == 0),
         "single": few_labels(sample, folder / "single", 1, lambda row: True),
         "norm": few_labels(sample, folder / "norm", 12, lambda row: True),
