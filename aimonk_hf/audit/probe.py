@@ -18,8 +18,10 @@ from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation.metrics import nan_to_none
 from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal
 from aimonk_hf.modeling.backbones import build_network, find_backbone
-from aimonk_hf.modeling.inference import stream_logits
+from aimonk_hf.modeling.devices import torch_network
+from aimonk_hf.modeling.model import Normalize
 from aimonk_hf.modeling.processing import EvalTransform
+from aimonk_hf.modeling.streaming import stream_outputs
 
 Floats = NDArray[np.floating[Any]]
 
@@ -50,15 +52,16 @@ def backbone_features(architecture: str, paths: list[Path], pretrained: bool = T
     parts = backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args
     network = build_network(*parts, weights=backbone.weights).eval()
     transform = EvalTransform(backbone.pretrained_cfg)
+    normalize = Normalize(transform)
 
     @torch.inference_mode()
     def features_of(pixels: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = network(transform.normalize(pixels)).float().flatten(1)
+        values: torch.Tensor = network(normalize(pixels)).flatten(1)
         return values
 
-    stream = stream_logits(paths, transform.pixels, features_of, batch_size, on_cpu=True)
+    stream = stream_outputs(paths, transform.pixels, torch_network(features_of, torch.device("cpu")), batch_size)
     shown = tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None)
-    found = {row: own.numpy() for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
+    found = {row: own for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
     if not found:
         raise AimonkError(f"none of the {len(paths)} images can be read")
     features = np.full((len(paths), len(next(iter(found.values())))), np.nan, dtype=np.float32)

@@ -21,6 +21,25 @@ def add_model_flag(parser: argparse.ArgumentParser, help: str = "model folder or
     parser.add_argument("--model", required=True, help=help)
 
 
+def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose what computes scores."""
+    flag = parser.add_argument
+    by = "auto: onnxruntime on a CPU where the model has onnx/model.onnx, else torch (auto)"
+    flag("--backend", choices=("auto", "onnx", "torch"), default="auto", help=by)
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto is the accelerator that torch has (auto)")
+    formats = ("auto", "float32", "bf16", "fp16", "int8")
+    less = "bf16 and fp16 are faster on new hardware, and less exact; int8 needs export --int8 (float32)"
+    flag("--precision", choices=formats, default="float32", help=less)
+
+
+def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any:
+    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name."""
+    from aimonk_hf.modeling.predictor import AimonkPredictor
+
+    chosen = {"backend": options.backend, "device": options.device, "precision": options.precision}
+    return AimonkPredictor.from_pretrained(model or options.model, **chosen)
+
+
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:
     """Add the flags that name labelled images."""
     parser.add_argument("--data-dir", required=required, help=help)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from aimonk_hf.cli.flags import Command, add_model_flag
+from aimonk_hf.cli.flags import Command, add_model_flag, add_predictor_flags, load_predictor
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import atomic_path, make_folder
 
@@ -30,12 +30,12 @@ def add_prediction_commands(command: Command) -> None:
     flag("--tta", action="store_true", help="average with the mirrored image")
     flag("--batch-size", type=int, default=32)
     flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
-    precisions = ("auto", "float32", "bf16", "fp16")
-    flag("--precision", choices=precisions, default="float32", help="bf16 is faster on new hardware, and less exact")
+    add_predictor_flags(predict)
 
     app = command("app", _app, "serve a model as a web page")
     flag = app.add_argument
     flag("--model", help="model folder or Hub repository; $AIMONK_MODEL, else outputs/demo")
+    add_predictor_flags(app)
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7860)
     flag("--share", action="store_true", help="make a public link through Gradio")
@@ -46,7 +46,6 @@ def add_prediction_commands(command: Command) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from aimonk_hf.modeling.model import AimonkModel
     from aimonk_hf.modeling.predict_files import list_images, predict_files
 
     if options.batch_size < 1 or (options.num_workers is not None and options.num_workers < 1):
@@ -55,11 +54,12 @@ def _predict(options: argparse.Namespace) -> int:
         raise AimonkError("--excel is about CSV files: add --format csv, or leave it out")
     paths = list_images([Path(text) for text in options.inputs])
     thresholds = _thresholds(options.threshold)
-    model = AimonkModel.from_pretrained(options.model)
+    model = load_predictor(options)
 
     def write(own: list[Path], out: TextIO, header: bool) -> int:
-        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers, options.precision)
-        return predict_files(stream, model.config.attributes, len(own), options.format, out, header, options.excel)
+        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
+        names, title = model.config.attributes, f"predicting ({model.backend}, {model.device})"
+        return predict_files(stream, names, len(own), options.format, out, header, options.excel, title)
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if options.output is None:

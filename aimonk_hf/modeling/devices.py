@@ -3,16 +3,23 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import PRECISIONS
+from aimonk_hf.modeling.streaming import Network, Outputs, Pixels, default_workers
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+# Drivers of NVIDIA, of AMD, and of either under Windows; without one torch is not imported to look for an accelerator.
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 # torch's allocator, and its loader of a worker that the system killed or that ran out of shared memory
 _MEMORY_FAILURES = ("can't allocate memory", "not enough memory", "killed by signal: Killed", "bus error")
@@ -21,22 +28,103 @@ _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
-def resolve_precision(requested: str, device: torch.device) -> str:
+def resolve_device(requested: str) -> str:
+    """Return the device "cpu", "cuda:1", "mps"; "auto" is the accelerator that torch has, else the CPU.
+
+    Raises `AimonkError` for a device that is unknown, gone, or not usable by this torch.
+    """
+    may_have_one = os.name == "nt" or sys.platform == "darwin" or any(Path(driver).exists() for driver in _DRIVERS)
+    if requested == "cpu" or (requested == "auto" and not (may_have_one and find_spec("torch"))):
+        return "cpu"
+    if find_spec("torch") is None:
+        raise AimonkError(f"--device {requested} needs torch, which is not installed: pip install torch")
+    import torch
+
+    if requested == "auto":
+        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        return str(torch.zeros(1, device=requested).device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        there = f"auto, cpu{f', {torch.accelerator.current_accelerator()}' * torch.accelerator.is_available()}"
+        raise AimonkError(f"--device {requested} cannot be used ({reason_of(error)}): choose one of {there}") from error
+
+
+def check_precision(requested: str, int8: bool = False) -> None:
+    """Raise `AimonkError` for a precision other than `PRECISIONS`, and int8 where it is allowed."""
+    allowed = (*PRECISIONS, "int8") if int8 else PRECISIONS
+    if requested not in allowed:
+        raise AimonkError(f"precision must be {', '.join(allowed[:-1])} or {allowed[-1]}, found {requested!r}")
+
+
+def resolve_precision(requested: str, device: "torch.device") -> str:
     """Return "float32", "bf16" or "fp16" for one of `PRECISIONS`; "auto" depends on the kind of device alone."""
-    if requested not in PRECISIONS:
-        raise AimonkError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, found {requested!r}")
+    import torch
+
+    check_precision(requested)
     if requested != "auto":
         return requested
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _is_faster_in_bf16(torch.cpu.get_capabilities()) else "float32"
+    return "bf16" if device.type == "cpu" and is_faster_in_bf16() else "float32"
 
 
-def _is_faster_in_bf16(processor: Mapping[str, Any]) -> bool:
-    """Return whether convolutions gain by bf16: with AMX, on ARM, and on AMD; not with Intel's AVX512-BF16 alone."""
+def autocast_dtype(precision: str) -> "torch.dtype | None":
+    """Return the number format of autocast, None in float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def is_faster_in_bf16() -> bool:
+    """Return whether convolutions gain by bf16 on this processor: with AMX, on ARM, and on AMD; not by Intel's AVX512.
+
+    torch is imported only where the processor may have bf16 at all.
+    """
+    cpu_info = Path("/proc/cpuinfo")
+    if find_spec("torch") is None or (cpu_info.exists() and "bf16" not in cpu_info.read_text()):
+        return False
+    import torch
+
+    processor = torch.cpu.get_capabilities()
     if processor.get("amx_bf16") or processor.get("bf16"):
         return True
     return bool(processor.get("avx512_bf16")) and "intel" not in str(processor.get("cpu_name", "")).lower()
+
+
+def torch_network(forward: "Callable[[torch.Tensor], torch.Tensor]", device: "torch.device") -> Network:
+    """Make a function from uint8 pixels [N, 3, H, W], in channels_last order, to outputs [N, K] fit for a stream.
+
+    On a CPU some threads compute at once, on cores of their own; `forward` itself must enter torch's modes.
+    """
+    import torch
+
+    def compute(pixels: Pixels) -> Outputs:
+        outputs: Outputs = forward(torch.from_numpy(pixels).permute(0, 3, 1, 2)).float().cpu().numpy()
+        return outputs
+
+    if device.type != "cpu":
+        return Network(compute)
+    usual = torch.get_num_threads()
+    threads = min(default_workers(), usual)
+    return Network(compute, threads, start_thread=lambda threads: _share_cores(max(1, usual // threads), usual))
+
+
+_sharing = Lock()
+
+
+def _share_cores(threads: int, usual: int) -> None:
+    """Compute with so many cores in this thread; threads that start later begin with the usual number.
+
+    A thread takes its number, when torch first asks for it, from the last one that was set anywhere.
+    """
+    import torch
+
+    with _sharing:
+        torch.set_num_threads(threads)
+        torch.get_num_threads()
+        another = Thread(target=torch.set_num_threads, args=(usual,))
+        another.start()
+        another.join()
 
 
 def keep_freed_memory() -> None:
@@ -61,12 +149,6 @@ def _mallopt(values: Mapping[int, int]) -> None:
             mallopt(parameter, value)
 
 
-def default_workers(n_processes: int) -> int:
-    """Return the workers of each of `n_processes`: its share of this machine's cores, at most 8."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", n_processes))
-    return min(8, max(1, (os.cpu_count() or 1) // on_this_machine))
-
-
 def explain_failure(
     error: BaseException, batch_size: int, image_size: int, n_images: int | None = None
 ) -> AimonkError | None:
@@ -83,6 +165,8 @@ def explain_failure(
 
 def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
     """Return the line for a failed allocation, or None for another error."""
+    import torch
+
     said_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_FAILURES)
     if not said_so and not isinstance(error, torch.OutOfMemoryError | MemoryError):
         return None

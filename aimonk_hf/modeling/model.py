@@ -4,44 +4,29 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from aimonk_hf.data.images import ImageSource
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling import hub
 from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.modeling.card import render_card
-from aimonk_hf.modeling.config import AimonkConfig, resolve_thresholds
-from aimonk_hf.modeling.devices import AUTOCAST, resolve_precision
-from aimonk_hf.modeling.inference import Source, as_readable, stream_logits
+from aimonk_hf.modeling.config import AimonkConfig
+from aimonk_hf.modeling.devices import autocast_dtype, resolve_precision, torch_network
 from aimonk_hf.modeling.losses import masked_bce_with_logits
+from aimonk_hf.modeling.onnx_network import keep_in_step
 from aimonk_hf.modeling.prediction import Prediction
+from aimonk_hf.modeling.predictor import Options, Predicting, Thresholds
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
+from aimonk_hf.modeling.streaming import Network, Source
 from aimonk_hf.modeling.weights import build_for, load_weights, own_names, plain_names, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
-
-ImageLike = ImageSource | Tensor
-Images = Iterable[ImageLike]
-Raise = Literal["raise"]
-Thresholds = float | dict[str, float] | NDArray[np.floating[Any]] | None
-
-
-class Options(TypedDict, total=False):
-    """Options of `AimonkModel.stream`, and thus of `predict`."""
-
-    batch_size: int
-    tta: bool
-    workers: int | None
-    precision: str
-
 
 class AimonkOutput(tuple[Tensor, ...]):
     """(loss, logits [N, K]), or (logits,) without labels, by place and by name, as transformers returns them."""
@@ -57,7 +42,32 @@ class AimonkOutput(tuple[Tensor, ...]):
         return self[-1]
 
 
-class AimonkModel(nn.Module):
+class TensorTransform(EvalTransform):
+    """timm's eval transform, from an RGB image to a tensor."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return float [3, H, W]."""
+        return torch.from_numpy(self.normalize(self.pixels(image)[None])[0])
+
+
+class Normalize(nn.Module):
+    """Turn uint8 pixels [..., 3, H, W] into the float values of an `EvalTransform`, on the same device."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, transform: EvalTransform) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            values = torch.tensor(transform.data_config[name], dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return float32 of the same shape."""
+        return pixels.float().div(255).sub_(self.mean).div_(self.std)
+
+
+class AimonkModel(Predicting, nn.Module):
     """A timm network with one output per attribute.
 
     The constructor makes random weights and never touches the network; `from_pretrained` loads a saved model,
@@ -75,7 +85,8 @@ class AimonkModel(nn.Module):
         self.timm_model = build_network(config.architecture, width, config.pretrained_cfg, config.model_args, weights)
         cfg = trim_pretrained_cfg(self.timm_model.pretrained_cfg, width) | config.pretrained_cfg
         self.config = replace(config, pretrained_cfg=cfg | {"num_classes": width})
-        self.transform = EvalTransform(self.config.pretrained_cfg)
+        self.transform = TensorTransform(self.config.pretrained_cfg)
+        self.normalize = Normalize(self.transform)
         self.metrics: dict[str, Any] | None = None
         self.folder: Path | None = None  # the origin of the weights; its split.csv tells which images they have seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
@@ -135,93 +146,40 @@ class AimonkModel(nn.Module):
         return AimonkOutput((logits,) if labels is None else (masked_bce_with_logits(logits, labels), logits))
 
     @torch.inference_mode()
-    def logits_of_pixels(self, pixels: Tensor, tta: bool = False, precision: str = "float32") -> Tensor:
-        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]; `tta` adds mirrored ones."""
-        device, dtype = self.device, AUTOCAST.get(precision)
-        values = self.transform.normalize(pixels.to(device, non_blocking=True)).to(next(self.parameters()).dtype)
-        if device.type == "cpu":
-            values = values.contiguous(memory_format=torch.channels_last)  # the order that oneDNN computes in
+    def logits_of_pixels(self, pixels: Tensor, precision: str = "float32") -> Tensor:
+        """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]."""
+        device, dtype = self.device, autocast_dtype(precision)
+        values = self.normalize(pixels.to(device, non_blocking=True)).to(next(self.parameters()).dtype)
+        # the order that oneDNN and cuDNN compute in
+        values = values.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = self.timm_model(values).float()
-            if tta:
-                logits = (logits + self.timm_model(values.flip(-1)).float()) / 2
-        return logits.cpu()
+            logits: Tensor = self.timm_model(values).float().cpu()
+        return logits
+
+    def network(self, precision: str | None = None) -> Network:
+        """Return the function from uint8 pixels to logits for `stream`; float32 where no precision is named."""
+        resolved = resolve_precision(precision or "float32", self.device)
+        return torch_network(partial(self.logits_of_pixels, precision=resolved), self.device)
 
     def stream(
-        self,
-        images: Iterable[Source],
-        thresholds: Thresholds = None,
-        batch_size: int = 32,
-        tta: bool = False,
-        workers: int | None = None,
-        precision: str = "float32",
+        self, images: Iterable[Source], thresholds: Thresholds = None, **options: Unpack[Options]
     ) -> Iterator[tuple[Source, Prediction | ImageError]]:
         """Yield each image with its prediction, or with the error that prevented it, in bounded memory.
 
-        `tta` averages with the mirrored image; `precision` is float32, bf16, fp16, or auto for the device's fastest.
+        Options are `batch_size`, `tta` (average with the mirrored image), `workers`, and `precision`: float32, bf16,
+        fp16, or auto for the device's fastest. The network is in eval mode meanwhile.
         """
-        precision = resolve_precision(precision, self.device)
-        if batch_size < 1 or (workers is not None and workers < 1):
-            raise AimonkError(f"batch_size and workers must be at least 1, found {batch_size} and {workers}")
-        resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
-        network, on_cpu = partial(self.logits_of_pixels, tta=tta, precision=precision), self.device.type == "cpu"
-        rows = stream_logits(images, self.transform.pixels, network, batch_size, workers, on_cpu=on_cpu)
+        predictions = super().stream(images, thresholds, **options)
 
-        def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
+        def in_eval_mode() -> Iterator[tuple[Source, Prediction | ImageError]]:
             was_training = self.training
             self.eval()
             try:
-                for source, logits in rows:
-                    if isinstance(logits, ImageError):
-                        yield source, logits
-                    else:
-                        scores = dict(zip(self.config.attributes, logits.sigmoid().tolist(), strict=True))
-                        yield source, Prediction(scores, resolved, _path_of(source))
+                yield from predictions
             finally:
                 self.train(was_training)
 
-        return predictions()  # wrong options raise before the first image is asked for
-
-    @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
-        self, images: ImageLike, thresholds: Thresholds = ..., *, on_error: Raise = ..., **options: Unpack[Options]
-    ) -> Prediction: ...
-    @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
-        self, images: ImageLike, thresholds: Thresholds = ..., *, on_error: str, **options: Unpack[Options]
-    ) -> Prediction | None: ...
-    @overload
-    def predict(
-        self, images: Images, thresholds: Thresholds = ..., *, on_error: Raise = ..., **options: Unpack[Options]
-    ) -> list[Prediction]: ...
-    @overload
-    def predict(
-        self, images: Images, thresholds: Thresholds = ..., *, on_error: str, **options: Unpack[Options]
-    ) -> list[Prediction | None]: ...
-    def predict(
-        self, images: Any, thresholds: Thresholds = None, *, on_error: str = "raise", **options: Unpack[Options]
-    ) -> Any:
-        """Return the `Prediction` of one image, or a list for an iterable of images.
-
-        An image is a path, PIL image, uint8 array [H, W, 3] or tensor [3, H, W], or the bytes of a file. `thresholds`
-        replaces the stored ones, by one number, by name, or by an array [K]. A bad image raises `ImageError`;
-        `on_error="skip"` puts None in its place. `options` are those of `stream`: `batch_size`, `tta`, ...
-        """
-        if on_error not in ("raise", "skip"):
-            raise AimonkError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
-        is_one = isinstance(images, str | bytes) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
-        predictions: list[Prediction | None] = []
-        for source, prediction in self.stream([images] if is_one else images, thresholds, **options):
-            if isinstance(prediction, Prediction):
-                # the caller's own image; a stream keeps none, so that its memory stays bounded
-                prediction.source = as_readable(source)
-                predictions.append(prediction)
-            elif on_error == "raise":
-                name = f"{path}: " if (path := _path_of(source)) else ""
-                raise ImageError(f"{name}{prediction}") from prediction
-            else:
-                predictions.append(None)
-        return predictions[0] if is_one else predictions
+        return in_eval_mode()  # wrong options raise before the first image is asked for
 
     def save_pretrained(
         self,
@@ -246,6 +204,7 @@ class AimonkModel(nn.Module):
                 write_json(stage / hub.METRICS_FILE, self.metrics)
         if self.metrics is None:
             (folder / hub.METRICS_FILE).unlink(missing_ok=True)  # of other weights
+        keep_in_step(folder, fingerprint, self.folder)
         if push_to_hub:
             hub.push_model_folder(folder, repo_id or folder.resolve().name, **options)
 
@@ -290,7 +249,3 @@ class AimonkModel(nn.Module):
         model.metrics, model.metrics_problem = read_metrics(folder / hub.METRICS_FILE, config.attributes)
         model.folder = folder
         return model.eval().to(device=device, dtype=dtype).check_outputs()
-
-
-def _path_of(source: ImageLike) -> str | None:
-    return fspath(source) if isinstance(source, str | PathLike) else None

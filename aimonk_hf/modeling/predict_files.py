@@ -47,6 +47,7 @@ def predict_files(
     out: TextIO,
     header: bool = True,
     excel: bool = False,
+    title: str = "predicting",
 ) -> int:
     """Write each prediction as it comes, report failures on stderr, and return how many there were.
 
@@ -62,7 +63,7 @@ def predict_files(
         out.write("\ufeff" if excel else "")
         write_row(["image", "attributes", *score_columns(attributes), "error"])
     with tqdm(
-        stream, "predicting", total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr
+        stream, title, total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr
     ) as progress:
         for path, result in progress:
             prediction = result if isinstance(result, Prediction) else None

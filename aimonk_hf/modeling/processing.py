@@ -1,24 +1,36 @@
-"""Turn an RGB image into pixel values by timm's own eval transform."""
+"""Turn an RGB image into pixel values as timm's eval transform does, with Pillow and numpy alone."""
 
+import math
 from typing import Any
 
-import timm.data
-import torch
-from PIL import Image
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+
+# timm's own values where a pretrained_cfg names none
+_DEFAULTS = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
 
 
 class EvalTransform:
     """timm's eval transform for a `pretrained_cfg`, in two halves: resize and crop in uint8, then normalise.
 
-    Calling it on an RGB image gives float [3, H, W], bit for bit as `timm.data.create_transform` and transformers'
+    Both together give float [3, H, W], bit for bit as `timm.data.create_transform` and transformers'
     TimmWrapperImageProcessor. The halves let workers hand over bytes and the device normalise a whole batch.
     """
 
     def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
-        self.data_config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
-        self._resize_and_crop = timm.data.create_transform(**self.data_config, is_training=False, normalize=False)
-        self._mean, self._std = (torch.tensor(self.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        self.data_config = {key: pretrained_cfg.get(key) or default for key, default in _DEFAULTS.items()}
+        self._mean, self._std = (np.array(self.data_config[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        self._filter = Image.Resampling[self.data_config["interpolation"].upper()]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -31,14 +43,40 @@ class EvalTransform:
         keys = ("input_size", "crop_pct", "crop_mode", "interpolation")
         return "eval " + " ".join(str(self.data_config[key]) for key in keys)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Return uint8 [3, H, W]."""
-        return self._resize_and_crop(image)
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return uint8 [H, W, 3] of an RGB image."""
+        height, width = self.size
+        fill = (0, 0, 0)
+        if self.data_config["crop_mode"] == "border":
+            red, green, blue = (round(255 * value) for value in self.data_config["mean"])
+            fill = (red, green, blue)
+        if (resized := self._resized_size(image)) != image.size:
+            image = image.resize(resized, self._filter)
+        left, top = max(0, width - image.width), max(0, height - image.height)
+        if left or top:
+            border = (left // 2, top // 2, (left + 1) // 2, (top + 1) // 2)
+            image = ImageOps.expand(image, border, fill)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return np.array(image.crop((left, top, left + width, top + height)))
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 [..., 3, H, W] into float of the same shape, on the same device."""
-        return pixels.float().div(255).sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
+    def normalize(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Turn uint8 [N, H, W, 3] into contiguous float32 [N, 3, H, W]."""
+        values = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
+        values[:] = pixels.transpose(0, 3, 1, 2)
+        values /= 255
+        values -= self._mean
+        values /= self._std
+        return values
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return float [3, H, W]."""
-        return self.normalize(self.pixels(image))
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the width and height that the image gets before the crop."""
+        before_crop = [math.floor(side / self.data_config["crop_pct"]) for side in self.size]
+        if self.data_config["crop_mode"] == "squash":
+            return before_crop[1], before_crop[0]
+        if self.data_config["crop_mode"] == "center" and before_crop[0] == before_crop[1]:
+            side, shorter = before_crop[0], min(image.size)
+            width, height = (int(side * long / shorter) if long > shorter else side for long in image.size)
+            return width, height
+        ratios = (image.height / before_crop[0], image.width / before_crop[1])
+        ratio = max(ratios) if self.data_config["crop_mode"] == "border" else min(ratios)
+        return round(image.width / ratio), round(image.height / ratio)

@@ -74,7 +74,7 @@ def augmentations_by_epoch(config: TrainConfig, model: AimonkModel) -> list[Augm
 
 def _eval_image(transform: EvalTransform, image: Image.Image) -> Image.Image:
     """Return the eval transform's pixels as an image."""
-    return Image.fromarray(transform.pixels(image).permute(1, 2, 0).numpy())
+    return Image.fromarray(transform.pixels(image))
 
 
 def _changes(name: str, full: Size, size: Size) -> list[Any]:

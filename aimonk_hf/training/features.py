@@ -58,7 +58,7 @@ class HeadFeatures:
         own = range(accelerator.process_index, len(self.images), accelerator.num_processes)
         chunks = [[(epoch, row) for row in own[start : start + _BATCH]] for start in range(0, len(own), _BATCH)]
         for pixels, _, rows in image_loader(self.images, chunks, self.workers, accelerator.device.type == "cuda"):
-            features, read = compute_outputs(accelerator, self.model.transform, network, pixels), rows >= 0
+            features, read = compute_outputs(accelerator, self.model, network, pixels), rows >= 0
             yield rows[read], features[read]
 
     def batches(self, batches: EpochBatches) -> Iterator[Batch]:

@@ -17,9 +17,9 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.image_cache import open_image_cache
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.modeling.devices import default_workers
 from aimonk_hf.modeling.losses import positive_weights, smooth_labels
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.streaming import default_workers
 from aimonk_hf.modeling.weights import require_finite
 from aimonk_hf.training.augmentation import augmentations_by_epoch, mix_batch
 from aimonk_hf.training.batches import Batch, EpochBatches, TrainImages, balancing_weights, image_loader
@@ -90,7 +90,7 @@ class Trainer:
         self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
         self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device.type == "cuda")
         cache = open_image_cache(config.image_cache, model.transform.fingerprint)
-        self.validator = Validator(accelerator, model.transform, validation, max(32, config.batch_size), cache)
+        self.validator = Validator(accelerator, model, validation, max(32, config.batch_size), cache)
 
     def fit(self, run: RunDirectory, callbacks: Sequence[TrainCallback] = ()) -> None:
         """Train the epochs that are left, from the last checkpoint where the run is resumed."""
@@ -269,7 +269,7 @@ class Trainer:
             labels = smooth_labels(labels, config.label_smoothing)
         if stage.features is not None:
             return inputs, labels
-        pixels = self.model.transform.normalize(inputs)
+        pixels = self.model.normalize(inputs)
         if self.mixes:
             pixels, labels = mix_batch(pixels, labels, config.mixup, config.cutmix)
         return pixels.contiguous(memory_format=self.memory_format), labels

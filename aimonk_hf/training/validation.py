@@ -16,9 +16,10 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.errors import ImageError, NotFiniteError
 from aimonk_hf.evaluation.metrics import auroc, average_precision, count_decisions, f1, mean_defined, nan_to_none
-from aimonk_hf.modeling.inference import stream_logits
+from aimonk_hf.modeling.devices import torch_network
 from aimonk_hf.modeling.losses import Loss
-from aimonk_hf.modeling.processing import EvalTransform
+from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.streaming import stream_outputs
 
 # from normalised pixels [N, 3, H, W] to outputs [N, width]
 Network = Callable[[Tensor], Tensor]
@@ -28,11 +29,11 @@ Network = Callable[[Tensor], Tensor]
 class Validator:
     """Compute outputs of networks for the validation images; each process computes its share, and all get the whole.
 
-    `cache` holds the decoded images, made by `transform`.
+    `cache` holds the decoded images, made by the model's transform.
     """
 
     accelerator: Accelerator
-    transform: EvalTransform
+    model: AimonkModel
     dataset: AttributeDataset
     batch_size: int
     cache: ImageCache | None
@@ -41,23 +42,18 @@ class Validator:
         """Return the outputs [N, width] of a network in eval mode, and the readable images [N]."""
         accelerator, dataset = self.accelerator, self.dataset
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        stream = stream_logits(
-            (dataset.paths[row] for row in own),
-            self.transform.pixels,
-            partial(compute_outputs, accelerator, self.transform, network),
-            self.batch_size,
-            cache=self.cache,
-            on_cpu=accelerator.device.type == "cpu",
-        )
+        computed = torch_network(partial(compute_outputs, accelerator, self.model, network), accelerator.device)
+        sources, prepare = (dataset.paths[row] for row in own), self.model.transform.pixels
+        stream = stream_outputs(sources, prepare, computed, self.batch_size, cache=self.cache)
         outputs = zip(own, (found for _, found in stream), strict=True)
-        read = ((row, found) for row, found in outputs if not isinstance(found, ImageError))
+        read = ((row, torch.from_numpy(found)) for row, found in outputs if not isinstance(found, ImageError))
         return gather_outputs(accelerator, len(dataset), width, read)
 
 
-def compute_outputs(accelerator: Accelerator, transform: EvalTransform, network: Network, pixels: Tensor) -> Tensor:
+def compute_outputs(accelerator: Accelerator, model: AimonkModel, network: Network, pixels: Tensor) -> Tensor:
     """Return the network's float32 outputs for pixels uint8 [N, 3, H, W], in the run's precision."""
     with torch.inference_mode(), accelerator.autocast():
-        values = transform.normalize(pixels.to(accelerator.device))
+        values = model.normalize(pixels.to(accelerator.device))
         outputs: Tensor = network(values.contiguous(memory_format=torch.channels_last)).float()
         return outputs
 

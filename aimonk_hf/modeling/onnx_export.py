@@ -1,32 +1,28 @@
 """Export the network to ONNX for onnxruntime and Transformers.js, checked against torch."""
 
+import base64
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from aimonk_hf.data.images import ImageSource
 from aimonk_hf.data.sample_data import draw_garment
-from aimonk_hf.errors import AimonkError, ImageError, reason_of
-from aimonk_hf.modeling.backbones import REFUSALS
+from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, PREPROCESSOR_FILE
-from aimonk_hf.modeling.inference import stream_logits
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.onnx_network import FEATURES, FP32_FILE, HEAD, INPUT, INT8_FILE, LOGITS, OnnxNetwork
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.storage import atomic_path, make_folder, read_json, write_json
 
-# Transformers.js finds these by its dtypes "fp32" and "q8"
-FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 COMPARISON_FILE = "onnx/comparison.json"
 
 # Logits of torch and onnxruntime differ by about 1e-5; an export that differs by this much computes something else.
@@ -38,27 +34,33 @@ _logger = logging.getLogger(__name__)
 def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[Path]:
     """Write onnx/model.onnx and preprocessor_config.json into a model folder, new or of the same model.
 
-    `int8` adds onnx/model_quantized.onnx. The ONNX input `pixel_values` is float [N, 3, H, W] of `model.transform`, the
-    output `logits` [N, K], N free. Returns the ONNX files. Raises `AimonkError` for a folder of another model, and
-    where onnxruntime and torch disagree.
+    `int8` adds onnx/model_quantized.onnx. Raises `AimonkError` as `write_onnx`, and for a folder of another model.
+    """
+    _save_model(model, folder)
+    return write_onnx(model, folder, int8)
+
+
+def write_onnx(model: AimonkModel, folder: Path, int8: bool = False) -> list[Path]:
+    """Write the ONNX files of the model saved in `folder`, and return them.
+
+    The ONNX input `pixel_values` is float [N, 3, H, W] of `model.transform`, the output `logits` [N, K], N free;
+    `last_feature_map` [N, C, h, w] is there where the network ends in pooling and a linear layer, which is then in the
+    file's metadata. Raises `AimonkError` for missing packages, for an architecture that torch cannot export, and where
+    onnxruntime and torch disagree; earlier files are left as they are then.
     """
     try:
         for name in ("onnx", "onnxruntime", "onnxscript"):
             import_module(name)
     except ImportError as error:
-        raise AimonkError(f"export needs {name}: pip install 'aimonk_hf[onnx]'") from error
-    _save_model(model, folder)
+        raise AimonkError(f"ONNX files need {name}, which is not installed: pip install {name}") from error
     make_folder(folder / "onnx")
-    for old in (INT8_FILE, COMPARISON_FILE, PREPROCESSOR_FILE):
-        (folder / old).unlink(missing_ok=True)
+    fingerprint = read_json(folder / CONFIG_FILE)[FINGERPRINT]
     files = [folder / FP32_FILE]
     with atomic_path(files[0]) as temporary:
-        _export_network(model, temporary)
-        images = [draw_garment(np.random.default_rng(seed)).image for seed in range(3)]
-        difference = largest_difference(model, temporary, images)
-        if not difference < _LARGEST_DIFFERENCE:
-            found = f"disagree by {difference:.1e} on {model.config.architecture}"
-            raise AimonkError(f"onnxruntime and torch {found}: nothing was exported")
+        _export_network(model, temporary, fingerprint)
+        _check(model, temporary, fingerprint)
+    for old in (INT8_FILE, COMPARISON_FILE, PREPROCESSOR_FILE):  # of another export
+        (folder / old).unlink(missing_ok=True)
     if int8:
         files.append(folder / INT8_FILE)
         with atomic_path(files[1]) as temporary:
@@ -67,7 +69,7 @@ def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[
     if processor is None:
         _logger.warning("crop_mode border has no counterpart in Transformers.js: %s was not written", PREPROCESSOR_FILE)
     else:
-        write_json(folder / PREPROCESSOR_FILE, processor | {FINGERPRINT: read_json(folder / CONFIG_FILE)[FINGERPRINT]})
+        write_json(folder / PREPROCESSOR_FILE, processor | {FINGERPRINT: fingerprint})
     return files
 
 
@@ -100,42 +102,29 @@ def preprocessor_config(config: AimonkConfig) -> dict[str, Any] | None:
     }
 
 
-def onnx_network(path: Path, transform: EvalTransform) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels [N, 3, H, W] to logits [N, K] that onnxruntime computes on the CPU."""
-    import onnxruntime
+class _WithFeatures(nn.Module):
+    """Return the logits of a network and the features [N, C, h, w] that it pools for its linear head."""
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
 
-    def network(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"pixel_values": transform.normalize(pixels).numpy()})[0])
-
-    return network
-
-
-def largest_difference(model: AimonkModel, path: Path, images: Sequence[ImageSource]) -> float:
-    """Return the largest difference between the logits of torch and of an ONNX file on images."""
-    found = logits_of(images, model.transform, onnx_network(path, model.transform))
-    return float(np.nanmax(np.abs(torch_logits(images, model) - found)))
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (logits, features)."""
+        features = self.network.forward_features(values)
+        return self.network.forward_head(features), features
 
 
-def torch_logits(sources: Iterable[ImageSource], model: AimonkModel) -> NDArray[np.float64]:
-    """Return the model's logits [N, K] in eval mode, NaN rows for images that cannot be read."""
-    was_training = model.training
-    try:
-        return logits_of(sources, model.eval().transform, model.logits_of_pixels)
-    finally:
-        model.train(was_training)
-
-
-def logits_of(
-    sources: Iterable[ImageSource], transform: EvalTransform, network: Callable[[Tensor], Tensor]
-) -> NDArray[np.float64]:
-    """Return a network's logits [N, K], NaN rows for images that cannot be read."""
-    rows = [logits for _, logits in stream_logits(sources, transform.pixels, network)]
-    width = next((len(row) for row in rows if not isinstance(row, ImageError)), 1)
-    return np.array([[np.nan] * width if isinstance(row, ImageError) else row.tolist() for row in rows])
+def _head_on_pooled_features(network: Any, values: Tensor) -> nn.Linear | None:
+    """Return the linear layer whose outputs on pooled features are the logits, or None for another kind of network."""
+    head = network.get_classifier()
+    if not isinstance(head, nn.Linear) or not hasattr(network, "forward_features"):
+        return None
+    with torch.inference_mode():
+        features, logits = network.forward_features(values), network(values)
+        if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[1] != head.in_features:
+            return None
+        return head if torch.allclose(head(features.mean((2, 3))), logits, atol=1e-4) else None
 
 
 def _save_model(model: AimonkModel, folder: Path) -> None:
@@ -148,28 +137,56 @@ def _save_model(model: AimonkModel, folder: Path) -> None:
         raise AimonkError(f"{folder} holds another model: name another --output")
 
 
-def _export_network(model: AimonkModel, path: Path) -> None:
+def _export_network(model: AimonkModel, path: Path, fingerprint: str) -> None:
+    import onnx
+
     network = copy.deepcopy(model.timm_model).cpu().float().eval()
-    example = torch.zeros(2, 3, *model.transform.size)  # two, because torch takes a batch of one for a constant
+    example = torch.randn(2, 3, *model.transform.size)  # two, because torch takes a batch of one for a constant
+    head = _head_on_pooled_features(network, example)
     try:
         torch.onnx.export(
-            network,
+            network if head is None else _WithFeatures(network).eval(),
             (example,),
             path,
             dynamo=True,
-            input_names=["pixel_values"],
-            output_names=["logits"],
+            input_names=[INPUT],
+            output_names=[LOGITS] if head is None else [LOGITS, FEATURES],
             dynamic_shapes=({0: "batch_size"},),
             external_data=False,
             opset_version=18,
             verbose=False,
         )
-    except REFUSALS as error:
+    except Exception as error:  # the exporter's errors are of every kind
         cause: BaseException = error
         while cause.__cause__ is not None:  # torch's own text is a page on how to report it
             cause = cause.__cause__
         refused = f"torch cannot export {model.config.architecture} to ONNX ({reason_of(cause)})"
         raise AimonkError(f"{refused}: nothing was exported") from error
+    graph, properties = onnx.load(path), {FINGERPRINT: fingerprint}
+    if head is not None:
+        properties[HEAD] = base64.b64encode(head.weight.detach().numpy().tobytes()).decode()
+    onnx.helper.set_model_props(graph, properties)
+    onnx.save(graph, path)
+
+
+def _check(model: AimonkModel, path: Path, fingerprint: str) -> None:
+    """Raise `AimonkError` unless onnxruntime and torch agree on drawn images."""
+    images = [draw_garment(np.random.default_rng(seed)).image for seed in range(3)]
+    difference = largest_difference(model, OnnxNetwork(path, model.config, fingerprint), images)
+    if not difference < _LARGEST_DIFFERENCE:
+        found = f"disagree by {difference:.1e} on {model.config.architecture}"
+        raise AimonkError(f"onnxruntime and torch {found}: nothing was exported")
+
+
+def largest_difference(model: AimonkModel, network: OnnxNetwork, images: Sequence[Image.Image]) -> float:
+    """Return the largest difference between the logits of torch and of an ONNX file on RGB images."""
+    pixels = np.stack([model.transform.pixels(image) for image in images])
+    was_training = model.training
+    try:
+        expected = model.eval().logits_of_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    finally:
+        model.train(was_training)
+    return float(np.abs(network.logits(pixels) - expected).max())
 
 
 def _quantize(source: Path, target: Path) -> None:

@@ -1,0 +1,159 @@
+"""Stream images through a network: threads decode, the network computes whole batches, memory stays bounded."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from aimonk_hf.data.image_cache import ImageCache
+from aimonk_hf.data.images import read_image, shown_name
+from aimonk_hf.errors import ImageError, NotFiniteError
+
+SMALL_BATCH = 8  # images whose activations stay in a processor's cache
+
+Pixels = NDArray[np.uint8]
+Outputs = NDArray[np.float32]
+Source = TypeVar("Source")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Network:
+    """A function from uint8 pixels [N, H, W, 3] to outputs [N, K], which uses all cores or an accelerator.
+
+    On a CPU `threads` of them are faster, each computing small batches by `compute_in_thread` after `start_thread`, which
+    is given their number. Without `threads` one thread computes and others decode ahead of it.
+    """
+
+    compute: Callable[[Pixels], Outputs]
+    threads: int = 0
+    compute_in_thread: Callable[[Pixels], Outputs] | None = None
+    start_thread: Callable[[int], None] | None = None
+
+    def mirrored(self) -> "Network":
+        """Return the network whose outputs are averaged with those of the mirrored images."""
+
+        def both(compute: Callable[[Pixels], Outputs]) -> Callable[[Pixels], Outputs]:
+            return lambda pixels: (compute(pixels) + compute(pixels[:, :, ::-1])) / 2
+
+        in_thread = both(self.compute_in_thread) if self.compute_in_thread else None
+        return replace(self, compute=both(self.compute), compute_in_thread=in_thread)
+
+
+def stream_outputs(
+    sources: Iterable[Source],
+    prepare: Callable[[Image.Image], Pixels],
+    network: Network,
+    batch_size: int = 32,
+    workers: int | None = None,
+    cache: ImageCache | None = None,
+) -> Iterator[tuple[Source, Outputs | ImageError]]:
+    """Yield each source, in order, with its finite outputs [K], or with the `ImageError` that prevented them.
+
+    `prepare` turns an RGB image into uint8 [H, W, 3]. A `cache`, made for `prepare`, keeps the pixels of paths. Raises
+    `NotFiniteError` for outputs that are infinite or NaN.
+    """
+
+    def load(source: Source) -> tuple[Source, Pixels | ImageError]:
+        try:
+            if cache is None or not isinstance(source, str | os.PathLike):
+                return source, prepare(read_image(as_readable(source)))
+            return source, cache.get(source, lambda: prepare(read_image(source)))
+        except ImageError as error:
+            return source, error
+
+    if not network.threads:
+        pool = ThreadPoolExecutor(workers or default_workers())
+        for batch in _batches(in_threads(load, sources, pool, batch_size), batch_size):
+            yield from _score(batch, network.compute)
+        return
+    threads, size, remaining = workers or network.threads, min(batch_size, SMALL_BATCH), iter(sources)
+    first = list(islice(remaining, size * threads))
+    alone = threads == 1 or len(first) <= 1  # one image is computed by all cores
+    if not alone:
+        size = min(size, math.ceil(len(first) / threads))  # every thread gets some of a few images
+    batches = _batches(chain(first, remaining), size)
+
+    compute = network.compute if alone else network.compute_in_thread or network.compute
+
+    def score(batch: list[Source]) -> list[tuple[Source, Outputs | ImageError]]:
+        return _score([load(source) for source in batch], compute)
+
+    if alone:
+        scored = map(score, batches)
+    else:
+        start = network.start_thread or (lambda threads: None)
+        pool = ThreadPoolExecutor(threads, initializer=start, initargs=(threads,))
+        scored = in_threads(score, batches, pool, 2 * threads)
+    for rows in scored:
+        yield from rows
+
+
+def in_threads(
+    compute: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[Result]:
+    """Yield `compute` of each item, in order, with at most `ahead` items held; close the pool at the end."""
+    waiting: deque[Future[Result]] = deque()
+    remaining = iter(items)
+    with pool:
+        try:
+            while True:
+                waiting.extend(pool.submit(compute, item) for item in islice(remaining, ahead - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def default_workers(n_processes: int = 1) -> int:
+    """Return the workers of each of `n_processes`: its share of this machine's cores, at most 8."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", n_processes))
+    return min(8, max(1, (os.cpu_count() or 1) // on_this_machine))
+
+
+def as_readable(source: Any) -> Any:
+    """Return a uint8 tensor [3, H, W] as an array [H, W, 3] of the same memory, any other source as it is."""
+    if not hasattr(source, "permute"):  # a torch tensor, without importing torch
+        return source
+    if str(source.dtype) != "torch.uint8" or source.ndim != 3 or len(source) != 3:
+        raise ImageError(f"a tensor must be uint8 [3, H, W], found {source.dtype} {list(source.shape)}")
+    return source.cpu().permute(1, 2, 0).numpy()
+
+
+def sigmoid(logits: Outputs) -> NDArray[np.float64]:
+    """Return scores of logits, without overflow for large ones."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def finite(outputs: Outputs, source: Any = None) -> Outputs:
+    """Return the outputs of an image; raise `NotFiniteError` for an infinite or NaN one."""
+    if not np.isfinite(outputs).all():
+        name = shown_name(os.fspath(source)) if isinstance(source, str | os.PathLike) else "this image"
+        advice = "these weights give no scores, train with a lower --lr"
+        raise NotFiniteError(f"the network's output for {name} is not finite (infinite or NaN): {advice}")
+    return outputs
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def _score(
+    batch: list[tuple[Source, Pixels | ImageError]], compute: Callable[[Pixels], Outputs]
+) -> list[tuple[Source, Outputs | ImageError]]:
+    pixels = [item for _, item in batch if not isinstance(item, ImageError)]
+    rows = iter(compute(np.stack(pixels)) if pixels else ())
+    return [(source, item if isinstance(item, ImageError) else finite(next(rows), source)) for source, item in batch]
