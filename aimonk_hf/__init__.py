@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AimonkConfig": "modeling.config",
     "AimonkModel": "modeling.model",
+    "AimonkPredictor": "modeling.predictor",
     "AttributeDataset": "data.dataset",
+    "BatchPredictor": "modeling.batch_predictor",
     "TrainConfig": "training.settings",
     "evaluate": "evaluation.report",
     "get_recipe": "training.recipes",
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from aimonk_hf.data.labels import read_labels as read_labels
     from aimonk_hf.evaluation.report import evaluate as evaluate
     from aimonk_hf.evaluation.thresholds import tune_thresholds as tune_thresholds
+    from aimonk_hf.modeling.batch_predictor import BatchPredictor as BatchPredictor
     from aimonk_hf.modeling.config import AimonkConfig as AimonkConfig
     from aimonk_hf.modeling.model import AimonkModel as AimonkModel
+    from aimonk_hf.modeling.predictor import AimonkPredictor as AimonkPredictor
     from aimonk_hf.training.recipes import get_recipe as get_recipe
     from aimonk_hf.training.run import train as train
     from aimonk_hf.training.settings import TrainConfig as TrainConfig

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from aimonk_hf.modeling.onnx import export_folder, largest_difference, preprocessor_config
 from javascript import install_transformers_js
 from PIL import Image
 
@@ -25,7 +26,6 @@ from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import onnx as export
 from aimonk_hf.modeling.hub import push_model_folder
-from aimonk_hf.modeling.onnx import export_folder, largest_difference, preprocessor_config
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 SQUASH = {"crop_mode": "squash", "crop_pct": 1.0}

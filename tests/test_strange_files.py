@@ -25,7 +25,7 @@ from aimonk_hf.audit.checks import audit
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import check_image, read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.predict_files import list_images
+from aimonk_hf.modeling.image_files import ImageFiles
 from aimonk_hf.modeling.prediction import Prediction
 
 ATTRIBUTES = ["collar", "belt"]
@@ -148,7 +148,7 @@ def check_verdicts(corpus: Corpus) -> None:
 
 def test_a_folder_is_predicted_as_each_file_alone(corpus: Corpus) -> None:
     found: dict[str, Any] = {}
-    paths = list_images([corpus.images])
+    paths = list(ImageFiles([corpus.images]))
     assert len(paths) == len(set(paths)), "a link to the folder itself is not followed"
     with bounded_memory():
         for path, prediction in corpus.model.stream(paths, batch_size=32, workers=4):
@@ -162,7 +162,7 @@ def test_files_that_vanish_during_a_prediction_are_named_and_the_others_done(cor
     expected = dict(own.alone)
 
     def vanishing() -> Iterator[Path]:
-        for number, path in enumerate(list_images([own.images])):
+        for number, path in enumerate(ImageFiles([own.images])):
             if number % 4 == 0:
                 path.unlink()
                 expected[path.name] = "no such file"
@@ -304,7 +304,7 @@ def as_nobody() -> Iterator[Path]:
 
 
 def test_what_may_not_be_read_is_named(as_nobody: Path) -> None:
-    paths = list_images([as_nobody])
+    paths = list(ImageFiles([as_nobody]))
     assert {path.name for path in paths} == {"closed", "secret.png"}
     for path in (*paths, as_nobody / "closed" / "hidden.png"):
         assert check_image(path) == "Permission denied"

@@ -26,7 +26,9 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     by = "auto: onnxruntime on a CPU where the model has onnx/model.onnx, else torch (auto)"
     flag("--backend", choices=("auto", "onnx", "torch"), default="auto", help=by)
-    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto is the accelerator that torch has (auto)")
+    flag(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto is the accelerator that torch has (auto)"
+    )
     formats = ("auto", "float32", "bf16", "fp16", "int8")
     less = "bf16 and fp16 are faster on new hardware, and less exact; int8 needs export --int8 (float32)"
     flag("--precision", choices=formats, default="float32", help=less)

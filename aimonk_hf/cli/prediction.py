@@ -4,29 +4,35 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TextIO
 
 from aimonk_hf.cli.flags import Command, add_model_flag, add_predictor_flags, load_predictor
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import atomic_path, make_folder
+
+if TYPE_CHECKING:
+    from aimonk_hf.modeling.image_files import ImageFiles
+    from aimonk_hf.modeling.predict_files import Results
 
 
 def add_prediction_commands(command: Command) -> None:
     """Add the commands to the parser."""
     predict = command("predict", _predict, "print the attributes of images")
     flag = predict.add_argument
-    flag("inputs", nargs="+", metavar="IMAGE_OR_FOLDER")
+    flag("inputs", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER")
+    flag("--list", type=Path, action="append", default=[], metavar="FILE", help="text file with one path a line")
     add_model_flag(predict)
     every: dict[str, Any] = {"action": "append", "default": [], "metavar": "[ATTRIBUTE=]NUMBER"}
     flag("--threshold", **every, help="replaces the stored ones; repeatable with attributes")
-    flag("--format", choices=("text", "json", "csv"), default="text")
+    flag("--format", choices=("text", "json", "csv", "parquet"), default="text")
     flag("--excel", action="store_true", help="with --format csv: mark it as UTF-8, put ' before cells like formulas")
-    flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal; a folder for parquet")
+    flag("--shard-size", type=int, default=10_000, metavar="N", help="images in each Parquet file (10000)")
+    flag("--resume", action="store_true", help="with --format parquet: go on after the last complete shard")
     flag("--tta", action="store_true", help="average with the mirrored image")
     flag("--batch-size", type=int, default=32)
     flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
@@ -46,27 +52,62 @@ def add_prediction_commands(command: Command) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from aimonk_hf.modeling.predict_files import list_images, predict_files
+    from aimonk_hf.modeling.config import resolve_thresholds
+    from aimonk_hf.modeling.image_files import ImageFiles
+    from aimonk_hf.modeling.predict_files import predict_files, reported
 
+    _check(options)
+    paths = ImageFiles(options.inputs, options.list)
+    thresholds = _thresholds(options.threshold)
+    model = load_predictor(options)
+    names, title = model.config.attributes, f"predicting ({model.backend}, {model.device})"
+
+    def results(own: Iterable[Path], total: int) -> "Results":
+        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
+        return reported(stream, total, title)
+
+    if options.format == "parquet":
+        from aimonk_hf.modeling.parquet import ParquetShards
+
+        settings = {
+            "model": model.fingerprint,
+            "thresholds": resolve_thresholds(names, model.thresholds, thresholds),
+            "tta": options.tta,
+        }
+        shards = ParquetShards(options.output, names, options.shard_size, settings, options.resume)
+        if shards.finished:
+            print(f"{options.output} is finished: nothing to resume")
+            return 0
+        failed = shards.write(results(shards.remaining(paths), len(paths)))
+        print(f"written:  {options.output}")
+        return 1 if failed else 0
+
+    def write(own: Iterable[Path], total: int, out: TextIO, header: bool) -> int:
+        return predict_files(results(own, total), names, options.format, out, header, options.excel)
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return 1 if _write_together(paths, options.output, write) else 0
+    with _opened(options.output) as out:
+        return 1 if write(paths, len(paths), out, True) else 0
+
+
+def _check(options: argparse.Namespace) -> None:
     if options.batch_size < 1 or (options.num_workers is not None and options.num_workers < 1):
         raise AimonkError("--batch-size and --num-workers must be at least 1")
     if options.excel and options.format != "csv":
         raise AimonkError("--excel is about CSV files: add --format csv, or leave it out")
-    paths = list_images([Path(text) for text in options.inputs])
-    thresholds = _thresholds(options.threshold)
-    model = load_predictor(options)
-
-    def write(own: list[Path], out: TextIO, header: bool) -> int:
-        stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
-        names, title = model.config.attributes, f"predicting ({model.backend}, {model.device})"
-        return predict_files(stream, names, len(own), options.format, out, header, options.excel, title)
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if options.output is None:
-            raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
-        return 1 if _write_together(paths, options.output, write) else 0
-    with _opened(options.output) as out:
-        return 1 if write(paths, out, True) else 0
+    if not options.inputs and not options.list:
+        raise AimonkError("predict needs images, folders, or --list FILE with one path a line")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if options.format == "parquet":
+        if options.output is None or options.shard_size < 1:
+            raise AimonkError("--format parquet needs --output DIR, and a --shard-size of at least 1")
+        if several:
+            raise AimonkError("--format parquet is written by one process: split the input, one --output for each part")
+    elif options.resume:
+        raise AimonkError("--resume continues Parquet files: add --format parquet")
+    elif several and options.output is None:
+        raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
 
 
 def _thresholds(given: list[str]) -> float | dict[str, float] | None:
@@ -98,7 +139,9 @@ def _text_file(path: Path) -> TextIO:
     return open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _write_together(paths: list[Path], output: Path, write: Callable[[list[Path], TextIO, bool], int]) -> int:
+def _write_together(
+    paths: "ImageFiles", output: Path, write: Callable[[Iterable[Path], int, TextIO, bool], int]
+) -> int:
     """Let each process of a launch write its share of the paths, and the first one join them; return all failures.
 
     Shares are contiguous, so that joining keeps the order of the images.
@@ -109,10 +152,10 @@ def _write_together(paths: list[Path], output: Path, write: Callable[[list[Path]
     rank, n_processes = dist.get_rank(), dist.get_world_size()
     make_folder(output.parent)
     parts = [output.with_name(f".{output.name}.part-{number}") for number in range(n_processes)]
-    own = [paths[place] for place in np.array_split(np.arange(len(paths)), n_processes)[rank]]
+    first, end = (len(paths) * number // n_processes for number in (rank, rank + 1))
     try:
         with _text_file(parts[rank]) as file:
-            failed = write(own, file, rank == 0)
+            failed = write(islice(paths, first, end), end - first, file, rank == 0)
         failures = [0] * n_processes
         dist.all_gather_object(failures, failed)
         if rank == 0:

@@ -1,17 +1,14 @@
 """Write the predictions of many files as text, JSON lines or CSV."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from tqdm.auto import tqdm
-
-from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
-from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.data.images import shown_name
+from aimonk_hf.errors import ImageError
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.storage import csv_line, score_columns
 
@@ -19,37 +16,13 @@ from aimonk_hf.storage import csv_line, score_columns
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
-def list_images(inputs: list[Path]) -> list[Path]:
-    """Return the files named, and those with an image extension in and below the folders named, in name order.
-
-    Links to folders are not followed. A folder that may not be read is listed itself, so that it is reported.
-    """
-    paths: list[Path] = []
-    for given in inputs:
-        if not os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
-            paths.append(given)
-            continue
-        closed: list[OSError] = []
-        walked = [(folder, name) for folder, _, files in os.walk(given, onerror=closed.append) for name in files]
-        found = [Path(folder, name) for folder, name in walked if name.lower().endswith(IMAGE_EXTENSIONS)]
-        found += (Path(error.filename) for error in closed)
-        if not found:
-            raise AimonkError(f"there are no images in {given} (looked for {' '.join(IMAGE_EXTENSIONS)})")
-        paths += sorted(found)
-    return paths
+Results = Iterable[tuple[Path, Prediction | ImageError]]
 
 
 def predict_files(
-    stream: Iterable[tuple[Path, Prediction | ImageError]],
-    attributes: list[str],
-    total: int,
-    format: str,
-    out: TextIO,
-    header: bool = True,
-    excel: bool = False,
-    title: str = "predicting",
+    stream: Results, attributes: list[str], format: str, out: TextIO, header: bool = True, excel: bool = False
 ) -> int:
-    """Write each prediction as it comes, report failures on stderr, and return how many there were.
+    """Write each prediction as it comes, and return the number of failures.
 
     "json" is one object a line, "csv" has a column per score (and a `header`), "text" a small table per image. For
     `excel` a CSV begins with a byte order mark, and no cell can be taken for a formula.
@@ -62,25 +35,37 @@ def predict_files(
     if format == "csv" and header:
         out.write("\ufeff" if excel else "")
         write_row(["image", "attributes", *score_columns(attributes), "error"])
-    with tqdm(
-        stream, title, total, unit="img", dynamic_ncols=True, disable=total < 2, file=sys.stderr
-    ) as progress:
-        for path, result in progress:
-            prediction = result if isinstance(result, Prediction) else None
-            failure = "" if prediction else str(result)
-            if failure:
-                failed += 1
-                tqdm.write(f"{shown_name(str(path))}: {failure}", file=sys.stderr)
-            if format == "json":
-                told = {"attributes": prediction.attributes, "scores": prediction.scores} if prediction else None
-                out.write(json.dumps({"image": str(path)} | (told or {"error": failure})) + "\n")
-            elif format == "csv":
-                write_row([*csv_cells(str(path), prediction, attributes), failure])
-            elif prediction:
-                if out is sys.stdout:
-                    progress.clear()
-                _write(f"{replace(prediction, image=shown_name(str(path)))}\n", out)
+    for path, result in stream:
+        prediction = result if isinstance(result, Prediction) else None
+        failure = "" if prediction else str(result)
+        failed += bool(failure)
+        if format == "json":
+            told = {"attributes": prediction.attributes, "scores": prediction.scores} if prediction else None
+            out.write(json.dumps({"image": str(path)} | (told or {"error": failure})) + "\n")
+        elif format == "csv":
+            write_row([*csv_cells(str(path), prediction, attributes), failure])
+        elif prediction:
+            _write(f"{replace(prediction, image=shown_name(str(path)))}\n", out)
     return failed
+
+
+def reported(stream: Results, total: int, title: str) -> Results:
+    """Yield the results, show progress on stderr where there are several, and report failures there."""
+    if total < 2:
+        for path, result in stream:
+            if isinstance(result, ImageError):
+                print(f"{shown_name(str(path))}: {result}", file=sys.stderr)
+            yield path, result
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(stream, title, total, unit="img", dynamic_ncols=True, file=sys.stderr) as progress:
+        for path, result in progress:
+            if isinstance(result, ImageError):
+                tqdm.write(f"{shown_name(str(path))}: {result}", file=sys.stderr)
+            elif sys.stdout.isatty():
+                progress.clear()
+            yield path, result
 
 
 def csv_cells(image: str, prediction: Prediction | None, attributes: list[str]) -> list[str]:

@@ -18,14 +18,17 @@ from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, METRICS_FILE, HubOp
 from aimonk_hf.modeling.onnx_network import ONNX_FILES, NoOnnxError, OnnxNetwork
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
-from aimonk_hf.modeling.streaming import Network, Source, as_readable, sigmoid, stream_outputs
+from aimonk_hf.modeling.streaming import Network, Pixels, Source, as_readable, sigmoid, stream_outputs
+from aimonk_hf.storage import read_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from aimonk_hf.modeling.model import AimonkModel
 
 BACKENDS = ("auto", "onnx", "torch")
 
-ImageLike = Union[ImageSource, "Tensor"]  # noqa: UP007 - a text has no |
+ImageLike = Union[ImageSource, "Tensor"]
 Images = Iterable[ImageLike]
 Raise = Literal["raise"]
 Thresholds = float | dict[str, float] | NDArray[np.floating[Any]] | None
@@ -67,7 +70,9 @@ class Predicting:
             raise AimonkError(f"batch_size and workers must be at least 1, found {batch_size} and {workers}")
         resolved = resolve_thresholds(self.config.attributes, self.config.thresholds, thresholds)
         network = self.network(precision)
-        rows = stream_outputs(images, self.transform.pixels, network.mirrored() if tta else network, batch_size, workers)
+        rows = stream_outputs(
+            images, self.transform.pixels, network.mirrored() if tta else network, batch_size, workers
+        )
 
         def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
             for source, logits in rows:
@@ -133,6 +138,7 @@ class AimonkPredictor(Predicting):
     ) -> None:
         self._network, self.config, self.folder, self.precision = network, config, folder, precision
         self.transform = network.transform
+        self.fingerprint: str | None = read_json(folder / CONFIG_FILE).get(FINGERPRINT)
 
     @classmethod
     def from_pretrained(
@@ -211,6 +217,13 @@ class AimonkPredictor(Predicting):
     def thresholds(self) -> dict[str, float]:
         """Return the stored thresholds by attribute."""
         return self.config.thresholds
+
+    def class_activations(self, pixels: Pixels) -> NDArray[np.float32] | None:
+        """Return the parts of the logits by place [N, K, h, w] of uint8 pixels [N, H, W, 3], or None where there are none.
+
+        They come from onnx/model.onnx of a network that ends in pooling and a linear layer.
+        """
+        return self._network.class_activations(pixels) if isinstance(self._network, OnnxNetwork) else None
 
     def network(self, precision: str | None = None) -> Network:
         """Return the function from pixels to logits, in the precision that was loaded unless another one is asked for."""

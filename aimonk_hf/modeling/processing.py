@@ -79,4 +79,4 @@ class EvalTransform:
             return width, height
         ratios = (image.height / before_crop[0], image.width / before_crop[1])
         ratio = max(ratios) if self.data_config["crop_mode"] == "border" else min(ratios)
-        return round(image.width / ratio), round(image.height / ratio)
+        return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))

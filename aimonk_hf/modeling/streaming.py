@@ -43,7 +43,7 @@ class Network:
         """Return the network whose outputs are averaged with those of the mirrored images."""
 
         def both(compute: Callable[[Pixels], Outputs]) -> Callable[[Pixels], Outputs]:
-            return lambda pixels: (compute(pixels) + compute(pixels[:, :, ::-1])) / 2
+            return lambda pixels: (compute(pixels) + compute(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
 
         in_thread = both(self.compute_in_thread) if self.compute_in_thread else None
         return replace(self, compute=both(self.compute), compute_in_thread=in_thread)

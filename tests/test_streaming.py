@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,17 +12,18 @@ from torch import Tensor
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.inference import stream_logits
+from aimonk_hf.modeling.devices import torch_network
+from aimonk_hf.modeling.streaming import Network, stream_outputs
 
-both = pytest.mark.parametrize("on_cpu", [False, True])
-
-
-def prepare(image: Image.Image) -> Tensor:
-    return torch.tensor(image.getpixel((0, 0)), dtype=torch.uint8).view(3, 1, 1)
+both = pytest.mark.parametrize("threads", [0, 2])
 
 
-def network(pixels: Tensor) -> Tensor:
-    return pixels.flatten(1).float()
+def prepare(image: Image.Image) -> np.ndarray:
+    return np.array(image.getpixel((0, 0)), dtype=np.uint8).reshape(1, 1, 3)
+
+
+def first_pixel(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), 3).astype(np.float32)
 
 
 @pytest.fixture
@@ -38,16 +40,16 @@ def images(tmp_path: Path) -> list[Path]:
 @both
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 2), (4, 1), (4, 5), (32, 2)])
 def test_every_image_in_order_with_its_logits_or_its_reason(
-    images: list[Path], batch_size: int, workers: int, on_cpu: bool
+    images: list[Path], batch_size: int, workers: int, threads: int
 ) -> None:
-    found = list(stream_logits(iter(images), prepare, network, batch_size, workers, on_cpu=on_cpu))
+    found = list(stream_outputs(iter(images), prepare, Network(first_pixel, threads), batch_size, workers))
     assert [path for path, _ in found] == images
     for number, (_, logits) in enumerate(found):
         assert isinstance(logits, ImageError) if number in (3, 30) else logits.tolist() == [number, 0, 7]
 
 
 @both
-def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], on_cpu: bool) -> None:
+def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], threads: int) -> None:
     asked = 0
 
     def endless() -> Iterator[Path]:
@@ -56,7 +58,7 @@ def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], on_c
             asked += 1
             yield images[0]
 
-    stream = stream_logits(endless(), prepare, network, 4, 2, on_cpu=on_cpu)
+    stream = stream_outputs(endless(), prepare, Network(first_pixel, threads), 4, 2)
     for _ in range(10):
         next(stream)
     assert asked <= 10 + 8 * 4
@@ -66,12 +68,12 @@ def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], on_c
 
 
 @both
-def test_an_error_of_the_network_reaches_the_caller(images: list[Path], on_cpu: bool) -> None:
-    def fails(pixels: Tensor) -> Tensor:
+def test_an_error_of_the_network_reaches_the_caller(images: list[Path], threads: int) -> None:
+    def fails(pixels: np.ndarray) -> np.ndarray:
         raise RuntimeError("no memory left")
 
     with pytest.raises(RuntimeError, match="no memory left"):
-        list(stream_logits(images, prepare, fails, 4, 2, on_cpu=on_cpu))
+        list(stream_outputs(images, prepare, Network(fails, threads), 4, 2))
 
 
 def test_inference_threads_leave_the_number_of_threads_as_it_was(images: list[Path]) -> None:
@@ -80,11 +82,11 @@ def test_inference_threads_leave_the_number_of_threads_as_it_was(images: list[Pa
 
     def counting(pixels: Tensor) -> Tensor:
         used.append(torch.get_num_threads())
-        return network(pixels)
+        return pixels.flatten(1).float()
 
     try:
         torch.set_num_threads(4)
-        list(stream_logits(images, prepare, counting, 4, 2, on_cpu=True))
+        list(stream_outputs(images, prepare, torch_network(counting, torch.device("cpu")), 4, 2))
         assert set(used) == {2}
         assert torch.get_num_threads() == 4
         thread = threading.Thread(target=lambda: used.append(torch.get_num_threads()))
