@@ -12,12 +12,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prediction_speed import PIPELINE, draw, seconds, write_model
+from prediction_speed import PIPELINE, draw, write_model
+
+OURS = "aimonk-hf predict"
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ with torch.inference_mode():
 
 def start_commands(model: str, picture: str) -> dict[str, list[str]]:
     return {
-        "aimonk-hf predict": ["-m", "aimonk_hf", "predict", picture, "--model", model],
+        OURS: ["-m", "aimonk_hf", "predict", picture, "--model", model],
         PIPELINE: ["-c", PIPELINE_SCRIPT, picture, model],
         "timm by hand": ["-c", TIMM_SCRIPT, picture, model],
         "import aimonk_hf": ["-c", "import aimonk_hf"],
@@ -68,36 +70,51 @@ def measure(model: Path, picture: Path, rounds: int) -> dict[str, Any]:
     commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(picture)).items()}
     for command in commands.values():
         run(command)  # brings the files into memory
-    times: dict[str, list[float]] = {name: [] for name in commands}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
-            times[name].append(seconds(partial(run, command)))
-    ratio = statistics.median(
-        own / other for own, other in zip(times["aimonk-hf predict"], times[PIPELINE], strict=True)
-    )
+            found[name].append(run(command)[:2])
+    times = {name: [seconds for seconds, _ in rows] for name, rows in found.items()}
+    memory = {name: statistics.median(megabytes for _, megabytes in rows) for name, rows in found.items()}
+    ratio = statistics.median(own / other for own, other in zip(times[OURS], times[PIPELINE], strict=True))
     added = statistics.median(
         own - empty for own, empty in zip(times["import aimonk_hf"], times["python -c pass"], strict=True)
     )
     imported = import_seconds(python, rounds)
     from aimonk_hf.console import table
 
-    print(f"a fresh process, {rounds} rounds (wanted: 0.75x of the pipeline, 0.050 s for the import)")
-    print(
-        table(
-            ["", "seconds", "range"],
-            [[name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}"] for name, t in times.items()],
-        )
-    )
-    print(f"aimonk-hf predict takes {ratio:.2f}x as long as the pipeline")
+    print(f"a fresh process, {rounds} rounds (wanted: 0.15x of the pipeline and 1/6 of its memory)")
+    rows = [
+        [name, f"{statistics.median(t):.3f}", f"{min(t):.3f}-{max(t):.3f}", f"{memory[name]:.0f} MB"]
+        for name, t in times.items()
+    ]
+    print(table(["", "seconds", "range", "peak memory"], rows))
+    share = memory[OURS] / memory[PIPELINE]
+    print(f"{OURS} takes {ratio:.2f}x as long as the pipeline, and {share:.2f} of its memory")
     print(f"import aimonk_hf adds {added:.3f} s to an empty process; python -X importtime says {imported:.3f} s")
-    return {"seconds": times, "ratio_to_pipeline": ratio, "import_seconds": added, "importtime_seconds": imported}
+    return {
+        "seconds": times,
+        "megabytes": memory,
+        "ratio_to_pipeline": ratio,
+        "memory_ratio_to_pipeline": share,
+        "import_seconds": added,
+        "importtime_seconds": imported,
+    }
 
 
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
-    return done.stderr
+def run(command: list[str]) -> tuple[float, float, str]:
+    """Return the seconds and the peak megabytes of a process, and what it wrote on stderr."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        written = errors.read()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} failed: {written.strip()[-500:]}")
+    return seconds, usage.ru_maxrss / 1024, written
 
 
 def import_seconds(python: str, rounds: int) -> float:
@@ -105,7 +122,7 @@ def import_seconds(python: str, rounds: int) -> float:
     return statistics.median(
         cumulative / 1e6
         for _ in range(rounds)
-        for name, cumulative in import_times(run([python, "-X", "importtime", "-c", "import aimonk_hf"]))
+        for name, cumulative in import_times(run([python, "-X", "importtime", "-c", "import aimonk_hf"])[2])
         if name == "aimonk_hf"
     )
 

@@ -182,19 +182,40 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
     import torch
 
     from aimonk_hf import AimonkModel
-    from aimonk_hf.modeling.predict_files import list_images, predict_files
+    from aimonk_hf.modeling.image_files import ImageFiles
+    from aimonk_hf.modeling.predict_files import predict_files, reported
 
     torch.manual_seed(0)
     names = attribute_names(n_attributes)
     model = AimonkModel.from_timm("test_resnet", names, pretrained=False, image_size=SIDE).eval()
 
     def predict() -> None:
-        paths = list_images([folder / "images"])
+        paths = ImageFiles([folder / "images"])
         with open(os.devnull, "w") as out, open(os.devnull, "w") as sys.stderr:
-            if failed := predict_files(model.stream(paths), names, len(paths), "text", out):
+            if failed := predict_files(reported(model.stream(paths), len(paths), ""), names, "text", out):
                 raise SystemExit(f"{failed} pictures could not be read")
 
     return predict
+
+
+def listing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    """Go through a list file to Parquet shards, with scores that cost nothing."""
+    from aimonk_hf.modeling.image_files import ImageFiles
+    from aimonk_hf.modeling.parquet import ParquetShards
+    from aimonk_hf.modeling.prediction import Prediction
+
+    listed, names = folder / "list.txt", ["one", "two"]
+    with open(listed, "w") as lines:
+        lines.writelines(f"a/folder/of/photographs/{number:09d}.jpg\n" for number in range(n_images))
+    scores = dict.fromkeys(names, 0.5)
+
+    def go_through() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            shards = ParquetShards(Path(out), names, 10_000, {}, resume=False)
+            paths = shards.remaining(ImageFiles([], [listed]))
+            shards.write((path, Prediction(scores, scores)) for path in paths)
+
+    return go_through
 
 
 def judging(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
@@ -259,6 +280,7 @@ TIMED: dict[str, Part] = {
     "cache-reading": reading_cache,
     "epoch-plan": planning_epoch,
     "predict": predicting,
+    "list-to-parquet": listing,
     "metrics": judging,
     "bootstrap": bootstrapping,
     "permutation": permuting,
