@@ -17,14 +17,16 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from aimonk_hf.modeling.onnx import export_folder, largest_difference, preprocessor_config
+from aimonk_hf.modeling.onnx_export import export_folder, largest_difference, preprocessor_config
+from aimonk_hf.modeling.onnx_network import OnnxNetwork
 from javascript import install_transformers_js
 from PIL import Image
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling import onnx as export
+from aimonk_hf.modeling import onnx_export as export
 from aimonk_hf.modeling.hub import push_model_folder
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
@@ -68,7 +70,8 @@ def test_onnxruntime_agrees_with_torch_on_images_in_any_batch(architecture: str,
     model, file = make_model(architecture).train(), tmp_path / "model" / "onnx" / "model.onnx"
     export_folder(model, tmp_path / "model")
     assert model.training
-    assert largest_difference(model, file, pictures(sample)) < 1e-4
+    images = [read_image(path) for path in pictures(sample)]
+    assert largest_difference(model, OnnxNetwork(file, model.config, None), images) < 1e-4
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     model.eval()
     for count in (1, 5):

@@ -209,7 +209,7 @@ def test_a_saved_folder_keeps_the_files_of_its_weights_only(folder: Path, tmp_pa
     with torch.no_grad():
         model.timm_model.get_classifier().bias.add_(1)
     model.save_pretrained(folder)
-    assert "was made from other weights and is removed" in caplog.text
+    assert "is of other weights and was removed" in caplog.text
     assert not (folder / "onnx").exists()
     assert not (folder / "preprocessor_config.json").exists()
     model.save_pretrained(tmp_path / "other")

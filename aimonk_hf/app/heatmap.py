@@ -1,100 +1,56 @@
-"""Show the parts of an image that raised a score: Grad-CAM of a convolutional network or a vision transformer."""
-
-from typing import Any
+"""Show the parts of an image that raised a score: by the last feature map of the ONNX file, or by gradients."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pytorch_grad_cam import HiResCAM
-from pytorch_grad_cam.utils.image import scale_cam_image
-from torch import Tensor, nn
 
 from aimonk_hf.app.scoring import Scorer
-from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.modeling.backbones import REFUSALS
+from aimonk_hf.errors import AimonkError, NotFiniteError
+from aimonk_hf.modeling.predictor import AimonkPredictor
+from aimonk_hf.modeling.processing import Pixels
 
-MIN_CELLS = 6  # maps with fewer rows or columns say too little about the place
-N_STAGES = 4  # of a convolutional network: fine ones show small parts in their place, coarse ones recognise them
-N_BLOCKS = 3  # of a transformer
 SHOWN_SIDE = 448
 
 Heat = NDArray[np.float32]
 
 
-class AgreeingCAM(HiResCAM):
-    """HiResCAM whose maps of several layers are multiplied rather than averaged."""
+def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
+    """Return the heat [H, W] in [0, 1] of the transform's uint8 pixels [H, W, 3]: high where they raised the score.
 
-    def aggregate_multi_layers(self, cam_per_target_layer: list[Heat]) -> Heat:
-        """Return the product [N, H, W] of the layers' maps [N, 1, H, W], scaled to [0, 1]."""
-        return scale_cam_image(np.concatenate(cam_per_target_layer, axis=1).prod(axis=1))
-
-
-def heat_map(scorer: Scorer, pixels: Tensor, attribute: str) -> Heat:
-    """Return the heat [H, W] in [0, 1] of the transform's uint8 pixels [3, H, W]: high where they raised the score.
-
-    Multiplies the maps (HiResCAM, Draelos and Carin 2020) of the last stages that have `MIN_CELLS` cells a side. Raises
-    `AimonkError` for an unknown attribute, or where the architecture has no maps.
+    Raises `AimonkError` for an unknown attribute, for an architecture without maps, and where the output is not finite;
+    `ImportError` where gradients are needed and torch or grad-cam is not installed.
     """
-    names = scorer.model.config.attributes
+    model, names = scorer.model, scorer.model.config.attributes
     if attribute not in names:
         raise AimonkError(f"The model has no attribute {attribute!r}")
-    network = scorer.model.timm_model
-    index = names.index(attribute)
-    values = scorer.model.transform.normalize(pixels)[None].to(next(network.parameters()))
-    with scorer.network_lock, torch.enable_grad():
-        try:
-            layers, reshape = _layers(network, values)
-            # the weights are frozen, so gradients start at the pixels
-            with AgreeingCAM(network, layers, reshape) as cam:
-                heat: Heat = cam(values.requires_grad_(True), [lambda logits: logits[index]])[0]
-        except REFUSALS as error:
-            reason = f"{scorer.model.config.architecture} ({reason_of(error)})"
-            raise AimonkError(f"Heat maps are not available for {reason}") from error
+    with scorer.network_lock:
+        maps = model.class_activations(pixels[None]) if isinstance(model, AimonkPredictor) else None
+        if maps is not None:
+            heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
+        else:
+            from aimonk_hf.app.grad_cam import gradient_map
+
+            heat = gradient_map(scorer.torch_model(), pixels, attribute)
     if not np.isfinite(heat).all():
         raise NotFiniteError("The network's output is not finite (infinite or NaN): it gives no heat map")
     return heat
 
 
-def overlay(pixels: Tensor, heat: Heat) -> Image.Image:
-    """Return the uint8 pixels [3, H, W], enlarged, with the heat [H, W] laid over them."""
+def _enlarged(cells: Heat, size: tuple[int, int]) -> Heat:
+    """Return cells [h, w] at the size of the image, scaled to [0, 1]."""
+    heat = np.asarray(Image.fromarray(cells).resize(size[::-1], Image.Resampling.BICUBIC)).clip(min=0)
+    return heat / max(float(heat.max()), 1e-9)
+
+
+def overlay(pixels: Pixels, heat: Heat) -> Image.Image:
+    """Return the uint8 pixels [H, W, 3], enlarged, with the heat [H, W] laid over them."""
     import matplotlib
 
     shown = np.cbrt(heat)  # a product of several maps falls off too steeply for weaker evidence to be seen
     colours = matplotlib.colormaps["inferno"](shown)[..., :3] * 255
     share = (0.8 * shown)[..., None]
-    base = pixels.permute(1, 2, 0).numpy()
+    base = pixels.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True) * 0.75  # so that only heat has colour
     mixed = Image.fromarray((grey * (1 - share) + colours * share).clip(0, 255).astype(np.uint8))
     scale = max(1, SHOWN_SIDE // max(mixed.size))
     return mixed.resize((mixed.width * scale, mixed.height * scale), Image.Resampling.BICUBIC)
-
-
-def _layers(network: Any, values: Tensor) -> tuple[list[nn.Module], Any]:
-    """Return the layers to look at, first to last, and the function that turns their output into [N, C, h, w]."""
-    if hasattr(network, "blocks") and hasattr(network, "patch_embed") and hasattr(network, "num_prefix_tokens"):
-        rows, columns = network.patch_embed.grid_size
-
-        def to_map(tokens: Tensor) -> Tensor:
-            return tokens[:, network.num_prefix_tokens :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-
-        # before the attention: after the last one no gradient reaches the patches where a class token is read
-        return [block.norm1 for block in network.blocks[-N_BLOCKS:]], to_map
-    is_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-
-    def channels_first(maps: Tensor) -> Tensor:
-        if maps.ndim != 4:
-            raise ValueError("its stages keep no rows and columns")
-        return maps.permute(0, 3, 1, 2) if is_last else maps
-
-    modules = dict(network.named_modules())
-    cells = {
-        modules[info["module"]]: min(values.shape[-2:]) // info["reduction"]
-        for info in getattr(network, "feature_info", [])
-        if info.get("module") in modules
-    }
-    fine = [stage for stage, side in cells.items() if side >= MIN_CELLS]
-    coarse = [stage for stage, side in cells.items() if side > 1]
-    if not coarse:
-        raise ValueError("its stages keep no rows and columns")
-    return (fine or coarse[-1:])[-N_STAGES:], channels_first

@@ -6,18 +6,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.hub import CONFIG_FILE
-from aimonk_hf.modeling.inference import finite
-from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.predictor import AimonkPredictor, Predicting
+from aimonk_hf.modeling.processing import Pixels
+from aimonk_hf.modeling.streaming import Outputs, finite, sigmoid
 from aimonk_hf.storage import explained, read_json, write_json
+
+if TYPE_CHECKING:
+    from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
 
@@ -28,20 +31,27 @@ class Scorer:
     `network_lock` is held while the network computes; other users of the network must hold it too.
     """
 
-    def __init__(self, model: AimonkModel, max_batch: int = 16) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: Predicting, max_batch: int = 16) -> None:
+        self.model = model
+        self._torch_model = None if isinstance(model, AimonkPredictor) else model.eval().requires_grad_(False)
         self.max_batch = max_batch
         self.network_lock = Lock()
         self.n_images = self.n_batches = 0
-        self._waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        self._waiting: deque[tuple[Pixels, Future[Outputs]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    def score(self, pixels: Tensor) -> dict[str, float]:
-        """Return the scores of an image as the transform's uint8 pixels [3, H, W]; raises `AimonkError`."""
-        answer: Future[Tensor] = Future()
+    def torch_model(self) -> "AimonkModel":
+        """Return the torch network of the model, loaded at the first call where onnxruntime computes the scores."""
+        if self._torch_model is None:
+            self._torch_model = self.model.torch_model().requires_grad_(False)
+        return self._torch_model
+
+    def score(self, pixels: Pixels) -> dict[str, float]:
+        """Return the scores of an image as the transform's uint8 pixels [H, W, 3]; raises `AimonkError`."""
+        answer: Future[Outputs] = Future()
         self._waiting.append((pixels, answer))
         self._thread.submit(self._score_waiting)
-        scores = finite(answer.result()).sigmoid().tolist()
+        scores = sigmoid(finite(answer.result())).tolist()
         return dict(zip(self.model.config.attributes, scores, strict=True))
 
     def close(self) -> None:
@@ -54,7 +64,7 @@ class Scorer:
             return  # an earlier turn has taken them along
         try:
             with self.network_lock:
-                logits = self.model.logits_of_pixels(torch.stack([pixels for pixels, _ in batch]))
+                logits = self.model.network().compute(np.stack([pixels for pixels, _ in batch]))
         except (RuntimeError, MemoryError) as error:
             for _, answer in batch:
                 answer.set_exception(AimonkError(f"The network failed on this batch ({reason_of(error)}): try again"))
@@ -80,8 +90,8 @@ class Served:
         """Return the model's thresholds by attribute."""
         return self.scorer.model.config.thresholds
 
-    def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Tensor, str]:
-        """Return the transform's pixels [3, H, W] of an upload and the sentences on it; write a small JPEG of it."""
+    def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Pixels, str]:
+        """Return the transform's pixels [H, W, 3] of an upload and the sentences on it; write a small JPEG of it."""
         with decoded(upload, self.limits) as (image, notes):
             pixels = self.scorer.model.transform.pixels(image)
             if thumbnail is not None:

@@ -21,7 +21,7 @@ from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.uploads import MEGABYTE, Limits
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.devices import give_back_freed_memory
-from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.predictor import AimonkPredictor
 
 DEFAULT_MODEL = "outputs/demo"
 MAX_FILE_SIZE = 100  # megabytes
@@ -37,20 +37,20 @@ def serve(
     allow_save: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
     allowed_hosts: Sequence[str] = (),
+    **computing: str,
 ) -> None:
     """Serve a model folder or Hub repository (None: $AIMONK_MODEL, else outputs/demo) until interrupted.
 
-    `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app. Raises `AimonkError`
-    where the port is taken, and for `allow_save` with `share` or without a local model folder.
+    `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
+    backend, device and precision of `AimonkPredictor.from_pretrained`. Raises `AimonkError` where the port is taken,
+    and for `allow_save` with `share` or without a local model folder.
     """
     if threading.current_thread() is threading.main_thread():
         # a container is stopped by it; without this the visitors' files would stay
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     give_back_freed_memory()
-    if find_spec("pytorch_grad_cam") is None:
-        print("Heat maps are off, because grad-cam is not installed: pip install 'aimonk_hf[app]'", file=sys.stderr)
     with app_folder() as folder:
-        page = open_page(model, folder, allow_save, share, max_file_size)
+        page = open_page(model, folder, allow_save, share, max_file_size, **computing)
         is_writable = allow_save and not on_space()
         try:
             launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=is_writable)
@@ -62,7 +62,12 @@ def serve(
 
 
 def open_page(
-    model: str | None, folder: Path, allow_save: bool = False, share: bool = False, max_file_size: int = MAX_FILE_SIZE
+    model: str | None,
+    folder: Path,
+    allow_save: bool = False,
+    share: bool = False,
+    max_file_size: int = MAX_FILE_SIZE,
+    **computing: str,
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
     wanted = model or os.environ.get("AIMONK_MODEL") or DEFAULT_MODEL
@@ -75,17 +80,23 @@ def open_page(
     if can_save and not is_folder:
         raise AimonkError(f"--allow-save needs a local model folder, and {wanted} is none")
     try:
-        served = load_served(wanted, max_file_size, Path(wanted) if can_save else None)
+        served = load_served(wanted, max_file_size, Path(wanted) if can_save else None, **computing)
     except AimonkError as error:
         print(f"No model: {error}", file=sys.stderr)
         return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
     return build_page(served, write_examples(Path(wanted) if is_folder else None, list(served.stored), folder))
 
 
-def load_served(wanted: str, max_file_size: int = MAX_FILE_SIZE, save_folder: Path | None = None) -> Served:
-    """Load a model to serve it; raises `AimonkError` as `AimonkModel.from_pretrained` does."""
+def load_served(
+    wanted: str, max_file_size: int = MAX_FILE_SIZE, save_folder: Path | None = None, **computing: str
+) -> Served:
+    """Load a model to serve it; raises `AimonkError` as `AimonkPredictor.from_pretrained` does."""
     limits = Limits(max_file_size * MEGABYTE, upload_folder())
-    return Served(Scorer(AimonkModel.from_pretrained(wanted)), _shown_name(wanted), limits, save_folder)
+    predictor = AimonkPredictor.from_pretrained(wanted, **computing)
+    print(f"computing by {predictor.backend} on {predictor.device}", file=sys.stderr)
+    if predictor.backend == "torch" and find_spec("pytorch_grad_cam") is None:
+        print("Heat maps are off, because grad-cam is not installed: pip install 'aimonk_hf[app]'", file=sys.stderr)
+    return Served(Scorer(predictor), _shown_name(wanted), limits, save_folder)
 
 
 def launch(

@@ -18,7 +18,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation.metrics import nan_to_none
 from aimonk_hf.evaluation.resampling import ALPHA, corrected_p_values, judge_signal
 from aimonk_hf.modeling.backbones import build_network, find_backbone
-from aimonk_hf.modeling.devices import torch_network
+from aimonk_hf.modeling.devices import resolve_device, torch_network
 from aimonk_hf.modeling.model import Normalize
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.streaming import stream_outputs
@@ -46,20 +46,23 @@ class ProbeResult:
     verdict: str
 
 
-def backbone_features(architecture: str, paths: list[Path], pretrained: bool = True, batch_size: int = 32) -> Floats:
+def backbone_features(
+    architecture: str, paths: list[Path], pretrained: bool = True, batch_size: int = 32, device: str = "cpu"
+) -> Floats:
     """Return the pooled features [N, D] of images by a frozen timm backbone; NaN rows where an image cannot be read."""
     backbone = find_backbone(architecture, pretrained)
     parts = backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args
-    network = build_network(*parts, weights=backbone.weights).eval()
+    place = torch.device(resolve_device(device))
+    network = build_network(*parts, weights=backbone.weights).eval().to(place)
     transform = EvalTransform(backbone.pretrained_cfg)
-    normalize = Normalize(transform)
+    normalize = Normalize(transform).to(place)
 
     @torch.inference_mode()
     def features_of(pixels: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = network(normalize(pixels)).flatten(1)
+        values: torch.Tensor = network(normalize(pixels.to(place))).flatten(1)
         return values
 
-    stream = stream_outputs(paths, transform.pixels, torch_network(features_of, torch.device("cpu")), batch_size)
+    stream = stream_outputs(paths, transform.pixels, torch_network(features_of, place), batch_size)
     shown = tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None)
     found = {row: own for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
     if not found:
@@ -109,11 +112,13 @@ def probe(
     return ProbeResult(area, p_values, squeezed, rows, signal, verdict)
 
 
-def probe_audit(audited: Audit, architecture: str, with_suspects: bool, pretrained: bool = True) -> None:
+def probe_audit(
+    audited: Audit, architecture: str, device: str = "cpu", with_suspects: bool = True, pretrained: bool = True
+) -> None:
     """Add a probe of the data to an audit's findings; where there is signal, its scores may find suspect labels."""
     dataset = audited.dataset
     labels = dataset.labels.values.astype(float)
-    features = backbone_features(architecture, dataset.paths, pretrained)
+    features = backbone_features(architecture, dataset.paths, pretrained, device=device)
     result = probe(features, labels, dataset.attributes, audited.groups)
     figures = zip(dataset.attributes, result.auroc.tolist(), result.p_values.tolist(), strict=True)
     images = f"{len(result.rows)} images, one of each group of duplicates"

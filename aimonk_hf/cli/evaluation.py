@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimonk_hf.cli.flags import Command, add_data_flags, add_model_flag, read_data
+from aimonk_hf.cli.flags import Command, add_data_flags, add_model_flag, add_predictor_flags, load_predictor, read_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import make_folder, write_json, write_text
 
@@ -22,12 +22,14 @@ def add_evaluation_commands(command: Command) -> None:
 
     evaluate = command("evaluate", _evaluate, "judge a model on labelled images, beside the trivial predictors")
     add_model_flag(evaluate)
+    add_predictor_flags(evaluate)
     add_data_flags(evaluate)
     evaluate.add_argument("--output", **folder, help="write metrics.json and plots there")
     evaluate.add_argument("--part", **part)
 
     tune = command("tune", _tune, "tune the thresholds of a finished model on labelled images, and save them")
     add_model_flag(tune, "model folder, whose config.json, metrics.json and card are rewritten")
+    add_predictor_flags(tune)
     add_data_flags(tune)
     objectives = "f1, youden, or precision=0.9: the highest recall at that precision (f1)"
     tune.add_argument("--objective", default="f1", help=objectives)
@@ -35,6 +37,7 @@ def add_evaluation_commands(command: Command) -> None:
     tune.add_argument("--part", **part)
 
     audit = command("audit", _audit, "list problems of a data folder, and test whether its labels carry any signal")
+    add_predictor_flags(audit)
     add_data_flags(audit)
     flag = audit.add_argument
     flag("--output", **folder, help="write audit.md, audit.json, a contact sheet and suggestions.csv there")
@@ -51,10 +54,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from aimonk_hf.evaluation.report import judge_dataset
     from aimonk_hf.evaluation.report_table import metrics_table
     from aimonk_hf.evaluation.split_file import choose_part
-    from aimonk_hf.modeling.model import AimonkModel
 
     dataset = read_data(options)
-    model = AimonkModel.from_pretrained(options.model)
+    model = load_predictor(options)
     judged = judge_dataset(model, choose_part(model, dataset, options.part), progress=True)
     print(metrics_table(judged.report))
     if options.output:
@@ -68,6 +70,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from aimonk_hf.evaluation.report import score_images
     from aimonk_hf.evaluation.report_table import metrics_table, thresholds_table
     from aimonk_hf.evaluation.split_file import choose_part, record_tuning
     from aimonk_hf.evaluation.tuning import choose_and_judge
@@ -85,7 +88,13 @@ def _tune(options: argparse.Namespace) -> int:
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
     usable.labels.check_observed("images that can be read")
     before, earlier = dict(model.config.thresholds), model.metrics or {}
-    report = choose_and_judge(model, usable, usable.select([]), calibration=False, objective=options.objective)
+    predictor = load_predictor(options)
+
+    def score(_: AimonkModel, paths: list[Path]) -> tuple[Any, dict[Path, str]]:
+        return score_images(predictor, paths, progress=True)
+
+    parts = (usable, usable.select([]))
+    report = choose_and_judge(model, *parts, calibration=False, objective=options.objective, score=score)
     report["measured_on"]["images"] = "the images that `aimonk-hf tune` was given"
     model.metrics = report | {key: earlier[key] for key in ("training", "calibration") if key in earlier}
     model.save_pretrained(folder)
@@ -109,7 +118,7 @@ def _audit(options: argparse.Namespace) -> int:
     if options.probe:
         from aimonk_hf.audit.probe import probe_audit
 
-        probe_audit(audited, options.architecture, with_suspects=not (options.model or options.scores))
+        probe_audit(audited, options.architecture, options.device, with_suspects=not (options.model or options.scores))
     if options.scores:
         from aimonk_hf.audit.suspects import read_scores
 
@@ -117,9 +126,8 @@ def _audit(options: argparse.Namespace) -> int:
         add_suspects(audited, scores, f"the scores in {options.scores}")
     elif options.model:
         from aimonk_hf.evaluation.report import score_unseen
-        from aimonk_hf.modeling.model import AimonkModel
 
-        scores, note = score_unseen(AimonkModel.from_pretrained(options.model), dataset)
+        scores, note = score_unseen(load_predictor(options), dataset)
         add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
     print("\n".join(summary(audited.findings)))
     if options.output:

@@ -16,7 +16,8 @@ from aimonk_hf.errors import AimonkError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0 done, 1 some inputs failed, 2 wrong usage or unusable data."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser("train" in arguments).parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -37,7 +38,8 @@ def train_main() -> int:
     return main(["train", *sys.argv[1:]])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(with_train_flags: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of all commands; the flags of train, made from its settings, take longest to import."""
     description = "Multi-label image attributes with missing labels."
     parser = argparse.ArgumentParser("aimonk-hf", description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"aimonk-hf {__version__}")
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for add in (add_training_commands, add_prediction_commands, add_evaluation_commands, add_sharing_commands):
+    add_training_commands(command, with_train_flags)
+    for add in (add_prediction_commands, add_evaluation_commands, add_sharing_commands):
         add(command)
     return parser

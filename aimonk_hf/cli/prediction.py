@@ -181,5 +181,6 @@ def _app(options: argparse.Namespace) -> int:
     from aimonk_hf.app import serve
 
     network = (options.model, options.host, options.port, options.share)
-    serve(*network, options.allow_save, options.max_file_size, options.allowed_host)
+    computing = {"backend": options.backend, "device": options.device, "precision": options.precision}
+    serve(*network, options.allow_save, options.max_file_size, options.allowed_host, **computing)
     return 0

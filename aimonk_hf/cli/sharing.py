@@ -29,6 +29,7 @@ def add_sharing_commands(command: Command) -> None:
     flag("--crop-pct", type=float, default=1.0, help="share of the resized image that the crop keeps (1.0)")
     flag("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
     flag("--mean", type=_numbers, metavar="R,G,B", help="subtracted from pixels in [0, 1]; ImageNet's by default")
+    flag("--no-onnx", action="store_true", help="write no onnx/model.onnx")
     flag("--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default")
 
     push = command("push", _push, "upload a model to the Hugging Face Hub")
@@ -57,7 +58,7 @@ def _export(options: argparse.Namespace) -> int:
     from aimonk_hf.console import figure, table
     from aimonk_hf.evaluation.onnx_comparison import compare_metrics
     from aimonk_hf.modeling.model import AimonkModel
-    from aimonk_hf.modeling.onnx import COMPARISON_FILE, export_folder
+    from aimonk_hf.modeling.onnx_export import COMPARISON_FILE, export_folder
     from aimonk_hf.storage import write_json
 
     dataset = read_data(options) if options.data_dir else None
@@ -68,7 +69,7 @@ def _export(options: argparse.Namespace) -> int:
     for file in files:
         print(f"written:  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
     if dataset is not None:
-        report = compare_metrics(model, files, dataset)
+        report = compare_metrics(options.output, dataset)
         write_json(options.output / COMPARISON_FILE, report)
         n_images = report.pop("n_images")
         keys = ("f1", "average_precision", "auroc", "largest_score_difference")
@@ -83,6 +84,7 @@ def _export(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.convert import convert_checkpoint
     from aimonk_hf.modeling.hub import CONFIG_FILE
+    from aimonk_hf.modeling.onnx_export import onnx_line
 
     if (options.output / CONFIG_FILE).exists():
         raise AimonkError(f"{options.output} holds a model already: name another --output")
@@ -91,6 +93,8 @@ def _convert(options: argparse.Namespace) -> int:
     preprocessing["input_size"] = [3, options.image_size, options.image_size]
     model = convert_checkpoint(options.checkpoint, options.architecture, options.attributes, preprocessing)
     model.save_pretrained(options.output)
+    if not options.no_onnx:
+        print(onnx_line(model, options.output))
     print(f"model:    {options.output}  ({', '.join(model.config.attributes)}; thresholds 0.5)")
     print(f"predict:  aimonk-hf predict IMAGE --model {options.output}")
     return 0

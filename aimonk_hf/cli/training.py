@@ -12,9 +12,11 @@ from aimonk_hf.cli.flags import Command, add_train_flags
 from aimonk_hf.errors import AimonkError
 
 
-def add_training_commands(command: Command) -> None:
+def add_training_commands(command: Command, with_train_flags: bool = True) -> None:
     """Add the commands to the parser."""
-    add_train_flags(command("train", _train, "train a model on a data folder"))
+    train = command("train", _train, "train a model on a data folder")
+    if with_train_flags:
+        add_train_flags(train)
     command("recipes", _recipes, "list the named training settings")
     sample = command("sample-data", _sample_data, "write a drawn dataset: garments with four attributes")
     sample.add_argument("folder", metavar="DIR")

@@ -19,7 +19,7 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
 from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
 from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
-from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.predictor import Predicting
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Judged:
 
 
 def evaluate(
-    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False
+    model: Predicting, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False
 ) -> dict[str, Any]:
     """Return the dict of metrics.json for the model's stored thresholds; unreadable images are logged and left out.
 
@@ -47,9 +47,7 @@ def evaluate(
     return judge_dataset(model, dataset, batch_size, progress).report
 
 
-def judge_dataset(
-    model: AimonkModel, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False
-) -> Judged:
+def judge_dataset(model: Predicting, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False) -> Judged:
     """Evaluate the model on the dataset and keep the scores beside the report."""
     dataset = dataset.match(model.config.attributes)
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
@@ -68,7 +66,7 @@ def judge_dataset(
 
 
 def score_images(
-    model: AimonkModel, paths: Iterable[Path], batch_size: int = 32, progress: bool = False
+    model: Predicting, paths: Iterable[Path], batch_size: int = 32, progress: bool = False
 ) -> tuple[NDArray[np.float64], dict[Path, str]]:
     """Return scores [N, K], NaN rows where an image cannot be read, and the reason for each of those."""
     paths = list(paths)
@@ -84,7 +82,7 @@ def score_images(
     return scores, failures
 
 
-def score_unseen(model: AimonkModel, dataset: AttributeDataset) -> tuple[NDArray[np.float64], str]:
+def score_unseen(model: Predicting, dataset: AttributeDataset) -> tuple[NDArray[np.float64], str]:
     """Return scores [N, K] in the dataset's columns, NaN for images that trained the model, and a note."""
     columns = dataset.columns_of(model.config.attributes)
     parts, unknown = parts_of(model, dataset)

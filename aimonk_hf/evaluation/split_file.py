@@ -11,6 +11,7 @@ from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.predictor import Predicting
 from aimonk_hf.modeling.weights import plain_names
 from aimonk_hf.storage import read_json, write_csv
 
@@ -35,7 +36,7 @@ def read_parts(path: Path) -> list[Row]:
     return [(row["image"], row["part"], row.get("sha256", "")) for row in named]
 
 
-def parts_of(model: AimonkModel, dataset: AttributeDataset) -> tuple[list[str | None], str]:
+def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | None], str]:
     """Return the part of each image in the model's split.csv, or None, and the reason why None may not mean unseen.
 
     The reason is empty where split.csv names every image that the model has seen, by its content.
@@ -56,7 +57,7 @@ def parts_of(model: AimonkModel, dataset: AttributeDataset) -> tuple[list[str | 
     return known, "" if complete else f"{path} does not name every image by its content"
 
 
-def seen_images(model: AimonkModel, dataset: AttributeDataset) -> tuple[str, str]:
+def seen_images(model: Predicting, dataset: AttributeDataset) -> tuple[str, str]:
     """Return "some", "none" or "unknown", by the images that trained or tuned the model; and a sentence about it."""
     parts, reason = parts_of(model, dataset)
     held = [part for part in parts if part not in ("report", None)]
@@ -72,7 +73,7 @@ def seen_images(model: AimonkModel, dataset: AttributeDataset) -> tuple[str, str
     return "none", f"{record}; they chose neither epoch, threshold nor calibration"
 
 
-def choose_part(model: AimonkModel, dataset: AttributeDataset, part: str | None) -> AttributeDataset:
+def choose_part(model: Predicting, dataset: AttributeDataset, part: str | None) -> AttributeDataset:
     """Return the images of one part of the model's split; all of them where `part` is None."""
     if part is None:
         return dataset
@@ -84,7 +85,7 @@ def choose_part(model: AimonkModel, dataset: AttributeDataset, part: str | None)
     return dataset.select(rows)
 
 
-def record_tuning(model: AimonkModel, folder: Path, dataset: AttributeDataset) -> None:
+def record_tuning(model: Predicting, folder: Path, dataset: AttributeDataset) -> None:
     """Enter images that chose thresholds into the split.csv of `folder`, where the tuned model was saved."""
     if model.folder is None or not (model.folder / SPLIT_FILE).is_file():
         (folder / SPLIT_FILE).unlink(missing_ok=True)  # of another model: without a record nothing is known
@@ -100,11 +101,13 @@ def record_tuning(model: AimonkModel, folder: Path, dataset: AttributeDataset) -
     write_parts(folder / SPLIT_FILE, rows)
 
 
-def _holds_weights(folder: Path, model: AimonkModel) -> bool:
+def _holds_weights(folder: Path, model: Predicting) -> bool:
     """Return whether the run in `folder` made its weights, and the model still has them."""
     record = folder / "train_config.json"
     noted = read_json(record).get(FINGERPRINT) if record.is_file() else None
     if noted not in (None, read_json(folder / CONFIG_FILE).get(FINGERPRINT)):
         return False
+    if not isinstance(model, AimonkModel):  # whose weights nobody can change
+        return True
     saved, own = load_file(folder / WEIGHTS_FILE), plain_names(model.timm_model.state_dict())
     return saved.keys() == own.keys() and all(torch.equal(saved[name].to(own[name]), own[name]) for name in own)

@@ -28,6 +28,7 @@ from aimonk_hf.modeling.streaming import Network, Source
 from aimonk_hf.modeling.weights import build_for, load_weights, own_names, plain_names, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
 
+
 class AimonkOutput(tuple[Tensor, ...]):
     """(loss, logits [N, K]), or (logits,) without labels, by place and by name, as transformers returns them."""
 

@@ -40,6 +40,14 @@ def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[
     return write_onnx(model, folder, int8)
 
 
+def onnx_line(model: AimonkModel, folder: Path) -> str:
+    """Write the ONNX files of a saved model, and return the line about them, also where there can be none."""
+    try:
+        return f"onnx:     {write_onnx(model, folder)[0]}"
+    except AimonkError as error:
+        return f"onnx:     none, torch computes predictions instead: {error}"
+
+
 def write_onnx(model: AimonkModel, folder: Path, int8: bool = False) -> list[Path]:
     """Write the ONNX files of the model saved in `folder`, and return them.
 

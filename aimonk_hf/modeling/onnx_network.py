@@ -40,7 +40,7 @@ def keep_in_step(folder: Path, fingerprint: str, source: Path | None) -> None:
     if stale:
         shutil.rmtree(folder / "onnx")
         (folder / PREPROCESSOR_FILE).unlink(missing_ok=True)
-        warn_once(f"{folder}: {stale[0]} was made from other weights and is removed; aimonk-hf export writes a new one")
+        warn_once(f"{folder}: {stale[0]} is of other weights and was removed; aimonk-hf export writes a new one")
     if source is None or source.resolve() == folder.resolve():
         return
     valid = [file for file in files if (source / file).is_file() and made_from(source / file, fingerprint)]
@@ -61,8 +61,8 @@ class NoOnnxError(AimonkError):
 class OnnxNetwork:
     """An ONNX file of a model's weights.
 
-    Raises `NoOnnxError` for a file that is damaged, of other weights than `fingerprint`, or of other attributes, and for
-    a device that this onnxruntime cannot use.
+    Raises `NoOnnxError` for a file that is damaged, of other weights than `fingerprint`, or of other attributes, and
+    for a device that this onnxruntime cannot use.
     """
 
     def __init__(self, path: Path, config: AimonkConfig, fingerprint: str | None, device: str = "cpu") -> None:

@@ -1,6 +1,7 @@
 """Predict by onnxruntime on a CPU, by torch on an accelerator; torch is imported only where it computes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,6 +19,7 @@ from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, METRICS_FILE, HubOp
 from aimonk_hf.modeling.onnx_network import ONNX_FILES, NoOnnxError, OnnxNetwork
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import EvalTransform
+from aimonk_hf.modeling.saved_metrics import read_metrics
 from aimonk_hf.modeling.streaming import Network, Pixels, Source, as_readable, sigmoid, stream_outputs
 from aimonk_hf.storage import read_json
 
@@ -48,6 +50,7 @@ class Predicting:
 
     config: AimonkConfig
     transform: EvalTransform
+    folder: Path | None
 
     def network(self, precision: str | None = None) -> Network:
         """Return the function from pixels to logits."""
@@ -134,9 +137,16 @@ class AimonkPredictor(Predicting):
     """
 
     def __init__(
-        self, network: "OnnxNetwork | AimonkModel", config: AimonkConfig, folder: Path, precision: str
+        self,
+        network: "OnnxNetwork | AimonkModel",
+        config: AimonkConfig,
+        folder: Path,
+        precision: str,
+        load_torch: "Callable[[], AimonkModel]",
     ) -> None:
         self._network, self.config, self.folder, self.precision = network, config, folder, precision
+        self._load_torch = load_torch
+        self.metrics, self.metrics_problem = read_metrics(folder / METRICS_FILE, config.attributes)
         self.transform = network.transform
         self.fingerprint: str | None = read_json(folder / CONFIG_FILE).get(FINGERPRINT)
 
@@ -153,10 +163,10 @@ class AimonkPredictor(Predicting):
     ) -> "AimonkPredictor":
         """Load a saved folder or a Hub repository.
 
-        `backend` "auto" is onnx on a CPU where the model has a valid onnx/model.onnx, else torch. `precision` is float32,
-        bf16, fp16, int8 (onnx/model_quantized.onnx), or auto for the fastest that keeps scores within 0.02. `device` is
-        auto (an accelerator that torch has, else the CPU), cpu, cuda, cuda:1 or mps. `options` are huggingface_hub's.
-        Raises `AimonkError` for what the model, the machine or the installed packages do not have.
+        `backend` "auto" is onnx on a CPU where the model has a valid onnx/model.onnx, else torch. `precision` is
+        float32, bf16, fp16, int8 (onnx/model_quantized.onnx), or auto for the device's fastest. `device` is auto (the
+        accelerator that torch has, else the CPU), cpu, cuda, cuda:1 or mps. `options` are huggingface_hub's. Raises
+        `AimonkError` for what the model, the machine or the installed packages do not have.
         """
         if backend not in BACKENDS:
             raise AimonkError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, found {backend!r}")
@@ -176,10 +186,8 @@ class AimonkPredictor(Predicting):
                     warn_once(f"{error}; torch computes instead")
         if find_spec("torch") is None:
             raise AimonkError("torch is not installed: pip install torch, or choose --backend onnx on a CPU")
-        from aimonk_hf.modeling.model import AimonkModel
-
-        model = AimonkModel.from_pretrained(name, device=device, subfolder=subfolder, **options)
-        return cls(model, model.config, model.folder or Path(name), precision)
+        model = _load_torch(name, device=device, subfolder=subfolder, **options)
+        return cls(model, model.config, model.folder or Path(name), precision, lambda: model)
 
     @classmethod
     def _from_onnx(
@@ -201,7 +209,12 @@ class AimonkPredictor(Predicting):
             )
         config = AimonkConfig.from_pretrained(folder)
         network = OnnxNetwork(folder / file, config, config.extra.pop(FINGERPRINT, None), device)
-        return cls(network, config, folder, "int8" if precision == "int8" else "float32")
+        load_torch = partial(_load_torch, name, subfolder=subfolder, **options)
+        return cls(network, config, folder, "int8" if precision == "int8" else "float32", load_torch)
+
+    def torch_model(self) -> "AimonkModel":
+        """Return the model as a torch network: the one that computes, else newly loaded on the CPU."""
+        return self._load_torch()
 
     @property
     def backend(self) -> str:
@@ -219,15 +232,21 @@ class AimonkPredictor(Predicting):
         return self.config.thresholds
 
     def class_activations(self, pixels: Pixels) -> NDArray[np.float32] | None:
-        """Return the parts of the logits by place [N, K, h, w] of uint8 pixels [N, H, W, 3], or None where there are none.
+        """Return the parts of the logits by place [N, K, h, w] of uint8 pixels [N, H, W, 3], where there are such.
 
-        They come from onnx/model.onnx of a network that ends in pooling and a linear layer.
+        They come from onnx/model.onnx of a network that ends in pooling and a linear layer; else None.
         """
         return self._network.class_activations(pixels) if isinstance(self._network, OnnxNetwork) else None
 
     def network(self, precision: str | None = None) -> Network:
-        """Return the function from pixels to logits, in the precision that was loaded unless another one is asked for."""
+        """Return the function from pixels to logits, in the precision that was loaded unless one is named."""
         return self._network.network(precision or self.precision)
+
+
+def _load_torch(name: str | PathLike[str], **options: Any) -> "AimonkModel":
+    from aimonk_hf.modeling.model import AimonkModel
+
+    return AimonkModel.from_pretrained(name, **options)
 
 
 def _path_of(source: Any) -> str | None:

@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 class Network:
     """A function from uint8 pixels [N, H, W, 3] to outputs [N, K], which uses all cores or an accelerator.
 
-    On a CPU `threads` of them are faster, each computing small batches by `compute_in_thread` after `start_thread`, which
-    is given their number. Without `threads` one thread computes and others decode ahead of it.
+    On a CPU `threads` of them are faster, each computing small batches by `compute_in_thread` after `start_thread`,
+    which is given their number. Without `threads` one thread computes and others decode ahead of it.
     """
 
     compute: Callable[[Pixels], Outputs]

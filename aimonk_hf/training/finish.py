@@ -11,6 +11,7 @@ from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.modeling.hub import push_model_folder
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.onnx_export import onnx_line
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.training.epoch_choice import best_epoch
 from aimonk_hf.training.folds import OutOfFold
@@ -47,6 +48,8 @@ def finish(
             print(metrics_table(model.metrics))
         model.save_pretrained(run.path)
         model.folder = run.path
+        if config.onnx:
+            print(onnx_line(model, run.path))
         _plot_losses(trainer, run.path / LOSS_CURVE)
         plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
         run.write_config(trainer.resolved_settings(), finished=True)

@@ -9,11 +9,11 @@ from functools import partial
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, patch_environment
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_precision
+from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_device, resolve_precision
 from aimonk_hf.modeling.hub import create_repository
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.callbacks import TrainCallback
@@ -130,7 +130,9 @@ def _own_accelerate_state() -> Iterator[None]:
 def _start_accelerator(config: TrainConfig) -> Processes:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # of `accelerate launch --mixed_precision`
     wanted = config.mixed_precision if launched == "no" else launched
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    wanted_device = {} if config.device == "auto" else {"ACCELERATE_TORCH_DEVICE": resolve_device(config.device)}
+    with patch_environment(**wanted_device):
+        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or config.device == "cpu").device
     precision = resolve_precision(wanted, device)
     try:
         accelerator = Processes(

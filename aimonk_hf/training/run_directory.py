@@ -27,7 +27,7 @@ _CONFIG, _HISTORY, _DATA, _FOLDS, _OUT_OF_FOLD = "train_config.json", "history.c
 # Settings that may differ between a run and its continuation: places, and what the machine offers.
 _FREE_TO_CHANGE = (
     *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite"),
-    *("strict", "push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache"),
+    *("strict", "push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache", "device", "onnx"),
 )
 
 

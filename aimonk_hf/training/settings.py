@@ -110,6 +110,7 @@ class TrainConfig:
     calibrate: bool = _from_recipe("calibrate each attribute on the validation images, within the classifier", False)
     threshold_objective: str = _setting("f1, youden or precision=X", "f1")
 
+    device: str = _setting("auto: the accelerator that torch has, else the CPU; or cpu, cuda, cuda:1, mps", "auto")
     num_workers: int | None = _setting("worker processes that read images; default: one per core, at most 8")
     image_cache: str | None = _setting("DIR|off: cache of decoded, resized images; default: the user's cache directory")
     mixed_precision: str = _setting("auto is bf16 where the GPU or processor is faster in it", "auto", PRECISIONS)
@@ -120,6 +121,7 @@ class TrainConfig:
     resume: bool = _setting("continue from the last checkpoint in the run directory", False)
     ignore_changes: bool = _setting("with --resume, accept that settings or data have changed", False)
     overwrite: bool = _setting("replace the run in the run directory", False)
+    onnx: bool = _setting("write onnx/model.onnx of the finished model, by which a CPU predicts", True)
     push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed")
     private: bool = _setting("with --push-to-hub, create the repository private; a public one is refused", False)
 
