@@ -148,17 +148,21 @@ def test_another_model_is_not_overwritten_and_a_stale_export_not_pushed(exported
     other = make_model(seed=1)
     with pytest.raises(AimonkError, match="holds another model: name another --output"):
         export_folder(other, folder)
+    stale = (folder / "onnx" / "model.onnx").read_bytes()
     other.save_pretrained(folder)
-    with pytest.raises(AimonkError, match="was exported from other weights: run aimonk-hf export again"):
+    assert not (folder / "onnx").exists(), "the old weights' files have gone"
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(stale)
+    with pytest.raises(AimonkError, match=r"model\.onnx is of other weights: run aimonk-hf export again, or delete onnx/"):
         push_model_folder(folder, "user/model")
     assert main(["export", "--model", str(folder), "--output", str(folder)]) == 0  # in place
     assert f"written:  {folder / 'onnx' / 'model.onnx'}" in capsys.readouterr().out
-    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"], "the old weights' files have gone"
+    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
 
 
 def test_an_export_that_computes_something_else_is_refused(monkeypatch, tmp_path: Path):
     original, other = export._export_network, make_model("test_resnet", seed=1)
-    monkeypatch.setattr(export, "_export_network", lambda model, path: original(other, path))
+    monkeypatch.setattr(export, "_export_network", lambda model, *rest: original(other, *rest))
     with pytest.raises(AimonkError, match="onnxruntime and torch disagree by .* on test_resnet: nothing was exported"):
         export_folder(make_model("test_resnet"), tmp_path / "model")
     assert not list((tmp_path / "model" / "onnx").iterdir())
@@ -166,7 +170,7 @@ def test_an_export_that_computes_something_else_is_refused(monkeypatch, tmp_path
 
 def test_missing_packages_are_named(monkeypatch, model: AimonkModel, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(AimonkError, match=r"export needs onnxscript: pip install 'aimonk_hf\[onnx\]'"):
+    with pytest.raises(AimonkError, match="ONNX files need onnxscript, which is not installed: pip install onnxscript"):
         export_folder(model, tmp_path / "model")
 
 

@@ -1,6 +1,7 @@
 """Model folders from and to the Hugging Face Hub; each push is one commit, each failure one line."""
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -110,6 +111,14 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Itera
         ) from error
 
 
+def made_from(path: Path, fingerprint: str) -> bool:
+    """Return whether an ONNX file names these weights in its metadata; nothing of it is parsed."""
+    if not path.stat().st_size:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(fingerprint.encode()) >= 0
+
+
 def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
     """Push the files of a model folder and no others as one commit; an unchanged folder makes none.
 
@@ -123,10 +132,10 @@ def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]:
         raise AimonkError(f"{folder} is no model folder: it has no {missing[0]}")
     check_no_link_outside(folder, [folder / name for name in files])
-    exported = read_json(folder / PREPROCESSOR_FILE).get(FINGERPRINT) if PREPROCESSOR_FILE in files else None
-    if exported and exported != read_json(folder / CONFIG_FILE).get(FINGERPRINT):
-        advice = f"run aimonk-hf export again, or delete onnx/ and {PREPROCESSOR_FILE}"
-        raise AimonkError(f"onnx/ in {folder} was exported from other weights: {advice}")
+    fingerprint = read_json(folder / CONFIG_FILE).get(FINGERPRINT)
+    networks = [folder / name for name in files if name.endswith(".onnx")]
+    if fingerprint and (stale := [path for path in networks if not made_from(path, fingerprint)]):
+        raise AimonkError(f"{stale[0]} is of other weights: run aimonk-hf export again, or delete onnx/")
     if CARD_FILE in files:
         card = (folder / CARD_FILE).read_text(encoding="utf-8")
         files[CARD_FILE] = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id).encode()

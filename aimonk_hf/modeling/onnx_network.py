@@ -1,7 +1,6 @@
 """Compute an exported network with onnxruntime, without torch."""
 
 import base64
-import mmap
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from aimonk_hf.console import warn_once
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import AimonkConfig
-from aimonk_hf.modeling.hub import FINGERPRINT, PREPROCESSOR_FILE
+from aimonk_hf.modeling.hub import FINGERPRINT, PREPROCESSOR_FILE, made_from
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.streaming import Network, Pixels, default_workers
 from aimonk_hf.storage import atomic_path, make_folder
@@ -25,12 +24,6 @@ ONNX_FILES = {"float32": FP32_FILE, "int8": INT8_FILE}
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "last_feature_map"
 HEAD = "head_weight"  # key of the file's metadata: float32 [K, C], in base64, of the linear layer after the pooling
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
-def made_from(path: Path, fingerprint: str) -> bool:
-    """Return whether an ONNX file names these weights in its metadata; nothing of it is parsed."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(fingerprint.encode()) >= 0
 
 
 def keep_in_step(folder: Path, fingerprint: str, source: Path | None) -> None:
