@@ -114,13 +114,17 @@ def test_an_unchanged_model_makes_no_commit_and_a_threshold_one_without_the_weig
     assert AimonkModel.from_pretrained(REPO).config.thresholds["belt"] == 0.25
 
 
+def fingerprint_of(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["weights_sha256"]
+
+
 def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: AimonkModel, tmp_path: Path, capsys):
     folder = tmp_path / "run"
     model.save_pretrained(folder)
     private = "history.csv split.csv loss_curve.png train_config.json scores.csv checkpoints/step-1/model.safetensors"
     for name in (*private.split(), "onnx/model.onnx", "preprocessor_config.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
+        (folder / name).write_text(json.dumps({"weights": fingerprint_of(folder)}))
     assert main(["push", "--model", str(folder), "--repo-id", REPO, "--private"]) == 0
     assert f"pushed:    {hub.url}/{REPO}/commit/" in capsys.readouterr().out
     exported = {"metrics.json", "onnx/model.onnx", "preprocessor_config.json"}
@@ -134,8 +138,9 @@ def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: Aim
 
 def test_an_export_of_other_weights_is_not_pushed(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
     model.save_pretrained(tmp_path / "run")
-    (tmp_path / "run" / "preprocessor_config.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
-    with pytest.raises(AimonkError, match="exported from other weights: run aimonk-hf export again"):
+    (tmp_path / "run" / "onnx").mkdir()
+    (tmp_path / "run" / "onnx" / "model.onnx").write_text("0" * 64)
+    with pytest.raises(AimonkError, match=r"model\.onnx is of other weights: run aimonk-hf export again"):
         push_model_folder(tmp_path / "run", REPO)
     assert not hub.repos
 
