@@ -17,8 +17,6 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from aimonk_hf.modeling.onnx_export import export_folder, largest_difference, preprocessor_config
-from aimonk_hf.modeling.onnx_network import OnnxNetwork
 from javascript import install_transformers_js
 from PIL import Image
 
@@ -28,6 +26,8 @@ from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import onnx_export as export
 from aimonk_hf.modeling.hub import push_model_folder
+from aimonk_hf.modeling.onnx_export import export_folder, largest_difference, preprocessor_config
+from aimonk_hf.modeling.onnx_network import OnnxNetwork
 
 ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 SQUASH = {"crop_mode": "squash", "crop_pct": 1.0}
@@ -153,7 +153,9 @@ def test_another_model_is_not_overwritten_and_a_stale_export_not_pushed(exported
     assert not (folder / "onnx").exists(), "the old weights' files have gone"
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(stale)
-    with pytest.raises(AimonkError, match=r"model\.onnx is of other weights: run aimonk-hf export again, or delete onnx/"):
+    with pytest.raises(
+        AimonkError, match=r"model\.onnx is of other weights: run aimonk-hf export again, or delete onnx/"
+    ):
         push_model_folder(folder, "user/model")
     assert main(["export", "--model", str(folder), "--output", str(folder)]) == 0  # in place
     assert f"written:  {folder / 'onnx' / 'model.onnx'}" in capsys.readouterr().out

@@ -1,17 +1,22 @@
 """Write and push a Hugging Face Space: a folder that serves one model, with the library in it."""
 
 import json
+import re
 import shutil
 from importlib.metadata import requires, version
 from pathlib import Path
 
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.card import template_file
-from aimonk_hf.modeling.hub import MODEL_FILES, Pushed, push_files
+from aimonk_hf.modeling.hub import MODEL_FILES, WEIGHTS_FILE, Pushed, push_files
+from aimonk_hf.modeling.onnx_network import FP32_FILE
+from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.storage import check_no_link_outside, staged_folder, write_text
 
 _PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
+# the packages that serve a model with onnx/model.onnx: neither torch nor timm
+ONNX_SERVING = ("filelock", "gradio", "huggingface_hub", "matplotlib", "numpy", "onnxruntime", "pillow", "tqdm")
 
 _APP = '''"""The Space's page. The variable AIMONK_MODEL, in the Space's settings, serves another model."""
 
@@ -48,26 +53,29 @@ starts the library in `aimonk_hf/`.
 """
 
 
-def write_space(folder: Path, model: str, title: str | None = None) -> None:
+def write_space(folder: Path, model: str, title: str | None = None, backend: str = "auto") -> None:
     """Write the Space of a model, a Hub repository or a local model folder, which is copied into it.
 
-    Raises `AimonkError` for a folder that is not empty.
+    A model that has a valid onnx/model.onnx is served by onnxruntime, and torch is not installed, unless `backend` is
+    "torch". Raises `AimonkError` for a folder that is not empty, and for `backend` "onnx" without such a file.
     """
     if folder.exists() and any(folder.iterdir()):
         raise AimonkError(f"{folder} is not empty: name a new folder for the Space")
     local = Path(model) if Path(model).is_dir() else None
+    serving = AimonkPredictor.from_pretrained(model, backend=backend, device="cpu").backend
     with staged_folder(folder) as stage:
         shutil.copytree(_PACKAGE, stage / "aimonk_hf", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         if not (stage / "aimonk_hf" / "model_card.md").exists():
             shutil.copy(template_file(_PACKAGE), stage)
         if local:
-            files = [local / name for name in MODEL_FILES if (local / name).is_file()]
-            check_no_link_outside(local, files)
-            (stage / MODEL_FOLDER).mkdir()
-            for file in files:
-                shutil.copy(file, stage / MODEL_FOLDER)
+            left_out, added = (WEIGHTS_FILE, FP32_FILE) if serving == "onnx" else ("", "")
+            names = [name for name in (*MODEL_FILES, added) if name != left_out and (local / name).is_file()]
+            check_no_link_outside(local, [local / name for name in names])
+            for name in names:
+                (stage / MODEL_FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(local / name, stage / MODEL_FOLDER / name)
         write_text(stage / "app.py", _APP.format(model=MODEL_FOLDER if local else model))
-        write_text(stage / "requirements.txt", _requirements())
+        write_text(stage / "requirements.txt", requirements(serving))
         title = title or f"Image attributes: {local.resolve().name if local else model.split('/')[-1]}"
         readme = _README.format(
             title=title,
@@ -90,11 +98,14 @@ def push_space(folder: Path, repo_id: str, private: bool | None = None) -> Pushe
     return push_files(files, repo_id, "space", stale, private=private)
 
 
-def _requirements() -> str:
-    """Return requirements.txt of the repository, or the requirements of the installed package with its app."""
+def requirements(serving: str) -> str:
+    """Return the content of a requirements.txt for the app, with torch or with onnxruntime only."""
     listed = _PACKAGE.parent / "requirements.txt"
     if listed.is_file():
-        return listed.read_text(encoding="utf-8")
-    needed = [line.partition(";") for line in requires("aimonk_hf") or []]
-    wanted = [name for name, _, marker in needed if not marker or "extra == 'app'" in marker.replace('"', "'")]
-    return "".join(f"{name.strip()}\n" for name in wanted)
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    else:
+        needed = [line.replace('"', "'").partition(";") for line in requires("aimonk_hf") or []]
+        lines = [name.strip() for name, _, marker in needed if not marker or "extra == 'app'" in marker]
+    if serving == "onnx":
+        lines = [line for line in lines if re.split("[<>=]", line)[0] in ONNX_SERVING]
+    return "".join(f"{line}\n" for line in lines)

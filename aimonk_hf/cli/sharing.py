@@ -46,6 +46,8 @@ def add_sharing_commands(command: Command) -> None:
     flag = space.add_argument
     flag("--repo-id", metavar="USER/NAME", help="the Space, created where it does not exist")
     flag("--output", **folder, help="write the Space's folder there; without --repo-id nothing is uploaded")
+    without = "auto: without torch where the model has onnx/model.onnx (auto)"
+    flag("--backend", choices=("auto", "onnx", "torch"), default="auto", help=without)
     flag("--title", help="of the page; the model's name by default")
     flag("--private", **private)
 
@@ -128,7 +130,7 @@ def _push_space(options: argparse.Namespace) -> int:
     AimonkModel.from_pretrained(options.model)  # refused here if it does not load
     with TemporaryDirectory() as copy:
         folder = options.output or Path(copy)
-        write_space(folder, options.model, options.title)
+        write_space(folder, options.model, options.title, options.backend)
         if options.output:
             print(f"written:   {folder}  (start it with: cd {folder} && python app.py)")
         if options.repo_id:
