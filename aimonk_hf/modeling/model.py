@@ -239,7 +239,8 @@ class AimonkModel(Predicting, nn.Module):
         loaded weights; the other options are huggingface_hub's.
         """
         options = hub.HubOptions(revision=revision, token=token, cache_dir=cache_dir, force_download=force_download)
-        folder = hub.model_folder(name, hub.MODEL_FILES, subfolder, local_files_only=local_files_only, **options)
+        options["local_files_only"] = local_files_only
+        folder = hub.model_folder(name, hub.MODEL_FILES, subfolder, **options)
         config = AimonkConfig.from_pretrained(folder)
         path = folder / hub.WEIGHTS_FILE
         # each save writes its own, in the same place, so that an unchanged model makes equal files
