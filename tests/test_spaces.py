@@ -112,7 +112,7 @@ def test_the_memory_of_large_images_is_given_back(started: tuple[str, int], tmp_
 
 def wait_for(port: int, app: subprocess.Popen[str]) -> None:
     """Wait until the port answers; an app that ends before says why."""
-    for _ in range(600):
+    for _ in range(3000):
         assert app.poll() is None, app.communicate()[0][-3000:]
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
