@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import subprocess
 import sys
 import threading
@@ -266,24 +265,9 @@ def test_the_table_and_the_csv_are_unambiguous_whatever_the_attributes_are_calle
     assert table["data"] == [[*first[:-1], "A note.", ""], [*second[:-1], "", "no image"]]
 
 
-def test_saving_thresholds_keeps_the_rest_of_the_config(
-    served: Served, tiny_model: AimonkModel, tmp_path: Path
-) -> None:
-    new = dict.fromkeys(served.stored, 0.25)
+def test_saving_is_refused_where_it_is_not_for(served: Served, tmp_path: Path) -> None:
     with pytest.raises(AimonkError, match="Saving is off"):
-        served.save_thresholds(new, served.token)
-    tiny_model.save_pretrained(tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    before = json.loads(config.read_text())
-    scorer = Scorer(AimonkModel.from_pretrained(tmp_path / "model"))
-    writable = Served(scorer, "model", served.limits, tmp_path / "model")
-    writable.save_thresholds(new, writable.token)
-    assert json.loads(config.read_text()) == before | {"thresholds": new}
-    assert writable.stored == new
-    scorer.close()
-
-
-def test_saving_is_refused_where_it_is_not_for(tmp_path: Path) -> None:
+        served.save_thresholds(served.stored, served.token)
     with pytest.raises(AimonkError, match="local model folder"):
         open_page("user/repo", tmp_path, allow_save=True)
     with pytest.raises(AimonkError, match="--share"):

@@ -119,9 +119,9 @@ eval('1')"""
 
 def dangers(code: str) -> list[str]:
     """Return what in a module could run code from a file or from the network."""
-    kinds = (ast.Import, ast.ImportFrom, ast.Attribute, ast.Call)
-    found = [ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, kinds)]
-    return list(filter(_DANGER.match, found))
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)]
+    nodes += [node for node in ast.walk(ast.parse(code)) if getattr(getattr(node, "value", None), "id", "") == "pickle"]
+    return list(filter(_DANGER.match, map(ast.unparse, nodes)))
 
 
 def test_no_module_unpickles_evaluates_or_trusts() -> None:

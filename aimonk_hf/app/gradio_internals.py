@@ -78,8 +78,9 @@ def check_inputs_first(page: gr.Blocks, folder: Path) -> None:
 def _checked(field: Any, value: Any, folder: Path) -> Any:
     """Return the value of a field without anything that its form has no place for."""
     if isinstance(field, gr.Image | gr.File) and value is not None:
+        model: Any = field.data_model
         try:
-            sent = field.data_model.model_validate(value, context={"validate_meta": True}).model_dump()
+            sent = model.model_validate(value, context={"validate_meta": True}).model_dump()
         except ValidationError as error:
             form = '{"path": the answer of /upload, "meta": {"_type": "gradio.FileData"}}'
             raise AimonkError(f"A file is wanted as {form}") from error
