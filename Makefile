@@ -13,7 +13,8 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 
 demo: .venv/demo-installed $(DEMO_DATA)/labels.csv
 	$(LAUNCH) train.py --recipe demo --data-dir $(DEMO_DATA) --output-dir $(DEMO) --overwrite
-	$(BIN)/python -m aimonk_hf.cli.demo $(DEMO) $(DEMO_DATA)/images
+	$(BIN)/aimonk-hf predict $(DEMO_DATA)/images/garment_0000.png --model $(DEMO)
+	@echo "model:    $(DEMO)   serve it: make app   (= $(BIN)/aimonk-hf app --model $(DEMO))"
 
 $(DEMO_DATA)/labels.csv: | .venv/demo-installed
 	$(BIN)/aimonk-hf sample-data $(DEMO_DATA)
