@@ -16,7 +16,7 @@ from aimonk_hf.audit.report import audit_markdown, summary
 from aimonk_hf.audit.suspects import find_fillable, find_suspects, read_scores
 from aimonk_hf.cli.main import main
 from aimonk_hf.data import duplicates as near_duplicates
-from aimonk_hf.data.duplicates import SIDE, Pair, find_duplicates, group_numbers
+from aimonk_hf.data.duplicates import SIDE, find_duplicates
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.data.labels import accept_suggestions, read_labels
 from aimonk_hf.data.sample_data import write_sample_data
@@ -76,15 +76,11 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds(block: int, m
     agree = ((correlation > 0.97) & (difference <= 12)) | ((correlation > 0.99) & (difference <= 30))
     expected = np.argwhere(np.triu(agree & structured & structured[:, None], 1))
 
-    for limit, most in (
-        (0.97, 12),
-        (0.99, 30),
-    ):  # both sides of every limit are there, and no pair on it, where rounding would decide
+    # both sides of every limit are there, and no pair on it, where rounding would decide
+    for limit, most in ((0.97, 12), (0.99, 30)):
         for inside in (True, False):
-            assert (
-                np.sum((abs(correlation - limit) < 0.01) & ((correlation > limit) == inside) & (difference <= most))
-                > 20
-            )
+            near = (abs(correlation - limit) < 0.01) & ((correlation > limit) == inside)
+            assert np.sum(near & (difference <= most)) > 20
             assert np.sum((abs(difference - most) < 3) & ((difference <= most) == inside) & (correlation > limit)) > 20
     assert np.abs(correlation[..., None] - [0.97, 0.99]).min() > 1e-6
     assert np.sum(agree & (structured ^ structured[:, None])) > 10
@@ -102,19 +98,13 @@ def _crowd() -> NDArray[np.uint8]:
     bases = np.kron(rng.integers(60, 196, (40, 8, 8, 3)), square)
     copied = np.repeat(bases[:12], 20, axis=0)
     shape = (len(copied), 1, 1, 1)
-    noise = np.where(
-        rng.random(shape) < 0.5, rng.normal(size=copied.shape), np.kron(rng.normal(size=(len(copied), 8, 8, 3)), square)
-    )
+    fine, coarse = rng.random(shape) < 0.5, np.kron(rng.normal(size=(len(copied), 8, 8, 3)), square)
+    noise = np.where(fine, rng.normal(size=copied.shape), coarse)
     copies = copied + rng.uniform(0, 14, shape) * noise + rng.choice([-1, 0, 1], shape) * rng.uniform(9, 17, shape)
     often = bases[:1] + rng.normal(0, 2, (60, SIDE, SIDE, 3))
     faint = 128 + rng.uniform(0.1, 0.25, (48, 1, 1, 1)) * np.repeat(bases[12:16] - 128, 12, axis=0)
     every = np.concatenate([bases, 255 - bases[:12], copies, often, faint])
     return rng.permutation(np.clip(every, 0, 255).astype(np.uint8))
-
-
-def test_groups_join_through_others() -> None:
-    pairs = [Pair(0, 3, "near", 1.0), Pair(3, 4, "exact", 1.0)]
-    assert group_numbers(6, pairs).tolist() == [0, 1, 2, 0, 0, 5]
 
 
 def test_leakage_between_parts(faulty: Path, tmp_path: Path) -> None:
@@ -178,9 +168,8 @@ def planted(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, scores, flips & ~gaps
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_planted_flips_are_found(seed: int) -> None:
-    labels, scores, flips = planted(seed)
+def test_planted_flips_are_found() -> None:
+    labels, scores, flips = planted(0)
     found = find_suspects(labels, scores)
     hits = sum(flips[one.row, one.attribute] for one in found)
     assert hits >= 0.7 * flips.sum()

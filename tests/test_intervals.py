@@ -10,16 +10,6 @@ from aimonk_hf.evaluation.resampling import _Ranking, bootstrap_intervals, draw_
 NAN = np.nan
 
 
-def test_weighted_metrics_by_hand() -> None:
-    """Scores .9+ .6- .4+ .1-, the second positive twice: AUROC (1*2 + 2*1) / (3*2), AP (1*1 + 2*3/4) / 3, F1 2 / 5."""
-    scores = np.array([0.9, 0.6, 0.4, 0.1])
-    ranking = _Ranking(np.array([1.0, 0.0, 1.0, 0.0]), scores, scores > 0.5)
-    auroc, precision, f1 = ranking.metrics(np.array([[1, 1, 2, 1]], dtype=np.uint8))
-    assert auroc[0] == pytest.approx(4 / 6)
-    assert precision[0] == pytest.approx((1 + 2 * 3 / 4) / 3)
-    assert f1[0] == pytest.approx(2 / 5)
-
-
 def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random((50, 3)) < [0.2, 0.5, 0.8]).astype(float)
@@ -37,13 +27,6 @@ def test_every_resample_agrees_with_scikit_learn_ties_included() -> None:
                 "f1": f1_score(truth, own >= 0.5, sample_weight=weight),
             }
             assert {name: table[resample, k] for name, table in values.items()} == pytest.approx(expected, abs=1e-12)
-
-
-def test_rows_of_a_group_are_drawn_together() -> None:
-    weights = draw_weights(np.array([0, 0, 1, 2, 2]), 40, np.random.default_rng(0))
-    assert (weights[:, 0] == weights[:, 1]).all()
-    assert (weights[:, 3] == weights[:, 4]).all()
-    assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
 
 
 def test_copies_in_groups_do_not_narrow_the_interval() -> None:

@@ -26,7 +26,6 @@ from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import check_image, read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.image_files import ImageFiles
-from aimonk_hf.modeling.prediction import Prediction
 
 ATTRIBUTES = ["collar", "belt"]
 SOAK_FACTOR = int(os.environ.get("AIMONK_SOAK_FACTOR", "1"))
@@ -125,25 +124,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, model: AimonkModel) -> Corp
 
 
 def test_the_corpus_is_what_it_says(corpus: Corpus) -> None:
-    assert len({file.fault for file in corpus.files}) >= 12
-    check_verdicts(corpus)
+    for file in corpus.files:
+        found = corpus.alone[file.name]
+        assert file.verdict != (GOOD if isinstance(found, str) else BAD), (file, found)
+        if isinstance(found, str):
+            assert file.reason in found, (file, found)
+            assert found.isprintable(), (file, found)
+            assert len(found) < 250
     verdicts = [file.verdict for file in corpus.files]
     assert verdicts.count(GOOD) > 80
     assert verdicts.count(BAD) > 60
     flips = [isinstance(corpus.alone[file.name], str) for file in corpus.files if file.verdict == EITHER]
     assert 4 < sum(flips) < len(flips) - 4, "flipped bits spoil some images and leave others readable"
-
-
-def check_verdicts(corpus: Corpus) -> None:
-    for file in corpus.files:
-        found = corpus.alone[file.name]
-        if isinstance(found, str):
-            assert file.verdict != GOOD, (file, found)
-            assert file.reason in found, (file, found)
-            assert found.isprintable(), (file, found)
-            assert len(found) < 250
-        else:
-            assert file.verdict != BAD, file
 
 
 def test_a_folder_is_predicted_as_each_file_alone(corpus: Corpus) -> None:
@@ -155,24 +147,6 @@ def test_a_folder_is_predicted_as_each_file_alone(corpus: Corpus) -> None:
             assert isinstance(path, Path)
             found[path.name] = str(prediction) if isinstance(prediction, ImageError) else prediction.scores
     check_scores(found, corpus.alone)
-
-
-def test_files_that_vanish_during_a_prediction_are_named_and_the_others_done(corpus: Corpus, tmp_path: Path) -> None:
-    own = corpus.copy(tmp_path)
-    expected = dict(own.alone)
-
-    def vanishing() -> Iterator[Path]:
-        for number, path in enumerate(ImageFiles([own.images])):
-            if number % 4 == 0:
-                path.unlink()
-                expected[path.name] = "no such file"
-            yield path
-
-    found = {Path(str(path)).name: result for path, result in own.model.stream(vanishing(), batch_size=16)}
-    check_scores(
-        {name: result.scores if isinstance(result, Prediction) else str(result) for name, result in found.items()},
-        expected,
-    )
 
 
 def test_the_command_names_each_bad_file_on_a_line_of_its_own(corpus: Corpus, tmp_path: Path) -> None:
@@ -327,16 +301,8 @@ def sources(rng: random.Random) -> list[bytes]:
     exif, frames = Image.Exif(), {"save_all": True, "append_images": [picture.rotate(90)]}
     exif[0x0112] = 6
     kinds: list[tuple[str, dict[str, Any]]] = [("JPEG", {"exif": exif}), ("JPEG", {"progressive": True})]
-    kinds += [
-        ("PNG", {"exif": exif}),
-        ("PNG", frames),
-        ("WEBP", {}),
-        ("WEBP", frames),
-        ("GIF", frames),
-        ("BMP", {}),
-        ("AVIF", {}),
-        ("TIFF", {}),
-    ]
+    kinds += [("PNG", {"exif": exif}), ("PNG", frames), ("WEBP", {}), ("WEBP", frames), ("GIF", frames)]
+    kinds += [("BMP", {}), ("AVIF", {}), ("TIFF", {})]
     kinds += [("TIFF", {"compression": name}) for name in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
     files = [saved(picture, format, **options) for format, options in kinds]
     grey = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)

@@ -42,12 +42,8 @@ def write_sample_data(folder: str | Path, n_images: int = 600, seed: int = 0) ->
         name = f"garment_{number:04d}.png"
         garment.image.save(folder / "images" / name)
         missing = rng.random(len(PREVALENCE)) < MISSING_RATE
-        rows.append(
-            [
-                name,
-                *("NA" if lost else int(garment.present[part]) for part, lost in zip(PREVALENCE, missing, strict=True)),
-            ]
-        )
+        labels = zip(garment.present.values(), missing, strict=True)
+        rows.append([name, *("NA" if lost else int(shown) for shown, lost in labels)])
     write_csv(folder / "labels.csv", ["image", *PREVALENCE], rows)
     return folder
 
@@ -70,13 +66,13 @@ def draw_garment(rng: np.random.Generator) -> Garment:
     if present["stripes"]:
         boxes["stripes"] = _draw_stripes(canvas, torso, rng, contrast)
     middle = left + width / 2
-    draw.ellipse(_pixels((middle - 0.07, top - 0.045, middle + 0.07, top + 0.045)), fill=(226, 196, 172))
+    draw.ellipse(_scaled((middle - 0.07, top - 0.045, middle + 0.07, top + 0.045)), fill=(226, 196, 172))
     if present["collar"]:
         boxes["collar"] = _draw_collar(draw, torso, _colour(rng.random(), 0.08, 0.98))
     if present["belt"]:
         boxes["belt"] = _draw_belt(draw, torso, rng.uniform(0.60, 0.72))
     image = canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6)))
-    return Garment(image, present, {name: _scaled(box, SIZE) for name, box in boxes.items()})
+    return Garment(image, present, {name: _scaled(box, 1) for name, box in boxes.items()})
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
@@ -116,16 +112,16 @@ def _draw_stripes(canvas: Image.Image, torso: Box, rng: np.random.Generator, col
     step = rng.uniform(0.07, 0.11)
     if rng.random() < 0.6:
         for y in np.arange(top + 0.06, bottom, step):
-            draw.rectangle(_pixels((left, y, right, y + 0.4 * step)), fill=255)
+            draw.rectangle(_scaled((left, y, right, y + 0.4 * step)), fill=255)
     else:
         for x in np.arange(left + 0.03, right, step):
-            draw.rectangle(_pixels((x, top, x + 0.4 * step, bottom)), fill=255)
+            draw.rectangle(_scaled((x, top, x + 0.4 * step, bottom)), fill=255)
     canvas.paste(colour, mask=Image.fromarray(np.minimum(np.asarray(mask), np.asarray(bands))))
     return torso
 
 
 def _draw_collar(draw: ImageDraw.ImageDraw, torso: Box, colour: Colour) -> Box:
-    middle, top = _middle(torso), torso[1]
+    middle, top = (torso[0] + torso[2]) / 2, torso[1]
     for direction in (-1, 1):
         flap = [(middle, top + 0.07), (middle + direction * 0.10, top - 0.03), (middle + direction * 0.13, top + 0.07)]
         _polygon(draw, [*flap, (middle + direction * 0.06, top + 0.14)], colour, outline=(60, 60, 60))
@@ -137,15 +133,11 @@ def _draw_belt(draw: ImageDraw.ImageDraw, torso: Box, share: float) -> Box:
     y = top + share * (bottom - top)
     waist = 0.10 * (right - left)
     box = (left + waist, y, right - waist, y + 0.065)
-    draw.rectangle(_pixels(box), fill=(38, 28, 22))
-    middle = _middle(torso)
-    buckle = _pixels((middle - 0.04, y - 0.008, middle + 0.04, y + 0.073))
-    draw.rectangle(buckle, outline=(236, 196, 60), width=2 * _SCALE)
+    draw.rectangle(_scaled(box), fill=(38, 28, 22))
+    middle = (left + right) / 2
+    buckle = (middle - 0.04, y - 0.008, middle + 0.04, y + 0.073)
+    draw.rectangle(_scaled(buckle), outline=(236, 196, 60), width=2 * _SCALE)
     return box
-
-
-def _middle(box: Box) -> float:
-    return (box[0] + box[2]) / 2
 
 
 def _colour(hue: float, saturation: float, value: float) -> Colour:
@@ -153,12 +145,9 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _scaled(box: Box, size: int) -> Box:
-    return box[0] * size, box[1] * size, box[2] * size, box[3] * size
-
-
-def _pixels(box: Box) -> Box:
-    return _scaled(box, SIZE * _SCALE)
+def _scaled(box: Box, scale: int = _SCALE) -> Box:
+    left, top, right, bottom = (side * SIZE * scale for side in box)
+    return left, top, right, bottom
 
 
 def _polygon(

@@ -27,21 +27,26 @@ def split_rows(
     Raises `AimonkError` where there are fewer groups than parts.
     """
     groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    sizes = np.bincount(groups)
     wanted = np.asarray(fractions, dtype=float)
-    parts_needed = int((wanted > 0).sum())
-    if n_groups < parts_needed:
-        raise AimonkError(f"{n_groups} different usable image(s) cannot be split into {parts_needed} parts; add images")
-    sizes = np.bincount(groups, minlength=n_groups)
-    indicators = np.zeros((n_groups, 0), dtype=np.uint8)
-    if method != "random" and n_groups:
-        columns = labels if method == "iterative" else labels[:, [_rarest(labels)]]
+    needed = np.flatnonzero(wanted > 0)
+    if len(sizes) < len(needed):
+        raise AimonkError(f"{len(sizes)} different usable image(s) make no {len(needed)} parts; add images")
+    indicators = np.zeros((len(sizes), 0), dtype=np.uint8)
+    if method != "random":
+        positives = (labels == 1).sum(axis=0)
+        rarest = int(np.argmin(np.where(positives > 0, positives, len(labels) + 1)))
+        columns = labels if method == "iterative" else labels[:, [rarest]]
         values = np.concatenate([columns == 1, columns == 0, np.isnan(columns)], axis=1)
         by_group = np.argsort(groups, kind="stable")
         first = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
         indicators = np.add.reduceat(values[by_group], first, axis=0, dtype=np.min_scalar_type(sizes.max()))
     parts = _stratify(indicators, sizes, wanted / wanted.sum(), np.random.default_rng(seed))
-    _fill_empty(parts, sizes, np.flatnonzero(wanted > 0))
+    for part in needed:
+        if not (parts == part).any():  # the largest part that has several groups gives one
+            counts = np.bincount(parts, weights=sizes, minlength=len(wanted))
+            giver = next(other for other in np.argsort(-counts) if (parts == other).sum() > 1)
+            parts[np.flatnonzero(parts == giver)[0]] = part
     return parts[groups]
 
 
@@ -53,11 +58,6 @@ def split_folds(
     if n_folds < 2:
         return np.zeros(len(labels), dtype=np.int64)
     return split_rows(labels.astype(np.float32), [1 / n_folds] * n_folds, seed=seed, groups=groups)
-
-
-def _rarest(labels: NDArray[np.float32]) -> int:
-    positives = (labels == 1).sum(axis=0)
-    return int(np.argmin(np.where(positives > 0, positives, len(labels) + 1)))
 
 
 def _stratify(
@@ -90,11 +90,3 @@ def _stratify(
     for group in order[parts[order] < 0]:
         place(group, None)
     return parts
-
-
-def _fill_empty(parts: NDArray[np.int64], sizes: NDArray[np.int64], needed: NDArray[np.int64]) -> None:
-    for part in needed:
-        if not (parts == part).any():
-            counts = np.bincount(parts, weights=sizes, minlength=int(needed.max()) + 1)
-            givers = [other for other in np.argsort(-counts) if (parts == other).sum() > 1]
-            parts[np.flatnonzero(parts == givers[0])[0]] = part

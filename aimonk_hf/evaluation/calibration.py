@@ -140,7 +140,7 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
         wanted = network(pixels) * factor + offset
         for layer in last:
             layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
-            layer.bias.mul_(factor).add_(offset)
+            layer.get_parameter("bias").mul_(factor).add_(offset)
         follows = torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3)
     if not follows:
         for layer, state in zip(last, before, strict=True):
