@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from aimonk_hf.data.dataset import AttributeDataset
@@ -28,14 +30,7 @@ from aimonk_hf.training.checkpoints import EpochSums, RunState, last_checkpoint,
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_improvement, plateau_factor
 from aimonk_hf.training.features import HeadFeatures, can_cache
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
-from aimonk_hf.training.optimisation import (
-    build_average,
-    build_loss,
-    build_optimizer,
-    lr_factor,
-    set_learning_rate,
-    share_statistics,
-)
+from aimonk_hf.training.optimisation import build_loss, build_optimizer, lr_factor, set_learning_rate, share_statistics
 from aimonk_hf.training.progress import ProgressBar, epoch_line, write_line
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
@@ -80,7 +75,9 @@ class Trainer:
         self.mixes = bool(config.mixup or config.cutmix)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
-        self.average = build_average(model.timm_model, config)
+        # warmed up, so that early weights fade
+        ema = partial(ModelEmaV3, decay=config.ema_decay, use_warmup=True)
+        self.average = ema(model.timm_model) if config.ema_decay else None
         augmentations = augmentations_by_epoch(config, model)
         cache = open_image_cache(config.image_cache, augmentations[0].fingerprint)
         self.images = TrainImages(train_set, augmentations, config.seed, cache)

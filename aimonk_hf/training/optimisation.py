@@ -1,4 +1,4 @@
-"""Optimiser, loss, learning rate and EMA, as the settings name them; from timm and torch.
+"""Optimiser, loss and learning rate, as the settings name them; from timm and torch.
 
 To add a loss, write it in `modeling/losses.py`, enter it in `build_loss`, and its name in `settings.LOSSES`.
 """
@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
@@ -81,11 +80,6 @@ def build_loss(config: TrainConfig) -> Loss:
         gammas = {"gamma_positive": positive, "gamma_negative": negative}
         return partial(masked_asymmetric_loss, **gammas, clip=config.asymmetric_clip)
     return masked_bce_with_logits
-
-
-def build_average(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
-    """Return timm's EMA of the weights, warmed up so that early weights fade; None where the decay is 0."""
-    return ModelEmaV3(network, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
 
 
 def share_statistics(accelerator: Accelerator, network: nn.Module) -> None:

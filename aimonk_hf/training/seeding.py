@@ -6,14 +6,9 @@ import numpy as np
 import torch
 
 
-def derive_seed(*parts: int) -> int:
-    """Mix integers into one seed; neighbouring parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
 def seed_everything(*parts: int) -> None:
-    """Seed torch, numpy and random of this process from the parts."""
-    seed = derive_seed(*parts)
+    """Seed torch, numpy and random of this process from the parts; neighbouring parts give unrelated seeds."""
+    seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would format a stack trace for a GPU not in use
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
