@@ -93,10 +93,8 @@ def _judge(
     shown = shown.select(rows)
     if out_of_fold is None:
         return shown, model.predict(shown.paths, on_error="skip")
-    given = [dict(zip(names, row, strict=True)) for row in scores[rows].tolist()]
-    unread = np.isnan(scores[rows]).any(axis=1)
-    thresholds = model.config.thresholds
-    return shown, [None if gone else Prediction(own, thresholds) for own, gone in zip(given, unread, strict=True)]
+    given = [None if np.isnan(row).any() else dict(zip(names, row.tolist(), strict=True)) for row in scores[rows]]
+    return shown, [None if own is None else Prediction(own, model.config.thresholds) for own in given]
 
 
 def _plot_losses(trainer: Trainer, path: Path) -> None:

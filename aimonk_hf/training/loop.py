@@ -320,11 +320,11 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        goes_on = stage is not None and stage.number == self.state.stage
+        same_stage = stage if stage is not None and stage.number == self.state.stage else None
         weights = {
             "network": self.model.timm_model.state_dict(),
             "average": self.average and self.average.module.state_dict(),
-            "optimizer": stage.optimizer.state_dict() if goes_on else None,  # a new stage starts with a new one
+            "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
             "scaler": scaler and scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)

@@ -77,8 +77,9 @@ def build_loss(config: TrainConfig) -> Loss:
         return partial(masked_asymmetric_loss, gamma_positive=gamma, gamma_negative=gamma, clip=0.0)
     if config.loss == "asymmetric":
         positive, negative = config.asymmetric_gammas or (1.0, 4.0)
-        gammas = {"gamma_positive": positive, "gamma_negative": negative}
-        return partial(masked_asymmetric_loss, **gammas, clip=config.asymmetric_clip)
+        return partial(
+            masked_asymmetric_loss, gamma_positive=positive, gamma_negative=negative, clip=config.asymmetric_clip
+        )
     return masked_bce_with_logits
 
 
