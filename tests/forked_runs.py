@@ -48,19 +48,25 @@ class ForkedRuns:
     def run(self, *arguments: str, **options: Any) -> Ended:
         return self.wait(self.start(list(arguments), **options))
 
-    def start_two(self, arguments: list[str], second: list[str] | None = None, **options: Any) -> list[int]:
-        """Start both processes of one run, each on a machine of its own, as `torchrun --nnodes 2` does."""
+    def run_two(
+        self,
+        arguments: list[str],
+        second: list[str] | None = None,
+        signal: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> list[Ended]:
+        """Run both processes of one run, each on a machine of its own, as `torchrun --nnodes 2` does.
+
+        The second one may have other arguments, and gets the signal (`at` and `number`).
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        return [
-            self.start(given, rank, environment=place | {"RANK": str(rank)}, **options)
-            for rank, given in enumerate([arguments, second or arguments])
+        started = [
+            self.start(given, rank, environment=place | {"RANK": str(rank)}, **options, **own)
+            for rank, (given, own) in enumerate(((arguments, {}), (second or arguments, signal or {})))
         ]
-
-    def run_two(self, arguments: list[str], second: list[str] | None = None, **options: Any) -> list[Ended]:
-        started = self.start_two(arguments, second, **options)
         return [self.wait(process, rank) for rank, process in enumerate(started)]
 
     def close(self) -> None:

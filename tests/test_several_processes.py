@@ -1,7 +1,6 @@
 """Two CPU processes take the steps that one process takes with twice the batch."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -146,33 +145,22 @@ def test_two_machines_must_share_the_run_directory(runs: Runs, sample: Path, for
         assert "machines must share the run directory" in ended.printed
 
 
-ENDLESS = ["train", *FLAGS, "--epochs", "1000", "--batch-size", "8"]
-
-
-def wait_for_a_checkpoint(out: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not list((out / "checkpoints").glob("step-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+ENDLESS = ["train", *FLAGS, "--epochs", "1000", "--batch-size", "4"]
 
 
 def test_when_one_process_dies_the_other_stops_and_says_why(few: Path, tmp_path: Path, forked: ForkedRuns) -> None:
-    first, second = forked.start_two([*ENDLESS, *places(few, tmp_path / "out")])
-    wait_for_a_checkpoint(tmp_path / "out")
-    os.kill(second, signal.SIGKILL)
-    ended = forked.wait(first)
-    assert ended.status > 0
-    assert "another process of this run has ended: its own message says why; --resume goes on" in ended.printed
-    assert forked.wait(second, 1).status == -signal.SIGKILL
+    killed = {"at": ("step", 6), "number": signal.SIGKILL}
+    first, second = forked.run_two([*ENDLESS, *places(few, tmp_path / "out")], signal=killed)
+    assert first.status > 0
+    assert "another process of this run has ended: its own message says why; --resume goes on" in first.printed
+    assert second.status == -signal.SIGKILL
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Path, tmp_path: Path, forked: ForkedRuns) -> None:
-    first, second = forked.start_two([*ENDLESS, *places(few, tmp_path / "out")])
-    wait_for_a_checkpoint(tmp_path / "out")
-    os.kill(second, signal.SIGTERM)
-    ended = [forked.wait(first), forked.wait(second, 1)]
-    assert [one.status for one in ended] == [143, 143]
-    check_stopped(ended[0].printed, tmp_path / "out")
+    stopped = {"at": ("step", 6), "number": signal.SIGTERM}
+    first, second = forked.run_two([*ENDLESS, *places(few, tmp_path / "out")], signal=stopped)
+    assert (first.status, second.status) == (143, 143)
+    check_stopped(first.printed, tmp_path / "out")
 
 
 def check_stopped(printed: str, out: Path) -> None:
@@ -183,12 +171,14 @@ def check_stopped(printed: str, out: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_signal_to_one_process_of_torchrun_stops_all(few: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_of_torchrun_stops_all(sample: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    command = [*launch, *ENDLESS[1:], *places(few, tmp_path / "out")]
-    run = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **quiet)
-    wait_for_a_checkpoint(tmp_path / "out")
+    # between two epochs of 24 steps a signal ends the process at once
+    command = [*launch, *ENDLESS[1:], *places(sample, tmp_path / "out"), "--batch-size", "1"]
+    run, deadline = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **quiet), time.monotonic() + 300
+    while not list((tmp_path / "out" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
     children = [process for process in psutil.Process(run.pid).children() if "train.py" in process.cmdline()]
     next(process for process in children if process.environ()["RANK"] == "1").send_signal(signal.SIGTERM)
     check_stopped(run.communicate(timeout=300)[1], tmp_path / "out")
