@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from train_support import places, rows_of
+from train_support import places, rows_of, small
 
 from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, get_recipe, train
 from aimonk_hf.cli.main import main
@@ -18,8 +18,6 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.training.callbacks import TrainCallback
 
 ATTRIBUTES = ["bright", "wide"]
-TINY: dict[str, Any] = {"recipe": "demo", "epochs": 2, "batch_size": 8, "image_size": 32, "num_workers": 0}
-TINY |= {"mixed_precision": "float32"}
 
 
 def images(n: int = 24) -> tuple[list[Image.Image], np.ndarray]:
@@ -56,7 +54,7 @@ def test_an_own_model_trains_on_images_arrays_and_paths_with_callbacks(tmp_path:
     model = AimonkModel.from_timm("test_resnet", ATTRIBUTES[::-1], pretrained=False, image_size=32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recorder = Recorder()
-    config = TrainConfig(output_dir=str(tmp_path / "out"), **TINY)
+    config = small("", tmp_path / "out", epochs=2, batch_size=8)
     trained = train(config, model=model, dataset=dataset, callbacks=[recorder])
     assert trained.config.attributes == ATTRIBUTES[::-1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -74,7 +72,7 @@ def test_an_own_model_trains_on_images_arrays_and_paths_with_callbacks(tmp_path:
 def test_copies_in_memory_share_a_part_and_an_unlabelled_column_is_refused(tmp_path: Path) -> None:
     drawn, labels = images()
     dataset = AttributeDataset.from_images(drawn + drawn, np.concatenate([labels, labels]), ATTRIBUTES)
-    train(TrainConfig(output_dir=str(tmp_path / "out"), **TINY | {"epochs": 1}), dataset=dataset)
+    train(small("", tmp_path / "out"), dataset=dataset)
     parts = [row["part"] for row in rows_of(tmp_path / "out" / "split.csv")]
     assert parts[:24] == parts[24:]
     with pytest.raises(AimonkError, match="labels must be"):
@@ -86,7 +84,7 @@ def test_copies_in_memory_share_a_part_and_an_unlabelled_column_is_refused(tmp_p
 def test_the_callers_accelerate_state_is_left_alone(few: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state()  # of other tests
     own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)
-    train(TrainConfig(str(few), str(tmp_path / "out"), **TINY | {"epochs": 1}))
+    train(small(few, tmp_path / "out"))
     assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 3)
     assert Accelerator().mixed_precision == "bf16"
     AcceleratorState._reset_state()
