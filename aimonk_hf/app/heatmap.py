@@ -38,8 +38,8 @@ def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
 
 def _enlarged(cells: Heat, size: tuple[int, int]) -> Heat:
     """Return cells [h, w] at the size of the image, scaled to [0, 1]."""
-    heat = np.asarray(Image.fromarray(cells).resize(size[::-1], Image.Resampling.BICUBIC)).clip(min=0)
-    return heat / max(float(heat.max()), 1e-9)
+    heat: Heat = np.asarray(Image.fromarray(cells).resize(size[::-1], Image.Resampling.BICUBIC)).clip(min=0)
+    return heat / np.float32(max(heat.max(), 1e-9))
 
 
 def overlay(pixels: Pixels, heat: Heat) -> Image.Image:

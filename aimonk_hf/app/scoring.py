@@ -14,7 +14,7 @@ from aimonk_hf.app.uploads import Limits, Upload, decoded
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.hub import CONFIG_FILE
-from aimonk_hf.modeling.predictor import AimonkPredictor, Predicting
+from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.modeling.processing import Pixels
 from aimonk_hf.modeling.streaming import Outputs, finite, sigmoid
 from aimonk_hf.storage import explained, read_json, write_json
@@ -31,9 +31,10 @@ class Scorer:
     `network_lock` is held while the network computes; other users of the network must hold it too.
     """
 
-    def __init__(self, model: Predicting, max_batch: int = 16) -> None:
+    def __init__(self, model: "AimonkModel | AimonkPredictor", max_batch: int = 16) -> None:
         self.model = model
-        self._torch_model = None if isinstance(model, AimonkPredictor) else model.eval().requires_grad_(False)
+        if not isinstance(model, AimonkPredictor):
+            model.eval()
         self.max_batch = max_batch
         self.network_lock = Lock()
         self.n_images = self.n_batches = 0
@@ -42,9 +43,8 @@ class Scorer:
 
     def torch_model(self) -> "AimonkModel":
         """Return the torch network of the model, loaded at the first call where onnxruntime computes the scores."""
-        if self._torch_model is None:
-            self._torch_model = self.model.torch_model().requires_grad_(False)
-        return self._torch_model
+        model = self.model.torch_model() if isinstance(self.model, AimonkPredictor) else self.model
+        return model.requires_grad_(False)
 
     def score(self, pixels: Pixels) -> dict[str, float]:
         """Return the scores of an image as the transform's uint8 pixels [H, W, 3]; raises `AimonkError`."""

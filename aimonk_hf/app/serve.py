@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -37,7 +38,7 @@ def serve(
     allow_save: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
     allowed_hosts: Sequence[str] = (),
-    **computing: str,
+    **computing: Any,
 ) -> None:
     """Serve a model folder or Hub repository (None: $AIMONK_MODEL, else outputs/demo) until interrupted.
 
@@ -67,7 +68,7 @@ def open_page(
     allow_save: bool = False,
     share: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
-    **computing: str,
+    **computing: Any,
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
     wanted = model or os.environ.get("AIMONK_MODEL") or DEFAULT_MODEL
@@ -88,7 +89,7 @@ def open_page(
 
 
 def load_served(
-    wanted: str, max_file_size: int = MAX_FILE_SIZE, save_folder: Path | None = None, **computing: str
+    wanted: str, max_file_size: int = MAX_FILE_SIZE, save_folder: Path | None = None, **computing: Any
 ) -> Served:
     """Load a model to serve it; raises `AimonkError` as `AimonkPredictor.from_pretrained` does."""
     limits = Limits(max_file_size * MEGABYTE, upload_folder())

@@ -21,11 +21,11 @@ def compare_metrics(folder: Path, dataset: AttributeDataset) -> dict[str, Any]:
         if (folder / file).is_file():
             own = AimonkPredictor.from_pretrained(folder, backend="onnx", precision=precision, device="cpu")
             predictors[Path(file).name] = own
-    judged = {name: judge_dataset(predictor, dataset) for name, predictor in predictors.items()}
-    report: dict[str, Any] = {"n_images": len(judged["torch"].paths)}
-    for name, own in judged.items():
+    every = {name: judge_dataset(predictor, dataset) for name, predictor in predictors.items()}
+    report: dict[str, Any] = {"n_images": len(every["torch"].paths)}
+    for name, judged in every.items():
         kept = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
-        difference = float(np.abs(own.scores - judged["torch"].scores).max())
-        macro = own.report["macro"]
+        difference = float(np.abs(judged.scores - every["torch"].scores).max())
+        macro = judged.report["macro"]
         report[name] = {key: macro[key] for key in kept} | {"largest_score_difference": difference}
     return report

@@ -134,8 +134,8 @@ def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]
     check_no_link_outside(folder, [folder / name for name in files])
     fingerprint = read_json(folder / CONFIG_FILE).get(FINGERPRINT)
     networks = [folder / name for name in files if name.endswith(".onnx")]
-    if fingerprint and (stale := [path for path in networks if not made_from(path, fingerprint)]):
-        raise AimonkError(f"{stale[0]} is of other weights: run aimonk-hf export again, or delete onnx/")
+    if fingerprint and (others := [path for path in networks if not made_from(path, fingerprint)]):
+        raise AimonkError(f"{others[0]} is of other weights: run aimonk-hf export again, or delete onnx/")
     if CARD_FILE in files:
         card = (folder / CARD_FILE).read_text(encoding="utf-8")
         files[CARD_FILE] = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id).encode()

@@ -1,7 +1,8 @@
 """The model: a timm network with one sigmoid output per attribute, saved so that timm and transformers read it too."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import hub
 from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.modeling.card import render_card
@@ -20,11 +21,10 @@ from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.modeling.devices import autocast_dtype, resolve_precision, torch_network
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.onnx_network import keep_in_step
-from aimonk_hf.modeling.prediction import Prediction
-from aimonk_hf.modeling.predictor import Options, Predicting, Thresholds
+from aimonk_hf.modeling.predictor import Predicting
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
-from aimonk_hf.modeling.streaming import Network, Source
+from aimonk_hf.modeling.streaming import Network
 from aimonk_hf.modeling.weights import build_for, load_weights, own_names, plain_names, require_finite, save_weights
 from aimonk_hf.storage import staged_folder, write_json, write_text
 
@@ -162,25 +162,15 @@ class AimonkModel(Predicting, nn.Module):
         resolved = resolve_precision(precision or "float32", self.device)
         return torch_network(partial(self.logits_of_pixels, precision=resolved), self.device)
 
-    def stream(
-        self, images: Iterable[Source], thresholds: Thresholds = None, **options: Unpack[Options]
-    ) -> Iterator[tuple[Source, Prediction | ImageError]]:
-        """Yield each image with its prediction, or with the error that prevented it, in bounded memory.
-
-        Options are `batch_size`, `tta` (average with the mirrored image), `workers`, and `precision`: float32, bf16,
-        fp16, or auto for the device's fastest. The network is in eval mode meanwhile.
-        """
-        predictions = super().stream(images, thresholds, **options)
-
-        def in_eval_mode() -> Iterator[tuple[Source, Prediction | ImageError]]:
-            was_training = self.training
-            self.eval()
-            try:
-                yield from predictions
-            finally:
-                self.train(was_training)
-
-        return in_eval_mode()  # wrong options raise before the first image is asked for
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Be in eval mode within the block."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def save_pretrained(
         self,

@@ -1,7 +1,8 @@
 """Predict by onnxruntime on a CPU, by torch on an accelerator; torch is imported only where it computes."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
@@ -56,6 +57,10 @@ class Predicting:
         """Return the function from pixels to logits."""
         raise NotImplementedError
 
+    def predicting(self) -> AbstractContextManager[None]:
+        """Return the context in which a stream is computed."""
+        return nullcontext()
+
     def stream(
         self,
         images: Iterable[Source],
@@ -78,14 +83,15 @@ class Predicting:
         )
 
         def predictions() -> Iterator[tuple[Source, Prediction | ImageError]]:
-            for source, logits in rows:
-                if isinstance(logits, ImageError):
-                    yield source, logits
-                else:
-                    scores = dict(zip(self.config.attributes, sigmoid(logits).tolist(), strict=True))
-                    yield source, Prediction(scores, resolved, _path_of(source))
+            with self.predicting():
+                for source, logits in rows:
+                    if isinstance(logits, ImageError):
+                        yield source, logits
+                    else:
+                        scores = dict(zip(self.config.attributes, sigmoid(logits).tolist(), strict=True))
+                        yield source, Prediction(scores, resolved, _path_of(source))
 
-        return predictions()
+        return predictions()  # wrong options raise before the first image is asked for
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str
@@ -209,11 +215,11 @@ class AimonkPredictor(Predicting):
             )
         config = AimonkConfig.from_pretrained(folder)
         network = OnnxNetwork(folder / file, config, config.extra.pop(FINGERPRINT, None), device)
-        load_torch = partial(_load_torch, name, subfolder=subfolder, **options)
+        load_torch = cache(partial(_load_torch, name, subfolder=subfolder, **options))
         return cls(network, config, folder, "int8" if precision == "int8" else "float32", load_torch)
 
     def torch_model(self) -> "AimonkModel":
-        """Return the model as a torch network: the one that computes, else newly loaded on the CPU."""
+        """Return the model as a torch network: the one that computes, else one on the CPU, loaded at the first call."""
         return self._load_torch()
 
     @property

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 
 # timm's own values where a pretrained_cfg names none
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "input_size": (3, 224, 224),
     "interpolation": "bicubic",
     "mean": (0.485, 0.456, 0.406),

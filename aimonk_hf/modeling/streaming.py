@@ -20,7 +20,7 @@ from aimonk_hf.errors import ImageError, NotFiniteError
 SMALL_BATCH = 8  # images whose activations stay in a processor's cache
 
 Pixels = NDArray[np.uint8]
-Outputs = NDArray[np.float32]
+Outputs = NDArray[np.floating[Any]]
 Source = TypeVar("Source")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,13 +89,11 @@ def stream_outputs(
         return _score([load(source) for source in batch], compute)
 
     if alone:
-        scored = map(score, batches)
-    else:
-        start = network.start_thread or (lambda threads: None)
-        pool = ThreadPoolExecutor(threads, initializer=start, initargs=(threads,))
-        scored = in_threads(score, batches, pool, 2 * threads)
-    for rows in scored:
-        yield from rows
+        yield from chain.from_iterable(map(score, batches))
+        return
+    start = network.start_thread or (lambda threads: None)
+    pool = ThreadPoolExecutor(threads, initializer=start, initargs=(threads,))
+    yield from chain.from_iterable(in_threads(score, batches, pool, 2 * threads))
 
 
 def in_threads(
