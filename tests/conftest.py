@@ -52,6 +52,14 @@ def blank_plots() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_onnx() -> Iterator[None]:
+    """Let runs write no onnx/model.onnx, which takes seconds; those of `test_training` that do are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "onnx_line", lambda model, folder: "onnx: none in tests")
+        yield
+
+
 @pytest.fixture(scope="module")
 def real_plots(blank_plots: None) -> Iterator[None]:
     """Draw plots from here to the end of the module."""

@@ -66,8 +66,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[] []"
 
 
-def test_the_ten_names() -> None:
-    expected = "AimonkConfig AimonkModel TrainConfig AttributeDataset read_labels train evaluate tune_thresholds"
+def test_the_public_names() -> None:
+    classes = "AimonkConfig AimonkModel AimonkPredictor BatchPredictor TrainConfig AttributeDataset"
+    expected = f"{classes} read_labels train evaluate tune_thresholds"
     assert set(aimonk_hf.__all__) == {*expected.split(), "get_recipe", "__version__"}
     assert dir(aimonk_hf) == sorted(aimonk_hf.__all__)
     for name in aimonk_hf.__all__:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.predictor import AimonkPredictor, Thresholds
+from aimonk_hf.modeling.predicting import Thresholds
+from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.storage import score_columns
 
 

@@ -21,7 +21,7 @@ from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.modeling.devices import autocast_dtype, resolve_precision, torch_network
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.onnx_network import keep_in_step
-from aimonk_hf.modeling.predictor import Predicting
+from aimonk_hf.modeling.predicting import Predicting
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
 from aimonk_hf.modeling.streaming import Network
