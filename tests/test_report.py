@@ -278,6 +278,23 @@ def test_columns_of_other_names_are_refused_before_anything_is_written(
     assert not Path("report").exists()
 
 
+def test_thresholds_decide_by_name_whatever_their_order(tiny_model: AimonkModel, sample: Path, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    model, dataset = AimonkModel.from_pretrained(tmp_path / "model"), AttributeDataset.from_folder(sample)
+    model.config.thresholds = dict(zip(ATTRIBUTES, (0.0, 0.4, 0.6, 1.0), strict=True))
+    report = evaluate(model, dataset)
+    model.config.thresholds = dict(reversed(model.config.thresholds.items()))
+    assert evaluate(model, dataset) == report
+
+
+def test_evaluate_refuses_a_part_where_there_is_no_split(
+    tiny_model: AimonkModel, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "m")
+    assert main(["evaluate", "--model", str(tmp_path / "m"), "--data-dir", str(sample), "--part", "report"]) == 2
+    assert "has no split.csv" in capsys.readouterr().err
+
+
 def test_copies_of_an_image_choose_no_threshold_for_each_other(
     tiny_model: AimonkModel, drawn: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from PIL import Image
 from aimonk_hf import AimonkModel
 from aimonk_hf.app import space as spaces
 from aimonk_hf.cli.main import main
+from aimonk_hf.modeling.onnx_export import export_folder
 
 __all__ = ["hub"]
 
@@ -72,13 +74,20 @@ def isolated(code: list[str], folder: Path, **variables: str) -> subprocess.Pope
 def started(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Start a Space; yield its address and the process's number."""
     place = tmp_path_factory.mktemp("started")
-    (place / "tmp").mkdir()
     assert main(["push-space", "--model", str(model_folder), "--output", str(place / "space")]) == 0
+    with served(["app.py"], place / "space", place) as found:
+        yield found
+
+
+@contextmanager
+def served(code: list[str], space: Path, place: Path) -> Iterator[tuple[str, int]]:
+    """Serve a Space; yield its address and the process's number."""
+    (place / "tmp").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    served = {"SPACE_ID": "user/space", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    app = isolated(["app.py"], place / "space", TMPDIR=str(place / "tmp"), **served)
+    listening = {"SPACE_ID": "user/space", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    app = isolated(code, space, TMPDIR=str(place / "tmp"), **listening)
     try:
         wait_for(port, app)
         yield f"http://127.0.0.1:{port}", app.pid
@@ -87,6 +96,49 @@ def started(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         output, _ = app.communicate(timeout=30)
     assert app.returncode == 0, output[-2000:]
     assert not list((place / "tmp").glob("aimonk_app_*")), "the visitors' files stay"
+
+
+# Runs app.py where only the packages named in requirements.txt can be imported.
+LIGHT = """
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        heavy = "torch timm torchvision accelerate safetensors scipy sklearn pytorch_grad_cam onnx onnxscript"
+        if name.split(".")[0] in heavy.split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.argv = ["app.py"]
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def test_a_model_with_an_onnx_file_is_served_without_torch(tiny_model: AimonkModel, sample: Path, tmp_path: Path):
+    export_folder(tiny_model, tmp_path / "model")
+    space = tmp_path / "space"
+    assert main(["push-space", "--model", str(tmp_path / "model"), "--output", str(space)]) == 0
+    needed = (space / "requirements.txt").read_text()
+    assert "onnxruntime" in needed
+    assert "torch" not in needed
+    docker = Path(__file__).parents[1] / "examples" / "docker" / "requirements.txt"
+    assert needed == "".join(line for line in docker.read_text().splitlines(True) if not line.startswith("#"))
+    files = {path.relative_to(space / "model").as_posix() for path in (space / "model").rglob("*") if path.is_file()}
+    assert files == {"config.json", "README.md", "onnx/model.onnx"}
+    paths = sorted((sample / "images").iterdir())[:2]
+    with served(["-c", LIGHT], space, tmp_path) as (url, _):
+        scores, present = result(call(url, "predict", {"image": upload(url, paths[0]), "belt": 1.0, "collar": 0.0}))
+        assert scores == pytest.approx(tiny_model.predict(paths[0]).scores, abs=1e-4)
+        assert "collar" in present
+        assert "belt" not in present
+        table, _ = result(call(url, "predict_batch", {"files": [upload(url, path) for path in paths]}))
+        assert [row[-1] for row in table["data"]] == ["", ""]
+    main_module = "import aimonk_hf.app.heatmap, aimonk_hf.app.scoring as s, sys, numpy as np\n"
+    main_module += "from aimonk_hf import AimonkPredictor\n"
+    main_module += "scorer = s.Scorer(AimonkPredictor.from_pretrained('model'))\n"
+    main_module += "heat = aimonk_hf.app.heatmap.heat_map(scorer, np.zeros((64, 64, 3), np.uint8), 'belt')\n"
+    main_module += "print(heat.shape, 'torch' in sys.modules)"
+    light = LIGHT.replace('runpy.run_path("app.py", run_name="__main__")', main_module)
+    output, _ = isolated(["-c", light], space).communicate(timeout=60)
+    assert output.strip().endswith("(64, 64) False"), output[-2000:]
 
 
 def test_it_starts_from_its_folder_alone(
