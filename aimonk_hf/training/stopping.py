@@ -26,7 +26,8 @@ class StopRequest:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.number = accelerator, 0
+        self.accelerator = accelerator
+        self.number = self.agreed = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -44,13 +45,17 @@ class StopRequest:
             signal.signal(*self._before.popitem())
 
     def asked(self) -> bool:
-        """Return whether any process got a signal; all processes call this, to stop after the same step."""
+        """Return whether any process got a signal; all processes call this, to stop after the same step.
+
+        A signal that comes after the processes have told each other counts at the next call.
+        """
+        self.agreed = self.number
         if self.accelerator.num_processes > 1:
             own = torch.tensor([self.number], device=self.accelerator.device)
-            self.number = self.number or int(self.accelerator.gather(own).max())
-        return self.number > 0
+            self.agreed = int(self.accelerator.gather(own).max())
+        return self.agreed > 0
 
     def leave(self) -> NoReturn:
         """End as the signal would have, by KeyboardInterrupt or status 143, when all processes have come so far."""
         self.accelerator.wait_for_everyone()  # a launcher ends the others when one has ended, also while one saves
-        raise KeyboardInterrupt if self.number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt if self.agreed == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
