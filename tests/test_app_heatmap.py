@@ -147,25 +147,28 @@ def test_a_backbone_has_maps_or_a_sentence_and_stays_as_it_is(architecture: str)
 
 def test_an_unknown_attribute_and_a_network_without_maps_are_told(tiny_model: AimonkModel) -> None:
     with pytest.raises(AimonkError, match="no attribute 'hat'"):
-        heat_map(Scorer(tiny_model), torch.zeros(3, 64, 64, dtype=torch.uint8), "hat")
+        heat_map(Scorer(tiny_model), np.zeros((64, 64, 3), dtype=np.uint8), "hat")
     mixer = AimonkModel.from_timm("mixer_s32_224", ["one"], pretrained=False)
     with pytest.raises(AimonkError, match="not available for mixer_s32_224 .its stages keep no rows and columns"):
-        heat_map(Scorer(mixer), torch.zeros(3, 224, 224, dtype=torch.uint8), "one")
+        heat_map(Scorer(mixer), np.zeros((224, 224, 3), dtype=np.uint8), "one")
 
 
 def test_without_the_library_a_visitor_hears_that_there_are_no_heat_maps(
-    tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: AimonkModel, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "aimonk_hf.app.grad_cam", raising=False)
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     page = build_page(Served(Scorer(tiny_model), "tiny", Limits(10**6, tmp_path)), [])
     explain = next(function.fn for function in page.fns.values() if function.name == "explain")
-    heat, caption = explain(None, gr.EventData(None, {"attribute": "belt"}))
+    picture.save(tmp_path / "a.png")
+    upload = {"path": str(tmp_path / "a.png"), "meta": {"_type": "gradio.FileData"}}
+    heat, caption = explain(upload, gr.EventData(None, {"attribute": "belt"}))
     assert heat["visible"] is False
     assert caption["value"] == "<p>Heat maps are not available here.</p>"
 
 
 def test_the_overlay_colours_heat_only() -> None:
-    pixels = torch.full((3, 32, 32), 100, dtype=torch.uint8)
+    pixels = np.full((32, 32, 3), 100, dtype=np.uint8)
     heat = np.zeros((32, 32), dtype=np.float32)
     heat[8:16, 8:16] = 1
     shown = np.asarray(overlay(pixels, heat)).astype(int)

@@ -225,7 +225,7 @@ def test_what_is_held_is_never_more_than_the_budget() -> None:
 def test_a_failing_network_fails_its_callers_and_lives_on(
     served: Served, tiny_model: AimonkModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
 
     def out_of_memory(pixels: torch.Tensor, **settings: object) -> torch.Tensor:
         raise RuntimeError("out of memory\nand more")
@@ -292,7 +292,7 @@ def test_a_space_listens_for_its_proxy_and_never_saves(
 
 
 def test_share_reaches_gradio_and_the_hint_to_install_the_server_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     asked: list[dict[str, Any]] = []
@@ -303,6 +303,9 @@ def test_share_reaches_gradio_and_the_hint_to_install_the_server_only(
     names = ("share", "server_name", "server_port", "max_file_size")
     common = ("127.0.0.1", 1234, 7_000_000)
     assert [tuple(options[name] for name in names) for options in asked] == [(True, *common), (False, *common)]
+    assert "Heat maps" not in capsys.readouterr().err
+    tiny_model.save_pretrained(tmp_path / "model")
+    assert main(["app", "--model", str(tmp_path / "model"), "--port", "1234"]) == 0
     assert "Heat maps are off, because grad-cam is not installed: pip install" in capsys.readouterr().err
 
 

@@ -241,6 +241,7 @@ def test_scores_of_attributes_that_other_columns_are_named_after(tmp_path: Path)
             read_scores(path, ["y.png"], ["image"])
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_the_command_writes_report_sheet_and_suggestions(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

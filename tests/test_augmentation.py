@@ -36,7 +36,7 @@ def test_every_augmentation_gives_bytes_of_the_asked_size_and_follows_the_seed(n
 
 
 def test_none_is_the_eval_transform_and_flip_mirrors_it(image: Image.Image) -> None:
-    pixels = TRANSFORM.pixels(image)
+    pixels = torch.from_numpy(TRANSFORM.pixels(image)).permute(2, 0, 1)
     assert torch.equal(train_augmentation("none", TRANSFORM)(image), pixels)
     small = train_augmentation("none", TRANSFORM, (32, 40))(image)
     shrunk = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((40, 32), Image.Resampling.BILINEAR)

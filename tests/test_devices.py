@@ -27,6 +27,7 @@ def test_auto_is_bf16_where_the_processor_gains_by_it(
     processor: dict, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # no /proc/cpuinfo of this machine
     assert resolve_precision("auto", CPU) == precision
     assert resolve_precision("bf16", CPU) == "bf16"
 

@@ -504,6 +504,7 @@ def hostile_data(tmp_path_factory: pytest.TempPathFactory) -> AttributeDataset:
     return AttributeDataset.from_folder(folder)
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_an_audit_of_hostile_names_holds_no_html(hostile_data: AttributeDataset, tmp_path: Path) -> None:
     assert html_of(f"a {SCRIPT} b")
     assert html_of("| a |\n| --- |\n| <b>x</b> |\n")
@@ -691,7 +692,7 @@ def test_what_is_pushed_is_written_into_a_private_folder(monkeypatch: pytest.Mon
         modes.append(mode(place.parent) if mode(place) & 0o077 else mode(place))
         raise AimonkError("looked")
 
-    monkeypatch.setattr(aimonk_hf.modeling.model, "push_model_folder", look)
+    monkeypatch.setattr(aimonk_hf.modeling.hub, "push_model_folder", look)
     with pytest.raises(AimonkError, match="looked"):
         AimonkModel.from_timm("test_resnet", ["a"], pretrained=False).push_to_hub("user/x")
     assert modes == [0o700]

@@ -192,6 +192,7 @@ def test_checking_finds_the_same_files_bad_as_prediction(corpus: Corpus) -> None
     assert {dataset.labels.images[row]: reason for row, reason in problems.items()} == corpus.bad
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_the_audit_names_every_bad_file_and_writes_all_its_reports(
     corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

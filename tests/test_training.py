@@ -273,7 +273,7 @@ def test_too_little_data_is_refused(n_images: int, message: str, tmp_path: Path)
         ({"architecture": "vgg11", "drop_path_rate": 0.1}, "timm cannot build vgg11 with .*drop_path_rate"),
         (
             {"architecture": "resnet18", "pretrained": True},
-            r"weights of resnet18 .*--no-pretrained .*--architecture local-dir:PATH",
+            r"weights of resnet18: .*--no-pretrained .*--architecture local-dir:PATH",
         ),
     ],
 )
