@@ -80,7 +80,7 @@ def bare_openvino(one: Contestant, folder: Path, paths: list[Path]) -> Score:
 
     def score() -> Scores:
         queue, rows = openvino.AsyncInferQueue(compiled), dict[int, Any]()
-        queue.set_callback(lambda request, number: rows.update({number: request.results["logits"].copy()}))
+        queue.set_callback(lambda request, number: rows.update({number: request.get_output_tensor(0).data.copy()}))
         for number, batch in enumerate(batches):
             queue.start_async({"pixel_values": batch}, number)
         queue.wait_all()

@@ -207,15 +207,15 @@ def test_prediction_of_a_folder_and_of_one_image(
     rows = {row["name"]: row for row in found["folder"]["contestants"]}
     assert {speed.OURS, speed.BARE, speed.PIPELINE} < set(rows)
     assert all(row["largest_change"] <= speed.TOLERANCE for row in rows.values() if row["exact"])
-    assert 0 < rows["aimonk_hf, bf16"]["largest_change"] < 0.05  # other scores, but not wrong ones
+    assert 0 < rows["aimonk_hf, torch in bf16"]["largest_change"] < 0.05  # other scores, but not wrong ones
     assert rows[speed.BARE]["ratio_to_bare"] == 1
     assert found["latency"]["largest_change"] <= speed.TOLERANCE
     printed = capfd.readouterr().out
-    assert all(name in printed for name in (*rows, "model.predict takes"))
+    assert all(name in printed for name in (*rows, "predictor.predict takes"))
 
-    right = speed.WAYS["bare"]
-    monkeypatch.setitem(speed.WAYS, "bare", lambda *given: lambda: right(*given)() + 2 * speed.TOLERANCE)
-    contestants = [speed.Contestant(speed.OURS, "library"), speed.Contestant(speed.BARE, "bare")]
+    right = speed.WAYS["bare onnx"]
+    monkeypatch.setitem(speed.WAYS, "bare onnx", lambda *given: lambda: right(*given)() + 2 * speed.TOLERANCE)
+    contestants = [speed.Contestant(speed.OURS, "library"), speed.Contestant(speed.BARE, "bare onnx")]
     contestants.append(speed.Contestant(speed.PIPELINE, "library"))
     monkeypatch.setattr(speed, "choose_contestants", lambda options: contestants)
     with pytest.raises(SystemExit, match=speed.BARE):  # scores that differ end the benchmark

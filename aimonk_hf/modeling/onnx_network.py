@@ -23,6 +23,7 @@ FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 ONNX_FILES = {"float32": FP32_FILE, "int8": INT8_FILE}
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "last_feature_map"
 HEAD = "head_weight"  # key of the file's metadata: float32 [K, C], in base64, of the linear layer after the pooling
+_THREAD_BATCH = 2  # images; larger ones leave the processor's cache
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -76,7 +77,7 @@ class OnnxNetwork:
         """Return the function for streams: each of some threads computes small batches on a core of its own."""
         if self._provider != _PROVIDERS["cpu"]:
             return Network(self.logits)
-        return Network(self.logits, default_workers(), self._logits_in_a_thread)
+        return Network(self.logits, default_workers(), _THREAD_BATCH, self._logits_in_a_thread)
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return the logits [N, K] of uint8 pixels [N, H, W, 3], computed by all cores."""

@@ -29,7 +29,7 @@ class EvalTransform:
 
     def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
         self.data_config = {key: pretrained_cfg.get(key) or default for key, default in _DEFAULTS.items()}
-        self._mean, self._std = (np.array(self.data_config[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        self._mean, self._std = (np.array(self.data_config[key], np.float32) for key in ("mean", "std"))
         self._filter = Image.Resampling[self.data_config["interpolation"].upper()]
 
     @property
@@ -62,10 +62,11 @@ class EvalTransform:
     def normalize(self, pixels: Pixels) -> NDArray[np.float32]:
         """Turn uint8 [N, H, W, 3] into contiguous float32 [N, 3, H, W]."""
         values = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
-        values[:] = pixels.transpose(0, 3, 1, 2)
-        values /= 255
-        values -= self._mean
-        values /= self._std
+        for image, planes in zip(pixels, values, strict=True):
+            for channel, plane in enumerate(planes):  # one at a time stays in the processor's cache
+                np.divide(image[..., channel], np.float32(255), out=plane)
+                plane -= self._mean[channel]
+                plane /= self._std[channel]
         return values
 
     def _resized_size(self, image: Image.Image) -> tuple[int, int]:

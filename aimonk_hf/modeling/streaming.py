@@ -17,8 +17,6 @@ from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import ImageError, NotFiniteError
 
-SMALL_BATCH = 8  # images whose activations stay in a processor's cache
-
 Pixels = NDArray[np.uint8]
 Outputs = NDArray[np.floating[Any]]
 Source = TypeVar("Source")
@@ -36,6 +34,7 @@ class Network:
 
     compute: Callable[[Pixels], Outputs]
     threads: int = 0
+    thread_batch: int = 8  # images whose activations stay in a processor's cache
     compute_in_thread: Callable[[Pixels], Outputs] | None = None
     start_thread: Callable[[int], None] | None = None
 
@@ -76,7 +75,7 @@ def stream_outputs(
         for batch in _batches(in_threads(load, sources, pool, batch_size), batch_size):
             yield from _score(batch, network.compute)
         return
-    threads, size, remaining = workers or network.threads, min(batch_size, SMALL_BATCH), iter(sources)
+    threads, size, remaining = workers or network.threads, min(batch_size, network.thread_batch), iter(sources)
     first = list(islice(remaining, size * threads))
     alone = threads == 1 or len(first) <= 1  # one image is computed by all cores
     if not alone:
