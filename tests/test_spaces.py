@@ -100,13 +100,15 @@ def served(code: list[str], space: Path, place: Path) -> Iterator[tuple[str, int
 
 # Runs app.py where only the packages named in requirements.txt can be imported.
 LIGHT = """
-import runpy, sys
+import importlib.util, runpy, sys
+heavy = "torch timm torchvision accelerate safetensors scipy sklearn pytorch_grad_cam onnx onnxscript".split()
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        heavy = "torch timm torchvision accelerate safetensors scipy sklearn pytorch_grad_cam onnx onnxscript"
-        if name.split(".")[0] in heavy.split():
+        if name.split(".")[0] in heavy:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
+installed = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in heavy else installed(name)
 sys.argv = ["app.py"]
 runpy.run_path("app.py", run_name="__main__")
 """

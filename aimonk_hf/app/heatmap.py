@@ -1,4 +1,6 @@
-"""Show the parts of an image that raised a score: by the last feature map of the ONNX file, or by gradients."""
+"""Show the parts of an image that raised a score: by gradients, or by the last feature map of an ONNX file."""
+
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,9 @@ def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
     if attribute not in names:
         raise AimonkError(f"The model has no attribute {attribute!r}")
     with scorer.network_lock:
-        maps = model.class_activations(pixels[None]) if isinstance(model, AimonkPredictor) else None
+        maps = None
+        if isinstance(model, AimonkPredictor) and not _has_gradients():
+            maps = model.class_activations(pixels[None])
         if maps is not None:
             heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
         else:
@@ -34,6 +38,11 @@ def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
     if not np.isfinite(heat).all():
         raise NotFiniteError("The network's output is not finite (infinite or NaN): it gives no heat map")
     return heat
+
+
+def _has_gradients() -> bool:
+    """Return whether the finer maps by gradients can be computed here."""
+    return find_spec("torch") is not None and find_spec("pytorch_grad_cam") is not None
 
 
 def _enlarged(cells: Heat, size: tuple[int, int]) -> Heat:
