@@ -7,7 +7,7 @@ BENCH := outputs/bench
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo app test soak check browser clean
+.PHONY: demo app test soak check browser clean test-gpu bench-gpu
 .PHONY: bench bench-training bench-prediction bench-cold-start bench-scale bench-cache bench-app bench-race
 .DELETE_ON_ERROR:
 
@@ -29,6 +29,16 @@ test: .venv/dev-installed browser
 soak: .venv/dev-installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(TESTS)
 	AIMONK_SOAK_FACTOR=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_strange_files.py tests/test_strange_labels.py
+
+# With an interpreter that has torch already: make test-gpu bench-gpu PYTHON=python3 VENV=off
+VENV ?= on
+ON_GPU = $(if $(filter off,$(VENV)),$(PYTHON),$(BIN)/python)
+
+test-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed)
+	AIMONK_TEST_GPU=1 $(ON_GPU) -m pytest -m gpu tests/test_gpu.py
+
+bench-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed) | $(BENCH)
+	$(ON_GPU) benchmarks/gpu_speed.py --json $(BENCH)/gpu_speed.json
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .

@@ -181,7 +181,7 @@ class Turns:
         self._untimed, self._images = 2, 0
 
 
-def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
+def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch, device: str = "cpu") -> Callable[[], None]:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
     import torch
     from accelerate import Accelerator
@@ -195,10 +195,10 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable
     config = TrainConfig(
         "-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs
     )
-    accelerator = Accelerator(
-        cpu=True, mixed_precision=resolve_precision("auto", torch.device("cpu")).replace("float32", "no")
-    )
-    keep_freed_memory()
+    precision = resolve_precision("auto", torch.device(device)).replace("float32", "no")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if device == "cpu":
+        keep_freed_memory()
     trainer = Trainer(
         config, accelerator, build_model(config, task.dataset.attributes), task.dataset, task.dataset.select([])
     )

@@ -2,13 +2,9 @@
 
 import os
 
-os.environ.update(
-    OMP_NUM_THREADS="1",
-    HF_HUB_OFFLINE="1",
-    TOKENIZERS_PARALLELISM="false",
-    ACCELERATE_USE_CPU="true",
-    CUDA_VISIBLE_DEVICES="",
-)
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+if "AIMONK_TEST_GPU" not in os.environ:  # set by `make test-gpu`
+    os.environ.update(ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
 
 import gc
 from collections.abc import Iterator

@@ -1,9 +1,13 @@
 """Columns of images through BatchPredictor, as Ray Data, datasets and Spark call it."""
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -55,3 +59,19 @@ def test_images_of_every_kind_of_cell(kind: str, folder: Path, sample: Path) -> 
 def test_a_missing_column_is_named(folder: Path) -> None:
     with pytest.raises(AimonkError, match="the batch has no column 'image'; it has path, label"):
         BatchPredictor(folder)({"path": [], "label": []})
+
+
+@pytest.mark.soak
+def test_ray_scores_a_folder_with_two_workers(
+    folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    script = Path(__file__).parents[1] / "examples" / "ray_predict.py"
+    command = [sys.executable, script, sample / "images", folder, tmp_path / "out"]
+    subprocess.run(command, check=True, env=os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    table = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
+    assert len(table) == 60
+    for row in table:
+        expected = tiny_model.predict(row["path"])
+        assert row["belt"] == pytest.approx(expected.scores["belt"], abs=1e-4)
+        assert row["attributes"] == expected.attributes

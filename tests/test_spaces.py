@@ -207,4 +207,4 @@ def test_an_installed_package_writes_the_same_space(model_folder: Path, tmp_path
     assert (tmp_path / "space" / "aimonk_hf" / "model_card.md").is_file()
     needed = {re.split("[<>=[]", line)[0] for line in (tmp_path / "space" / "requirements.txt").read_text().split()}
     assert needed >= {"torch", "timm", "gradio"}
-    assert not {"pytest", "wandb", "ruff", "onnx"} & needed
+    assert not {"pytest", "wandb", "ruff", "pyarrow"} & needed

@@ -81,7 +81,7 @@ def test_modules_fit_in_the_head_and_functions_on_a_screen() -> None:
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         # the loop reads from top to bottom in one module
-        assert text.count("\n") <= (420 if path.name == "loop.py" else 330), path
+        assert text.count("\n") <= (400 if path.name == "loop.py" else 300), path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
