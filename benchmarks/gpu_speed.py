@@ -29,7 +29,8 @@ from aimonk_hf import AttributeDataset
 
 NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "resnet50", "convnext_tiny", "vit_small_patch16_224")
 COMPILED = ("resnet50", "vit_small_patch16_224")
-DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+CPU = torch.device("cpu")
+DEVICE = (torch.accelerator.current_accelerator() or CPU) if torch.accelerator.is_available() else CPU
 Row = dict[str, Any]
 
 

@@ -64,9 +64,14 @@ def write_onnx(model: AimonkModel, folder: Path, int8: bool = False) -> list[Pat
     make_folder(folder / "onnx")
     fingerprint = read_json(folder / CONFIG_FILE)[FINGERPRINT]
     files = [folder / FP32_FILE]
-    with atomic_path(files[0]) as temporary:
-        _export_network(model, temporary, fingerprint)
-        _check(model, temporary, fingerprint)
+    try:
+        with atomic_path(files[0]) as temporary:
+            _export_network(model, temporary, fingerprint)
+            _check(model, temporary, fingerprint)
+    except AimonkError:
+        if not any((folder / "onnx").iterdir()):
+            (folder / "onnx").rmdir()
+        raise
     for old in (INT8_FILE, COMPARISON_FILE, PREPROCESSOR_FILE):  # of another export
         (folder / old).unlink(missing_ok=True)
     if int8:
