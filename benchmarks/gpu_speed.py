@@ -108,7 +108,7 @@ def train_rows(network: str, dataset: AttributeDataset, place: Path, options: ar
 
     add("bare step", bare_step)
     if network in COMPILED and DEVICE.type != "cpu":
-        add("bare step, compiled", lambda *given: bare_step(*given, compiled=True))
+        add("bare step, compiled", partial(bare_step, compiled=True))
     add("aimonk_hf, default", ours_filled)
     add("plain loop", plain_loop if DEVICE.type == "cpu" else moved(plain_loop))
     if network == NETWORKS[0] and find_spec("transformers"):
@@ -125,8 +125,7 @@ def bare_step(task: Task, after_step: Any, after_epoch: Any, compiled: bool = Fa
     width = len(task.dataset.attributes)
     model = timm.create_model(task.architecture, num_classes=width).train().to(DEVICE)
     model = model.to(memory_format=torch.channels_last)
-    fused = {"fused": True} if DEVICE.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **fused)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=DEVICE.type == "cuda")
     forward = torch.compile(model) if compiled else model
     pixels = torch.randn(task.batch_size, 3, 224, 224, device=DEVICE).to(memory_format=torch.channels_last)
     wanted = torch.randint(0, 2, (task.batch_size, width), device=DEVICE).float()
