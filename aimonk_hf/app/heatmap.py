@@ -25,16 +25,17 @@ def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
     model, names = scorer.model, scorer.model.config.attributes
     if attribute not in names:
         raise AimonkError(f"The model has no attribute {attribute!r}")
-    with scorer.network_lock:
-        maps = None
-        if isinstance(model, AimonkPredictor) and not _has_gradients():
-            maps = model.class_activations(pixels[None])
-        if maps is not None:
-            heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
-        else:
-            from aimonk_hf.app.grad_cam import gradient_map
+    maps = None
+    if isinstance(model, AimonkPredictor) and not _has_gradients():
+        maps = model.class_activations(pixels[None])
+    if maps is not None:
+        heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
+    else:
+        from aimonk_hf.app.grad_cam import gradient_map
 
-            heat = gradient_map(scorer.torch_model(), pixels, attribute)
+        network = scorer.torch_model()  # loading it keeps nobody waiting
+        with scorer.network_lock:
+            heat = gradient_map(network, pixels, attribute)
     if not np.isfinite(heat).all():
         raise NotFiniteError("The network's output is not finite (infinite or NaN): it gives no heat map")
     return heat
