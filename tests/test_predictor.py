@@ -190,13 +190,14 @@ def test_without_onnxruntime_torch_computes(
     assert "onnxruntime is not installed: pip install onnxruntime; torch computes instead" in caplog.text
 
 
-def test_an_accelerator_is_looked_for_only_where_a_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accelerator_is_looked_for_only_where_a_driver_is(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(devices, "_DRIVERS", ("/nowhere",))
     assert devices.resolve_device("auto") == "cpu"
     monkeypatch.setattr(devices, "_DRIVERS", ("/dev/null",))
     assert devices.resolve_device("auto") == "cuda:0"
+    assert AimonkPredictor.from_pretrained(exported, backend="onnx").device == "cpu"
     assert devices.resolve_device("cpu") == "cpu"
 
 

@@ -69,10 +69,10 @@ class AimonkPredictor(Predicting):
         if backend not in BACKENDS:
             raise AimonkError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, found {backend!r}")
         check_precision(precision, int8=backend != "torch")
-        device = resolve_device(device)
+        asked = backend == "onnx" or precision == "int8"
+        device = "cpu" if asked and device == "auto" else resolve_device(device)
         if backend == "onnx" and precision in ("bf16", "fp16"):
             raise AimonkError(f"backend onnx computes in float32 or int8, found precision {precision!r}")
-        asked = backend == "onnx" or precision == "int8"
         slow = device != "cpu" or precision in ("bf16", "fp16") or (precision == "auto" and is_faster_in_bf16())
         if asked or (backend == "auto" and not slow):
             try:

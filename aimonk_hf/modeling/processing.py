@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-Pixels = NDArray[np.uint8]
+from aimonk_hf.data.image_cache import Pixels
 
 # timm's own values where a pretrained_cfg names none
 _DEFAULTS: dict[str, Any] = {

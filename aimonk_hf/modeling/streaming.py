@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aimonk_hf.data.image_cache import ImageCache
+from aimonk_hf.data.image_cache import ImageCache, Pixels
 from aimonk_hf.data.images import read_image, shown_name
 from aimonk_hf.errors import ImageError, NotFiniteError
 
-Pixels = NDArray[np.uint8]
 Outputs = NDArray[np.floating[Any]]
 Source = TypeVar("Source")
 Item = TypeVar("Item")
