@@ -67,13 +67,13 @@ def training_part(data: Path) -> tuple[Any, Any]:
 def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) -> Row:
     """Train once and return mAP, AUROC, masked loss and the seconds that training took."""
     import torch
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     from aimonk_hf.cli.flags import add_train_flags
     from aimonk_hf.data.splits import split_rows
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.loop import Trainer
+    from aimonk_hf.training.processes import Processes
     from aimonk_hf.training.seeding import seed_everything
     from aimonk_hf.training.settings import TrainConfig
     from aimonk_hf.training.setup import build_model
@@ -96,7 +96,7 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
     train_set, judged = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
     AcceleratorState._reset_state()
     precision = resolve_precision(config.mixed_precision.replace("no", "float32"), torch.device("cpu"))
-    accelerator = Accelerator(mixed_precision=precision.replace("float32", "no"), cpu=True)
+    accelerator = Processes(mixed_precision=precision.replace("float32", "no"), cpu=True)
     keep_freed_memory()
     seed_everything(seed)
     start = time.perf_counter()
@@ -105,7 +105,7 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
         stage = trainer.begin_stage()
         while trainer.state.stage == stage.number:
             trainer.prepare_epoch(stage)
-            row = trainer.train_epoch(stage, lambda loss, lr: None)
+            row = trainer.train_epoch(stage, lambda steps: None)
             trainer.end_epoch(row)
     seconds = time.perf_counter() - start
     found = trainer.validate(stage)

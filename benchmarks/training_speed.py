@@ -184,32 +184,36 @@ class Turns:
 def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch, device: str = "cpu") -> Callable[[], None]:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
     import torch
-    from accelerate import Accelerator
 
     from aimonk_hf import TrainConfig
-    from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
+    from aimonk_hf.modeling.devices import prepare_for_training, resolve_precision
     from aimonk_hf.training.loop import Trainer
+    from aimonk_hf.training.processes import Processes
     from aimonk_hf.training.setup import build_model
+    from aimonk_hf.training.taken_steps import TakenStep
 
     os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")
     config = TrainConfig(
         "-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs
     )
     precision = resolve_precision("auto", torch.device(device)).replace("float32", "no")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
-    if device == "cpu":
-        keep_freed_memory()
+    accelerator = Processes(cpu=device == "cpu", mixed_precision=precision)
+    prepare_for_training(accelerator.device)
     trainer = Trainer(
         config, accelerator, build_model(config, task.dataset.attributes), task.dataset, task.dataset.select([])
     )
     n_images = len(task.dataset) // trainer.batches.n_steps
+
+    def after_steps(steps: list[TakenStep]) -> None:
+        for _ in steps:
+            after_step(n_images)
 
     def train() -> None:
         while not trainer.finished:
             stage = trainer.begin_stage()
             while trainer.state.stage == stage.number:
                 trainer.prepare_epoch(stage)
-                trainer.end_epoch(trainer.train_epoch(stage, lambda loss, lr: after_step(n_images)))
+                trainer.end_epoch(trainer.train_epoch(stage, after_steps))
 
     return train
 

@@ -1,13 +1,21 @@
 """Number formats by the kind of processor, and failures of the machine in one line."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from train_support import history, losses, same, small, train_until
 
+from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
-from aimonk_hf.modeling.devices import default_workers, resolve_precision
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.devices import default_workers, resolve_device, resolve_precision
+from aimonk_hf.training import loop, optimisation, seeding
+from aimonk_hf.training.callbacks import TrainCallback
+from aimonk_hf.training.optimisation import build_optimizer
 
 CPU = torch.device("cpu")
 
@@ -54,3 +62,109 @@ def test_too_few_values_for_batch_norm_are_explained(
     assert main([*command.split(), *flags.split()]) == 2
     told = f"aimonk-hf: batch norm needs more than one value per channel: {advice}\n"
     assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("words", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"])
+def test_a_device_without_memory_is_one_sentence(
+    words: str, sample: Path, tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(loop, "build_loss", lambda _: fails)
+    with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
+        train(small(sample, tmp_path / "out"))
+    tiny_model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(AimonkModel, "logits_of_pixels", fails)
+    monkeypatch.setattr(AimonkModel, "check_outputs", lambda model: model)
+    image = str(next((sample / "images").iterdir()))
+    assert main(["predict", image, "--model", str(tmp_path / "model"), "--backend", "torch"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        told[-1] == f"aimonk-hf: Out of memory ({words}): try a smaller --batch-size or --num-workers, or --device cpu."
+    )
+
+
+def test_losses_read_some_steps_later_are_those_of_each_step(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[tuple[int, float | None]] = []
+
+    class Note(TrainCallback):
+        def on_step(self, step: int, loss: float | None, lr: float) -> None:
+            noted.append((step, loss))
+
+    settings = partial(small, few, epochs=2, batch_size=4)
+    usual = train(settings(tmp_path / "usual"), callbacks=[Note()])
+    each, noted = noted, []
+    monkeypatch.setattr(loop, "steps_between_reads", lambda device: 3)
+    late = train(settings(tmp_path / "late"), callbacks=[Note()])
+    assert same(usual, late)
+    assert history(tmp_path / "usual") == history(tmp_path / "late")
+    assert each == noted
+    assert len(each) == len(losses(tmp_path / "late")) > 4
+
+    seeded: list[int] = []
+    monkeypatch.setattr(loop, "build_loss", lambda _: lambda logits, *_: logits.sum() * torch.nan)
+    with pytest.raises(AimonkError, match="the loss of step 0 is nan: try a lower --lr; the batch was garment"):
+        train(settings(tmp_path / "nan"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    seeding.seed_everything(1, 2)
+    assert len(seeded) == 1, "generators of every device are seeded"
+
+
+def test_a_compiled_network_trains_the_same_and_is_saved_without_a_trace(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = train(small(few, tmp_path / "usual"))
+    compiled: list[str] = []
+    compile = torch.compile
+
+    def eager(network: Any) -> Any:
+        compiled.append(type(network).__name__)
+        return compile(network, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    assert same(usual, train(small(few, tmp_path / "compiled", compile=True)))
+    assert same(usual, AimonkModel.from_pretrained(tmp_path / "compiled"))
+    assert len(compiled) == 1
+
+    def fails(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=fails))
+    with pytest.raises(AimonkError, match=r"--compile cannot be used here \(.*no compiler here.*\): leave it out"):
+        train(small(few, tmp_path / "refused", compile=True))
+
+
+def test_a_run_with_a_fused_optimiser_resumes_as_the_uninterrupted_one(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused step goes through memory in order, so moments must come back in the weights' channels_last."""
+    monkeypatch.setattr(optimisation, "FUSED_ON", ("cpu",))
+    settings = partial(small, few, epochs=3)
+    whole = train(settings(tmp_path / "whole"))
+    train_until(2, settings(tmp_path / "cut"))
+    assert same(whole, train(settings(tmp_path / "cut", resume=True)))
+
+
+def test_optimisers_are_fused_where_torch_has_such() -> None:
+    network = torch.nn.Linear(2, 2, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimisation, "FUSED_ON", ("cpu",))
+        assert build_optimizer(network, TrainConfig("data", "out")).defaults["fused"]
+        assert "fused" not in build_optimizer(network, TrainConfig("data", "out", optimizer="lamb")).defaults
+    assert not build_optimizer(network, TrainConfig("data", "out")).defaults.get("fused")
+
+
+def test_each_process_of_a_launch_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimonk_hf.modeling.devices._DRIVERS", ("/dev/null",))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert resolve_device("auto") == "cuda"
+    for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert resolve_device("auto") == device

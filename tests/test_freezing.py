@@ -6,7 +6,7 @@ from torch import nn
 from aimonk_hf import TrainConfig
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.training.freezing import freeze_parameters, layer_groups, set_train_mode
-from aimonk_hf.training.optimisation import build_optimizer, set_learning_rate
+from aimonk_hf.training.optimisation import build_optimizer, schedule_lr
 
 
 def network(name: str = "test_resnet") -> nn.Module:
@@ -88,8 +88,9 @@ def test_frozen_batch_norm_keeps_its_statistics_and_the_rest_does_not() -> None:
 def test_layer_decay_scales_from_head_to_stem_and_skips_frozen_layers() -> None:
     model = network()
     freeze_parameters(model, "first-1")
-    optimizer = build_optimizer(model, TrainConfig("data", "out", lr=0.1, layer_decay=0.5))
-    set_learning_rate(optimizer, 0.04)
+    config = TrainConfig("data", "out", lr=0.1, layer_decay=0.5, schedule="constant", warmup=0.0)
+    optimizer = build_optimizer(model, config)
+    schedule_lr(optimizer, config, 0.04, 0, 1)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     rates = {name: rate.get(id(parameter)) for name, parameter in model.named_parameters()}
     assert rates["fc.weight"] == pytest.approx(0.04)

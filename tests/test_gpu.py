@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,13 @@ def test_training_in_each_precision_with_ema_and_mixup(precision: str, few: Path
     assert all(
         np.isfinite(float(row["train_loss"])) and np.isfinite(float(row["val_loss"])) for row in rows_of(tmp_path)
     )
+
+
+def test_training_with_a_compiled_network(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ON_CPU:  # inductor takes minutes here
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    train(TrainConfig(str(few), str(tmp_path), **SETTINGS | {"compile": True, "mixed_precision": "bf16"}))
+    assert not any("_orig_mod" in name for name in AimonkModel.from_pretrained(tmp_path).state_dict())
 
 
 class Interrupt(TrainCallback):

@@ -1,5 +1,6 @@
 """Images on their way through a network: order, reasons, threads, and how far ahead is read."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ def prepare(image: Image.Image) -> np.ndarray:
 
 def first_pixel(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), 3).astype(np.float32)
+
+
+def number_and_process(image: Image.Image) -> np.ndarray:
+    content = bytes(image.getpixel((0, 0))[:1]) + os.getpid().to_bytes(5, "little")
+    return np.frombuffer(content, np.uint8).reshape(1, 2, 3)
 
 
 @pytest.fixture
@@ -65,6 +71,25 @@ def test_a_long_stream_is_read_only_a_few_batches_ahead(images: list[Path], thre
     before = threading.active_count()
     stream.close()
     assert threading.active_count() <= before - 2, "the threads have ended with the stream"
+
+
+def test_an_accelerator_gets_many_files_from_processes(images: list[Path]) -> None:
+    many, decoded_by = images * 7, set[int]()
+
+    def network(pixels: np.ndarray) -> np.ndarray:
+        decoded_by.update(int.from_bytes(row.tobytes(), "little") for row in pixels.reshape(len(pixels), 6)[:, 1:])
+        return pixels.reshape(len(pixels), 6)[:, :1].astype(np.float32)
+
+    found = list(stream_outputs(many, number_and_process, Network(network, on_accelerator=True), 16, 2))
+    assert [path for path, _ in found] == many
+    for row, (_, logits) in enumerate(found):
+        assert isinstance(logits, ImageError) if row % 40 in (3, 30) else logits[0] == row % 40
+    assert len(decoded_by) == 2
+    assert os.getpid() not in decoded_by
+
+    decoded_by.clear()
+    list(stream_outputs(images, number_and_process, Network(network, on_accelerator=True), 16, 2))
+    assert decoded_by == {os.getpid()}, "a few images are decoded by threads"
 
 
 @both

@@ -94,7 +94,7 @@ def load_served(
     """Load a model to serve it; raises `AimonkError` as `AimonkPredictor.from_pretrained` does."""
     limits = Limits(max_file_size * MEGABYTE, upload_folder())
     predictor = AimonkPredictor.from_pretrained(wanted, **computing)
-    print(f"computing by {predictor.backend} on {predictor.device}", file=sys.stderr)
+    print(predictor.computing_line, file=sys.stderr)
     if predictor.backend == "torch" and find_spec("pytorch_grad_cam") is None:
         print("Heat maps are off, because grad-cam is not installed: pip install 'aimonk_hf[app]'", file=sys.stderr)
     return Served(Scorer(predictor), _shown_name(wanted), limits, save_folder)

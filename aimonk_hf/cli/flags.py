@@ -1,6 +1,7 @@
 """Flags that several commands share, and those made from the fields of TrainConfig."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
@@ -35,11 +36,13 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any:
-    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name."""
+    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name, and say what computes."""
     from aimonk_hf.modeling.predictor import AimonkPredictor
 
     chosen = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    return AimonkPredictor.from_pretrained(model or options.model, **chosen)
+    predictor = AimonkPredictor.from_pretrained(model or options.model, **chosen)
+    print(predictor.computing_line, file=sys.stderr)
+    return predictor
 
 
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:

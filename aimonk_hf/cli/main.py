@@ -11,7 +11,7 @@ from aimonk_hf.cli.flags import Run
 from aimonk_hf.cli.prediction import add_prediction_commands
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.cli.training import add_training_commands
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except AimonkError as error:
         print(f"aimonk-hf: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a file name may hold line breaks
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        from aimonk_hf.modeling.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        advice = "try a smaller --batch-size or --num-workers, or --device cpu"
+        print(f"aimonk-hf: Out of memory ({reason_of(error)}): {advice}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("aimonk-hf: stopped", file=sys.stderr)

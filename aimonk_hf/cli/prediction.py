@@ -60,11 +60,11 @@ def _predict(options: argparse.Namespace) -> int:
     paths = ImageFiles(options.inputs, options.list)
     thresholds = _thresholds(options.threshold)
     model = load_predictor(options)
-    names, title = model.config.attributes, f"predicting ({model.backend}, {model.device})"
+    names = model.config.attributes
 
     def results(own: Iterable[Path], total: int) -> "Results":
         stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
-        return reported(stream, total, title)
+        return reported(stream, total, "predicting")
 
     if options.format == "parquet":
         from aimonk_hf.modeling.parquet import ParquetShards
@@ -148,6 +148,8 @@ def _write_together(
     """
     import torch.distributed as dist
 
+    from aimonk_hf.modeling.devices import is_out_of_memory
+
     dist.init_process_group("gloo")
     rank, n_processes = dist.get_rank(), dist.get_world_size()
     make_folder(output.parent)
@@ -165,6 +167,8 @@ def _write_together(
                         shutil.copyfileobj(written, joined)
         dist.barrier()  # the first process needs every part until it has joined them
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"another process ended before its part of {output} was written: its own message says why"
         raise AimonkError(reason) from error
     except OSError as error:

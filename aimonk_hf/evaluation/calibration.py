@@ -141,7 +141,8 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
         for layer in last:
             layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
             layer.get_parameter("bias").mul_(factor).add_(offset)
-        follows = torch.allclose(network(pixels), wanted, rtol=1e-3, atol=1e-3)
+        tolerance = 1e-3 if pixels.device.type == "cpu" else 1e-2  # TF32
+        follows = torch.allclose(network(pixels), wanted, rtol=tolerance, atol=tolerance)
     if not follows:
         for layer, state in zip(last, before, strict=True):
             layer.load_state_dict(state)

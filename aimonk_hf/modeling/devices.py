@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 # Drivers of NVIDIA, of AMD, and of either under Windows; without one torch is not imported to look for an accelerator.
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
-# torch's allocator, and its loader of a worker that the system killed or that ran out of shared memory
-_MEMORY_FAILURES = ("can't allocate memory", "not enough memory", "killed by signal: Killed", "bus error")
+_MEMORY_FAILURES = (
+    # torch's allocator, and its loader of a worker that the system killed or that ran out of shared memory
+    *("can't allocate memory", "not enough memory", "killed by signal: Killed", "bus error"),
+    # CUDA, its libraries, and Apple's GPUs, where torch raises no OutOfMemoryError; onnxruntime
+    *("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "MPS backend out of memory", "Failed to allocate memory"),
+)
 # torch's process groups, where the other end of a connection is gone
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
@@ -30,6 +35,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's mallo
 
 def resolve_device(requested: str) -> str:
     """Return the device "cpu", "cuda:1", "mps"; "auto" is the accelerator that torch has, else the CPU.
+
+    Each process of a launch has an accelerator of its own, as far as there are so many.
 
     Raises `AimonkError` for a device that is unknown, gone, or not usable by this torch.
     """
@@ -41,7 +48,10 @@ def resolve_device(requested: str) -> str:
     import torch
 
     if requested == "auto":
-        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+        if not torch.accelerator.is_available():
+            return "cpu"
+        kind, own = str(torch.accelerator.current_accelerator()), os.environ.get("LOCAL_RANK")
+        return kind if own is None else f"{kind}:{int(own) % torch.accelerator.device_count()}"
     try:
         return str(torch.zeros(1, device=requested).device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
@@ -99,11 +109,14 @@ def torch_network(forward: "Callable[[torch.Tensor], torch.Tensor]", device: "to
     import torch
 
     def compute(pixels: Pixels) -> Outputs:
-        outputs: Outputs = forward(torch.from_numpy(pixels).permute(0, 3, 1, 2)).float().cpu().numpy()
+        values = torch.from_numpy(pixels)
+        if device.type == "cuda":
+            values = values.pin_memory()  # copied to the device without waiting for it
+        outputs: Outputs = forward(values.permute(0, 3, 1, 2)).float().cpu().numpy()
         return outputs
 
     if device.type != "cpu":
-        return Network(compute)
+        return Network(compute, on_accelerator=True)
     usual = torch.get_num_threads()
     threads = min(default_workers(), usual)
     return Network(compute, threads, start_thread=lambda threads: _share_cores(max(1, usual // threads), usual))
@@ -125,6 +138,17 @@ def _share_cores(threads: int, usual: int) -> None:
         another = Thread(target=torch.set_num_threads, args=(usual,))
         another.start()
         another.join()
+
+
+def prepare_for_training(device: "torch.device") -> None:
+    """Let the CPU keep freed memory, or a GPU choose its fastest kernels, with TF32, for the rest of this process."""
+    import torch
+
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions already are
+        torch.backends.cudnn.benchmark = True
 
 
 def keep_freed_memory() -> None:
@@ -155,6 +179,8 @@ def explain_failure(
     """Return the line for a failure of the machine or of torch that a user can mend, or None for another error."""
     if any(words in str(error) for words in _LOST_PROCESS):
         return AimonkError("another process of this run has ended: its own message says why; --resume goes on")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return AimonkError(f"--compile cannot be used here ({reason_of(error)}): leave it out")
     if "Expected more than 1 value per channel when training" in str(error):
         advice = f"use a --batch-size above {batch_size}, or a larger --image-size"
         if n_images is not None and n_images <= batch_size:
@@ -163,14 +189,18 @@ def explain_failure(
     return out_of_memory(error, batch_size, image_size)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation has failed, on a device or on the host, or the system has ended a worker."""
+    said_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_FAILURES)
+    # torch's error by its name, because torch may not be installed
+    return said_so or isinstance(error, MemoryError | BrokenProcessPool) or type(error).__name__ == "OutOfMemoryError"
+
+
 def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
     """Return the line for a failed allocation, or None for another error."""
-    import torch
-
-    said_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_FAILURES)
-    if not said_so and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if not is_out_of_memory(error):
         return None
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker" in str(error) or isinstance(error, BrokenProcessPool):
         return AimonkError("out of memory in a process that reads images: try a smaller --num-workers")
     return AimonkError(
         f"out of memory with batch size {batch_size} and image size {image_size}: try --batch-size "

@@ -125,6 +125,12 @@ class AimonkPredictor(Predicting):
         return str(self._network.device)
 
     @property
+    def computing_line(self) -> str:
+        """Return the sentence that names device, backend and precision."""
+        library = "onnxruntime" if self.backend == "onnx" else "torch"
+        return f"Computing on {self.device} by {library} in {self.precision}."
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """Return the stored thresholds by attribute."""
         return self.config.thresholds

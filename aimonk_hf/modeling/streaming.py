@@ -2,12 +2,18 @@
 
 import math
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from multiprocessing import get_context
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +28,18 @@ Source = TypeVar("Source")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Fewer images are decoded by threads before processes have started; so are those of a server, whose threads hold locks
+# that a forked process would wait for.
+_FEWEST_FOR_PROCESSES = 256
+
 
 @dataclass
 class Network:
     """A function from uint8 pixels [N, H, W, 3] to outputs [N, K], which uses all cores or an accelerator.
 
     On a CPU `threads` of them are faster, each computing small batches by `compute_in_thread` after `start_thread`,
-    which is given their number. Without `threads` one thread computes and others decode ahead of it.
+    which is given their number. Without `threads` one thread computes and others decode ahead of it; on an
+    accelerator, which is faster than threads that share Python's lock, processes decode many files.
     """
 
     compute: Callable[[Pixels], Outputs]
@@ -36,6 +47,7 @@ class Network:
     thread_batch: int = 8  # images whose activations stay in a processor's cache
     compute_in_thread: Callable[[Pixels], Outputs] | None = None
     start_thread: Callable[[int], None] | None = None
+    on_accelerator: bool = False
 
     def mirrored(self) -> "Network":
         """Return the network whose outputs are averaged with those of the mirrored images."""
@@ -60,21 +72,18 @@ def stream_outputs(
     `prepare` turns an RGB image into uint8 [H, W, 3]. A `cache`, made for `prepare`, keeps the pixels of paths. Raises
     `NotFiniteError` for outputs that are infinite or NaN.
     """
-
-    def load(source: Source) -> tuple[Source, Pixels | ImageError]:
-        try:
-            if cache is None or not isinstance(source, str | os.PathLike):
-                return source, prepare(read_image(as_readable(source)))
-            return source, cache.get(source, lambda: prepare(read_image(source)))
-        except ImageError as error:
-            return source, error
-
+    load, remaining = partial(_load, prepare, cache), iter(sources)
     if not network.threads:
-        pool = ThreadPoolExecutor(workers or default_workers())
-        for batch in _batches(in_threads(load, sources, pool, batch_size), batch_size):
+        first = list(islice(remaining, _FEWEST_FOR_PROCESSES if network.on_accelerator else 0))
+        pool, n_workers = cast("Executor | None", None), workers or default_workers()
+        may_fork = sys.platform == "linux" and current_thread() is main_thread()
+        if may_fork and len(first) == _FEWEST_FOR_PROCESSES and _is_path(first[0]):
+            pool = ProcessPoolExecutor(n_workers, get_context("fork"), _ignore_interrupt)
+        loaded = in_pool(load, chain(first, remaining), pool or ThreadPoolExecutor(n_workers), 2 * batch_size)
+        for batch in _batches(loaded, batch_size):
             yield from _score(batch, network.compute)
         return
-    threads, size, remaining = workers or network.threads, min(batch_size, network.thread_batch), iter(sources)
+    threads, size = workers or network.threads, min(batch_size, network.thread_batch)
     first = list(islice(remaining, size * threads))
     alone = threads == 1 or len(first) <= 1  # one image is computed by all cores
     if not alone:
@@ -91,12 +100,30 @@ def stream_outputs(
         return
     start = network.start_thread or (lambda threads: None)
     pool = ThreadPoolExecutor(threads, initializer=start, initargs=(threads,))
-    yield from chain.from_iterable(in_threads(score, batches, pool, 2 * threads))
+    yield from chain.from_iterable(in_pool(score, batches, pool, 2 * threads))
 
 
-def in_threads(
-    compute: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[Result]:
+def _load(
+    prepare: Callable[[Image.Image], Pixels], cache: ImageCache | None, source: Source
+) -> tuple[Source, Pixels | ImageError]:
+    try:
+        if cache is None or not _is_path(source):
+            return source, prepare(read_image(as_readable(source)))
+        return source, cache.get(cast("Path", source), lambda: prepare(read_image(cast("Path", source))))
+    except ImageError as error:
+        return source, error
+
+
+def _ignore_interrupt() -> None:
+    # Ctrl-C reaches every process of the terminal; the one that reads the results ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike)
+
+
+def in_pool(compute: Callable[[Item], Result], items: Iterable[Item], pool: Executor, ahead: int) -> Iterator[Result]:
     """Yield `compute` of each item, in order, with at most `ahead` items held; close the pool at the end."""
     waiting: deque[Future[Result]] = deque()
     remaining = iter(items)

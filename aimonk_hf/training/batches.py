@@ -127,7 +127,9 @@ class TrainImages(Dataset[Any]):
         return pixels, missing if stand_in else labels, row
 
 
-def image_loader(images: TrainImages, batches: Iterable[list[Place]], workers: int, on_gpu: bool) -> DataLoader[Batch]:
+def image_loader(
+    images: TrainImages, batches: Iterable[list[Place]], workers: int, device: torch.device
+) -> DataLoader[Batch]:
     """Return the loader; its workers live through all epochs and compute with one thread each."""
     return DataLoader(
         images,
@@ -135,7 +137,7 @@ def image_loader(images: TrainImages, batches: Iterable[list[Place]], workers: i
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        pin_memory=on_gpu,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_interrupt,
     )
 

@@ -5,17 +5,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from aimonk_hf.modeling.backbones import REFUSALS, heads
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.batches import Batch, EpochBatches, TrainImages, image_loader
+from aimonk_hf.training.processes import Processes
 from aimonk_hf.training.validation import Validator, compute_outputs, gather_outputs
 
-# The features of one view take no more than this; where they would, the stage trains on the images.
+# The features of one view and of the validation images take no more than this in the host's memory; where they would,
+# the stage trains on the images.
 _MOST_BYTES = 2**31
-_BATCH = 32
 
 
 class HeadFeatures:
@@ -27,14 +27,16 @@ class HeadFeatures:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        accelerator: Processes,
         model: AimonkModel,
         images: TrainImages,
         epochs: range,
         n_views: int,
+        batch_size: int,
         workers: int,
     ) -> None:
-        self.accelerator, self.model, self.images, self.workers = accelerator, model, images, workers
+        self.accelerator, self.model, self.images = accelerator, model, images
+        self.batch_size, self.workers = batch_size, workers
         network: Any = model.timm_model
         self.width = network.get_classifier().in_features
         drop_rate = model.config.model_args.get("drop_rate", getattr(network, "drop_rate", 0.0))
@@ -56,8 +58,9 @@ class HeadFeatures:
     def _compute(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         accelerator, network = self.accelerator, partial(pooled_features, self.model.timm_model.eval())
         own = range(accelerator.process_index, len(self.images), accelerator.num_processes)
-        chunks = [[(epoch, row) for row in own[start : start + _BATCH]] for start in range(0, len(own), _BATCH)]
-        for pixels, _, rows in image_loader(self.images, chunks, self.workers, accelerator.device.type == "cuda"):
+        starts = range(0, len(own), self.batch_size)
+        chunks = [[(epoch, row) for row in own[start : start + self.batch_size]] for start in starts]
+        for pixels, _, rows in image_loader(self.images, chunks, self.workers, accelerator.device):
             features, read = compute_outputs(accelerator, self.model, network, pixels), rows >= 0
             yield rows[read], features[read]
 

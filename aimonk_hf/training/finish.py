@@ -46,6 +46,7 @@ def finish(
                 "data": describe_data([trainer.train_set, validation, report_set]),
             }
             print(metrics_table(model.metrics))
+        model.cpu()
         model.save_pretrained(run.path)
         model.folder = run.path
         if config.onnx:
@@ -58,7 +59,7 @@ def finish(
     elif out_of_fold is None:
         for part in filter(len, (validation, report_set)):
             score_together(accelerator, model, part.paths)
-    hand_on(accelerator, model)
+    hand_on(accelerator, model.cpu())
     return model
 
 

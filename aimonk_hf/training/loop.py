@@ -1,6 +1,5 @@
 """The training loop: setup, stages, epochs, steps, validation, the choice of an epoch, checkpoints."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
@@ -10,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -30,13 +28,15 @@ from aimonk_hf.training.checkpoints import EpochSums, RunState, last_checkpoint,
 from aimonk_hf.training.epoch_choice import best_epoch, epochs_without_improvement, plateau_factor
 from aimonk_hf.training.features import HeadFeatures, can_cache
 from aimonk_hf.training.freezing import freeze_parameters, set_train_mode
-from aimonk_hf.training.optimisation import build_loss, build_optimizer, lr_factor, set_learning_rate, share_statistics
+from aimonk_hf.training.optimisation import build_loss, build_optimizer, load_optimizer, schedule_lr, share_statistics
+from aimonk_hf.training.processes import Processes
 from aimonk_hf.training.progress import ProgressBar, epoch_line, write_line
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import Stage, TrainConfig
 from aimonk_hf.training.setup import autocast, machine_settings
 from aimonk_hf.training.stopping import StopRequest
+from aimonk_hf.training.taken_steps import TakenStep, read_losses, steps_between_reads
 from aimonk_hf.training.validation import Validator, validation_figures
 
 
@@ -57,7 +57,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        accelerator: Accelerator,
+        accelerator: Processes,
         model: AimonkModel,
         train_set: AttributeDataset,
         validation: AttributeDataset,
@@ -78,6 +78,8 @@ class Trainer:
         # warmed up, so that early weights fade
         ema = partial(ModelEmaV3, decay=config.ema_decay, use_warmup=True)
         self.average = ema(model.timm_model) if config.ema_decay else None
+        self.compiled: Any = torch.compile(model.timm_model) if config.compile else model.timm_model
+        self.steps_between_reads = steps_between_reads(accelerator.device)
         augmentations = augmentations_by_epoch(config, model)
         cache = open_image_cache(config.image_cache, augmentations[0].fingerprint)
         self.images = TrainImages(train_set, augmentations, config.seed, cache)
@@ -85,7 +87,7 @@ class Trainer:
             len(train_set), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
         self.workers = default_workers(n_processes) if config.num_workers is None else config.num_workers
-        self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device.type == "cuda")
+        self.loader = image_loader(self.images, self.batches, self.workers, accelerator.device)
         cache = open_image_cache(config.image_cache, model.transform.fingerprint)
         self.validator = Validator(accelerator, model, validation, max(32, config.batch_size), cache)
 
@@ -97,10 +99,11 @@ class Trainer:
             run.write_config(self.resolved_settings())
         progress = ProgressBar(self.planned_steps, self.state.step, quiet=not is_main)
 
-        def after_step(loss: float | None, lr: float) -> None:
-            progress.after_step(loss, lr)
-            for callback in callbacks:
-                callback.on_step(self.state.step, loss, lr)
+        def after_steps(steps: list[TakenStep]) -> None:
+            for step in steps:
+                progress.after_step(step.loss, step.lr)
+                for callback in callbacks:
+                    callback.on_step(step.number, step.loss, step.lr)
             asked = stop.asked()
             due = asked or 0 < 60 * config.checkpoint_minutes <= time.monotonic() - self.saved_at
             if due and self.state.epoch_sums.steps < self.batches.n_steps:  # else the epoch's checkpoint follows
@@ -115,7 +118,7 @@ class Trainer:
                 self.prepare_epoch(stage)  # a signal ends the run at once here: every trained step is saved
                 with StopRequest(accelerator) as stop:
                     try:
-                        row = self.train_epoch(stage, after_step)
+                        row = self.train_epoch(stage, after_steps)
                         if len(self.validator.dataset):
                             row |= self.validate(stage)
                     except NotFiniteError as error:
@@ -154,12 +157,12 @@ class Trainer:
         freeze_parameters(network, settings.freeze)
         features = None
         wanted = settings.freeze == "backbone" and config.feature_views and not self.mixes
-        if wanted and can_cache(self.model, len(self.train_set)):
+        if wanted and can_cache(self.model, len(self.train_set) + len(self.validator.dataset)):
             features = HeadFeatures(
-                self.accelerator, self.model, self.images, epochs, config.feature_views, self.workers
+                self.accelerator, self.model, self.images, epochs, config.feature_views, config.batch_size, self.workers
             )
         # a new shell each time: accelerate marks what it has prepared, and does so only once
-        trained = nn.Sequential(network if features is None else features.head)
+        trained = nn.Sequential(self.compiled if features is None else features.head)
         prepared, optimizer = self.accelerator.prepare(trained, build_optimizer(network, config))
         return ActiveStage(number, settings, prepared, optimizer, features)
 
@@ -176,30 +179,32 @@ class Trainer:
         earlier = sum(stage.epochs for stage in self.config.stages[:number])
         return range(earlier, earlier + self.config.stages[number].epochs)
 
-    def train_epoch(self, stage: ActiveStage, after_step: Callable[[float | None, float], None]) -> dict[str, Any]:
+    def train_epoch(self, stage: ActiveStage, after_steps: Callable[[list[TakenStep]], None]) -> dict[str, Any]:
         """Take the rest of a pass over the training images; return its row of the history, without validation figures.
 
-        `after_step` is called with the loss (None where no label was observed) and the learning rate of each step.
+        `after_steps` is called with steps whose losses were read: one on a CPU, several on an accelerator.
         """
         config, state, sums, n_steps = self.config, self.state, self.state.epoch_sums, self.batches.n_steps
         start = time.perf_counter()
         self.batches.first_step = sums.steps
         set_train_mode(stage.network)
-        highest, lr = stage.settings.lr, 0.0
+        highest, lr, taken = stage.settings.lr, 0.0, list[TakenStep]()
         if config.schedule == "plateau":
             highest *= plateau_factor(self._stage_rows(), config.plateau_factor, config.plateau_patience)
         batches = iter(self.loader) if stage.features is None else stage.features.batches(self.batches)
         for step in range(sums.steps, n_steps):
             done, total = state.stage_epoch * n_steps + step, stage.settings.epochs * n_steps
-            lr = highest * lr_factor(config.schedule, done, total, config.warmup)
-            set_learning_rate(stage.optimizer, lr)
-            loss, observed = self._take_step(stage, list(islice(batches, self.batches.passes(step))))
-            if observed:
-                state.losses.append(loss)
-            now = time.perf_counter()
-            sums.add(loss, observed, now - start)
-            start = now
-            after_step(loss if observed else None, lr)
+            lr = schedule_lr(stage.optimizer, config, highest, done, total)
+            taken.append(self._take_step(stage, list(islice(batches, self.batches.passes(step))), lr))
+            if len(taken) == self.steps_between_reads or step == n_steps - 1:
+                read_losses(taken)
+                state.losses += [one.loss for one in taken if one.loss is not None]
+                now = time.perf_counter()
+                for one in taken:
+                    sums.add(one.loss or 0.0, one.observed, (now - start) / len(taken))
+                start = now
+                after_steps(taken)
+                taken = []
         state.epoch, state.epoch_sums = state.epoch + 1, EpochSums()
         self._require_finite(f"the weights after epoch {state.epoch} (step {state.step})")
         return sums.row(state.epoch, stage.number + 1, lr, len(self.train_set))
@@ -207,21 +212,22 @@ class Trainer:
     def _stage_rows(self) -> list[dict[str, Any]]:
         return [row for row in self.state.history if row["stage"] == self.state.stage + 1]
 
-    def _take_step(self, stage: ActiveStage, passes: list[Batch]) -> tuple[float, int]:
-        """Take one optimiser step over all processes; return its loss and its number of observed labels.
+    def _take_step(self, stage: ActiveStage, passes: list[Batch], lr: float) -> TakenStep:
+        """Take one optimiser step over all processes; its loss stays on the device.
 
         Without any observed label nothing changes: neither weights, nor averages, nor batch-norm statistics.
         """
         accelerator, config, state, names = self.accelerator, self.config, self.state, self.train_set.labels.images
         given = [row for *_, rows in passes for row in rows.tolist()]
         self._note_lost(names[-1 - row] for row in given if row < 0)
-        counted = sum(self._n_observed(labels) for _, labels, _ in passes)
-        observed = int(accelerator.reduce(torch.tensor(counted, device=accelerator.device), "sum"))
+        counted = torch.tensor(sum(self._n_observed(labels) for _, labels, _ in passes))
+        observed = int(accelerator.sum_on_host(counted))
+        total = torch.zeros((), device=accelerator.device)
+        taken = TakenStep(state.step + 1, lr, [names[row] for row in given if row >= 0], observed, total)
         if not observed:
             state.step += 1
-            return 0.0, 0
+            return taken
         seed_everything(config.seed, 2, state.step, accelerator.process_index)  # dropout, mixing and the like
-        total = torch.zeros((), device=accelerator.device)
         for number, (inputs, labels, _) in enumerate(passes, start=1):
             with nullcontext() if number == len(passes) else accelerator.no_sync(stage.network):
                 values, targets = self._on_device(stage, inputs, labels)
@@ -230,13 +236,7 @@ class Trainer:
                 loss = self.loss(logits, targets, self.pos_weight, observed / accelerator.num_processes)
                 accelerator.backward(loss)
             total += loss.detach()
-        mean_loss = float(accelerator.reduce(total, "mean"))
-        if not math.isfinite(mean_loss):
-            read = [shown_name(names[row]) for row in given if row >= 0]
-            told = ", ".join(read[:5]) + (f" and {len(read) - 5} more" if len(read) > 5 else "")
-            raise NotFiniteError(
-                f"the loss of step {state.step} is {mean_loss}: try a lower --lr; the batch was {told}"
-            )
+        taken.on_device = accelerator.reduce(total, "mean")
         if config.clip_grad:
             accelerator.clip_grad_norm_(stage.network.parameters(), config.clip_grad)
         stage.optimizer.step()
@@ -245,7 +245,7 @@ class Trainer:
         state.step += 1
         if self.average is not None:
             self.average.update(self.model.timm_model, step=state.step)
-        return mean_loss, observed
+        return taken
 
     def _note_lost(self, names: Iterable[str]) -> None:
         for name in sorted(set(names) - self.lost_images):
@@ -359,15 +359,15 @@ class Trainer:
         if saved["optimizer"] is None:
             return None
         stage = self.begin_stage()
-        stage.optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(stage.optimizer, saved["optimizer"])
         return stage
 
     def finished_model(self) -> AimonkModel:
-        """Return the model on the CPU, in eval mode, with the kept weights: of the best epoch or of the last."""
+        """Return the model, on its device and in eval mode, with the kept weights: of the best epoch or of the last."""
         self.accelerator.free_memory()
         self.model.timm_model.load_state_dict(self.state.best or self.kept_network.state_dict())
         self.model.timm_model.requires_grad_(True)
-        self.model.cpu().to(memory_format=torch.contiguous_format)
+        self.model.to(memory_format=torch.contiguous_format)
         return self.model.eval()
 
     def resolved_settings(self) -> dict[str, Any]:

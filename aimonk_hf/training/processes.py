@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
+from torch import Tensor
 
 from aimonk_hf.evaluation.report import score_images
 from aimonk_hf.modeling.model import AimonkModel
@@ -30,6 +31,12 @@ class Processes(Accelerator):
         """Return when every process has called this."""
         if self._patient is not None:
             dist.barrier(group=self._patient)
+
+    def sum_on_host(self, values: Tensor) -> Tensor:
+        """Return the sum, over all processes, of a tensor in the host's memory, in place."""
+        if self._patient is not None:
+            dist.all_reduce(values, group=self._patient)
+        return values
 
     def close(self) -> None:
         """End trackers and the group made here; the process group itself is left to the program."""
@@ -59,6 +66,7 @@ def hand_on(accelerator: Accelerator, model: AimonkModel) -> None:
     """Give every process the first one's weights, thresholds and metrics, when it has come so far."""
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
-        own = (model.state_dict(), model.config, model.metrics)
+        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        own = (weights, model.config, model.metrics)
         [(weights, model.config, model.metrics)] = broadcast_object_list([own])
         model.load_state_dict(weights)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import parse_flag_from_env, patch_environment
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_device, resolve_precision
+from aimonk_hf.modeling.devices import explain_failure, prepare_for_training, resolve_device, resolve_precision
 from aimonk_hf.modeling.hub import create_repository
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.callbacks import TrainCallback
@@ -25,7 +26,7 @@ from aimonk_hf.training.processes import Processes
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import TrainConfig
-from aimonk_hf.training.setup import build_model, machine_settings, try_steps
+from aimonk_hf.training.setup import build_model, computing_line, machine_settings, try_steps
 from aimonk_hf.training.stopping import stopped_line
 
 
@@ -87,6 +88,7 @@ def _run(
 ) -> AimonkModel:
     """Check, divide and train; each refusal comes before the slow work that it would waste."""
     run.check_machine(machine_settings(accelerator))
+    accelerator.print(computing_line(accelerator))
     if accelerator.is_main_process:
         if config.push_to_hub:  # a wrong token or a public repository is refused now
             create_repository(config.push_to_hub, config.private or None)
@@ -114,9 +116,10 @@ def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDa
 
 @contextmanager
 def _own_accelerate_state() -> Iterator[None]:
-    """Let the run choose its precision, and put the caller's accelerate state back."""
+    """Let the run choose its precision, and put the caller's state of accelerate and torch back."""
     shared = (AcceleratorState._shared_state, GradientState._shared_state)
     before = [dict(state) for state in shared]
+    fast = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     for state in shared:
         state.clear()
     try:
@@ -125,6 +128,8 @@ def _own_accelerate_state() -> Iterator[None]:
         for state, values in zip(shared, before, strict=True):
             state.clear()
             state.update(values)
+        torch.set_float32_matmul_precision(fast[0])
+        torch.backends.cudnn.benchmark = fast[1]
 
 
 def _start_accelerator(config: TrainConfig) -> Processes:
@@ -142,8 +147,7 @@ def _start_accelerator(config: TrainConfig) -> Processes:
         )
     except (ValueError, ImportError) as error:
         raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    prepare_for_training(accelerator.device)
     if tracker := config.log_with:
         accelerator.init_trackers(config.run_name, config={key: str(value) for key, value in config.to_dict().items()})
         if not accelerator.trackers:

@@ -114,6 +114,7 @@ class TrainConfig:
     num_workers: int | None = _setting("worker processes that read images; default: one per core, at most 8")
     image_cache: str | None = _setting("DIR|off: cache of decoded, resized images; default: the user's cache directory")
     mixed_precision: str = _setting("auto is bf16 where the GPU or processor is faster in it", "auto", PRECISIONS)
+    compile: bool = _setting("torch.compile the network: minutes at the start, faster steps on a GPU", False)
     channels_last: bool = _setting("memory format of the images; faster for convolutions", True)
     log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...")
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")

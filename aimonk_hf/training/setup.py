@@ -82,6 +82,14 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     return stack
 
 
+def computing_line(accelerator: Accelerator) -> str:
+    """Return the sentence that names device, precision and processes of a run."""
+    machine, device = machine_settings(accelerator), accelerator.device
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    several = f" and {machine['processes']} processes" if machine["processes"] > 1 else ""
+    return f"Computing on {name} in {machine['mixed_precision']}{several}."
+
+
 def machine_settings(accelerator: Accelerator) -> dict[str, Any]:
     """Return what accelerate came to on this machine, as far as the steps depend on it."""
     precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from aimonk_hf.modeling.devices import torch_network
 from aimonk_hf.modeling.losses import Loss
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.streaming import stream_outputs
+from aimonk_hf.training.processes import Processes
 
 # from normalised pixels [N, 3, H, W] to outputs [N, width]
 Network = Callable[[Tensor], Tensor]
@@ -32,7 +32,7 @@ class Validator:
     `cache` holds the decoded images, made by the model's transform.
     """
 
-    accelerator: Accelerator
+    accelerator: Processes
     model: AimonkModel
     dataset: AttributeDataset
     batch_size: int
@@ -50,27 +50,25 @@ class Validator:
         return gather_outputs(accelerator, len(dataset), width, read)
 
 
-def compute_outputs(accelerator: Accelerator, model: AimonkModel, network: Network, pixels: Tensor) -> Tensor:
+def compute_outputs(accelerator: Processes, model: AimonkModel, network: Network, pixels: Tensor) -> Tensor:
     """Return the network's float32 outputs for pixels uint8 [N, 3, H, W], in the run's precision."""
     with torch.inference_mode(), accelerator.autocast():
-        values = model.normalize(pixels.to(accelerator.device))
+        values = model.normalize(pixels.to(accelerator.device, non_blocking=True))
         outputs: Tensor = network(values.contiguous(memory_format=torch.channels_last)).float()
         return outputs
 
 
 def gather_outputs(
-    accelerator: Accelerator, n_rows: int, width: int, own: Iterable[tuple[Any, Tensor]]
+    accelerator: Processes, n_rows: int, width: int, own: Iterable[tuple[Any, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return outputs [n_rows, width] and a mask [n_rows] of those that some process has; `own` yields (rows, outputs).
+    """Return outputs [n_rows, width] and a mask [n_rows] of those that some process has, in the host's memory.
 
-    The rows that no process has are 0.
+    `own` yields (rows, outputs). The rows that no process has are 0.
     """
-    table = torch.zeros(n_rows, width, device=accelerator.device)
-    known = torch.zeros(n_rows, device=accelerator.device)
+    table, known = torch.zeros(n_rows, width), torch.zeros(n_rows)
     for rows, outputs in own:
-        table[rows], known[rows] = outputs, 1
-    accelerator.wait_for_everyone()  # however long the images of one process take
-    return accelerator.reduce(table, "sum").cpu(), accelerator.reduce(known, "sum").cpu() > 0
+        table[rows], known[rows] = outputs.cpu(), 1
+    return accelerator.sum_on_host(table), accelerator.sum_on_host(known) > 0
 
 
 def validation_figures(
