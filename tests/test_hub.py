@@ -15,12 +15,13 @@ from huggingface_hub import ModelCard
 from loopback_hub import READER, WRITER, LoopbackHub, Repo
 from timm.models import get_pretrained_cfg
 
-from aimonk_hf import AimonkConfig, AimonkModel
+from aimonk_hf import AimonkConfig, AimonkModel, AimonkPredictor
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.hub import push_model_folder
+from aimonk_hf.modeling.onnx_export import export_folder
 
 __all__ = ["hub"]  # a fixture
 
@@ -134,6 +135,21 @@ def test_a_folder_push_takes_only_the_model_s_files(hub: LoopbackHub, model: Aim
     assert "onnx/model.onnx" in pushed(hub).files()
     make_model(1).push_to_hub(REPO)
     assert set(pushed(hub).files()) == {".gitattributes", *MODEL_FILES}
+
+
+def test_a_repository_predicts_by_onnxruntime_without_its_torch_weights(
+    hub: LoopbackHub, model: AimonkModel, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "run")
+    export_folder(model, tmp_path / "run")
+    push_model_folder(tmp_path / "run", REPO)
+    predictor = AimonkPredictor.from_pretrained(REPO, token=READER, cache_dir=tmp_path / "cache")
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    assert (predictor.backend, predictor.thresholds) == ("onnx", model.config.thresholds)
+    assert predictor.predict(image).scores == pytest.approx(model.predict(image).scores, abs=1e-4)
+    assert not list((tmp_path / "cache").rglob("model.safetensors")), "nothing is downloaded that is not used"
+    with pytest.raises(AimonkError, match="no-such"):
+        AimonkPredictor.from_pretrained(REPO, revision="no-such", token=READER, cache_dir=tmp_path / "cache")
 
 
 def test_an_export_of_other_weights_is_not_pushed(hub: LoopbackHub, model: AimonkModel, tmp_path: Path):
