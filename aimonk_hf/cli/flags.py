@@ -65,8 +65,9 @@ def read_data(options: argparse.Namespace) -> Any:
     """Return the `AttributeDataset` that the flags of `add_data_flags` name."""
     from aimonk_hf.data.dataset import AttributeDataset
     from aimonk_hf.data.read_options import ReadOptions
+    from aimonk_hf.modeling.hub import data_folder
 
-    place = options.data_dir, options.labels, options.images_dir
+    place = data_folder(options.data_dir), options.labels, options.images_dir
     return AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
 
 

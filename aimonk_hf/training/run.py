@@ -15,7 +15,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_device, resolve_precision
-from aimonk_hf.modeling.hub import create_repository
+from aimonk_hf.modeling.hub import create_repository, data_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.callbacks import TrainCallback
 from aimonk_hf.training.finish import finish
@@ -109,7 +109,7 @@ def _run(
 
 def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
     if dataset is None:
-        place = config.data_dir, config.labels, config.images_dir
+        place = data_folder(config.data_dir), config.labels, config.images_dir
         dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(config))
     return dataset if model is None else dataset.match(model.config.attributes)
 

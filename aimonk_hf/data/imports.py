@@ -1,0 +1,215 @@
+"""Import other tools' labels: rows to a data folder with labels.csv, import.md and agreement.json."""
+
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aimonk_hf.data.agreement import AGREEMENT_FILE, agreement, consensus, count_votes, describe_agreement
+from aimonk_hf.data.images import open_image, shown_name
+from aimonk_hf.data.importers.formats import FORMATS, recognise
+from aimonk_hf.data.importers.locate import ImageFinder
+from aimonk_hf.data.importers.rows import Row, Table, Told
+from aimonk_hf.data.labels import Labels, cell_text, labels_table, write_labels
+from aimonk_hf.errors import AimonkError, ImageError, near_names
+from aimonk_hf.storage import staged_folder, write_json, write_text
+
+_ENDINGS = {"MPO": "jpg", "JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
+
+
+@dataclass
+class _Rows:
+    """The rows read so far; `images` maps a file, or the name of one written by the import, to its row."""
+
+    attributes: list[str]
+    values: "array[float]" = field(default_factory=lambda: array("f"))
+    row_of: list[int] = field(default_factory=list)
+    images: dict[Path | str, int] = field(default_factory=dict)
+    places: dict[tuple[Path | str, str], str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    n_rows: int = 0
+
+
+@dataclass
+class Imported:
+    """The labels of a source; `refused` names each row that is not among them, `report` is import.md."""
+
+    labels: Labels
+    refused: list[str]
+    agreement: dict[str, Any] | None
+    report: str = ""
+
+
+def import_labels(
+    told: Told,
+    output: Path,
+    format: str | None = None,
+    images_dir: Path | None = None,
+    min_votes: int = 1,
+    copy: bool = False,
+) -> Imported:
+    """Read a source, and write a data folder whose labels refer to the images, or to copies of them.
+
+    Raises `AimonkError` for a source that cannot be read or leaves a question open, and an `output` that has labels.
+    """
+    if (output / "labels.csv").exists():
+        raise AimonkError(f"{output} has a labels.csv already: name another folder with --output")
+    format, files = recognise(told.source, format)
+    table = FORMATS[format].read(files, told)
+    finder = ImageFinder([images_dir] if images_dir else _folders_of(told.source), given=images_dir is not None)
+    with staged_folder(output) as stage:
+        rows = _read_rows(table, told, finder, stage)
+        done = _agree(rows, min_votes)
+        done.labels.images = _place_images(list(rows.images), output, stage, copy)
+        done.labels.source = str(output / "labels.csv")
+        done.report = "\n".join(_report(done, table, rows, told, format, finder))
+        write_labels(stage / "labels.csv", done.labels)
+        write_text(stage / "import.md", done.report)
+        if done.agreement:
+            write_json(stage / AGREEMENT_FILE, done.agreement)
+    return done
+
+
+def train_command(output: Path, labels: Labels) -> str:
+    """Return the command that trains on an imported folder."""
+    flags = " --group-column group" * bool(labels.groups) + " --split-column split" * bool(labels.parts)
+    return f"aimonk-hf train --data-dir {output}{flags} --output-dir OUT"
+
+
+def _folders_of(source: str) -> list[Path]:
+    """Return the folders below which images are looked for."""
+    path = Path(source)
+    if source.startswith("hf://") or path.is_dir():
+        return [path]
+    folder = path.absolute().parent
+    return [folder, folder.parent] if folder.name.lower() == "annotations" else [folder]
+
+
+def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _Rows:
+    wanted, ignored = told.options.attributes or table.attributes, told.options.ignore_columns or []
+    if unknown := [name for name in wanted if name not in table.attributes]:
+        raise AimonkError(f"{told.source} has no attribute {unknown[0]!r}{near_names(unknown[0], table.attributes)}")
+    if twice := [name for name, count in Counter(table.attributes).items() if count > 1]:
+        raise AimonkError(f"{told.source} has two attributes {twice[0]!r}: rename one")
+    rows = _Rows([name for name in wanted if name not in ignored])
+    columns = [table.attributes.index(name) for name in rows.attributes]
+    if not columns:
+        raise AimonkError(f"{told.source} has no attributes")
+    for row in table.rows:
+        rows.n_rows += 1
+        place = f"{row.file}:{row.line}"
+        try:
+            if row.problem or len(row.cells) != len(table.attributes):
+                told_width = f"{len(row.cells)} values where {len(table.attributes)} were expected"
+                raise ImageError(row.problem or told_width)
+            cells = [row.cells[column] for column in columns]
+            values = _values(cells, table, rows.attributes, place)
+            image = finder.find(row) if row.content is None else _write_image(row, stage)
+            if earlier := rows.places.get((image, row.annotator)):
+                raise ImageError(f"{shown_name(row.image)} stands already in {earlier}")
+        except ImageError as error:
+            rows.refused.append(f"{place}: {error}")
+            continue
+        if image not in rows.images:
+            rows.images[image] = len(rows.images)
+            rows.groups.append(row.group)
+            rows.parts.append(row.part)
+        rows.places[image, row.annotator] = place
+        rows.row_of.append(rows.images[image])
+        rows.values.extend(values)
+        rows.counts.update(cells)
+    if not rows.images:
+        reason = f"; the first: {rows.refused[0]}" if rows.refused else ""
+        raise AimonkError(f"none of the {rows.n_rows} rows of {told.source} can be used{reason}")
+    return rows
+
+
+def _values(cells: list[str], table: Table, attributes: list[str], place: str) -> "array[float]":
+    """Return the labels of cells; raise `ImageError` for one that is no label, `AimonkError` for an open question."""
+    try:
+        return array("f", [table.meaning[cell] for cell in cells])  # type: ignore[misc]
+    except KeyError as error:
+        cell = error.args[0]
+        raise ImageError(f"{cell[:40]!r} in column {attributes[cells.index(cell)]} is not a label") from None
+    except TypeError:
+        pairs = zip(attributes, (table.meaning[cell] for cell in cells), strict=True)
+        name, question = next((name, value) for name, value in pairs if isinstance(value, str))
+        raise AimonkError(f"{place}: {name} {question}") from None
+
+
+def _write_image(row: Row, stage: Path) -> str:
+    """Write the bytes of an image as they are; return its name below images/."""
+    with open_image(row.content or b"") as image:
+        format = image.format or ""
+    name = f"{row.image}.{_ENDINGS.get(format, format.lower())}"
+    path = stage / "images" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(row.content or b"")
+    return name
+
+
+def _agree(rows: _Rows, min_votes: int) -> Imported:
+    """Return the consensus of the rows; of one row per image, its own labels."""
+    annotators = {annotator for _, annotator in rows.places} - {""}
+    if min_votes > 1 and not annotators:
+        raise AimonkError("--min-votes needs several annotators per image, and this source names none")
+    values = np.frombuffer(rows.values, np.float32).reshape(-1, len(rows.attributes))
+    votes = count_votes(values, np.array(rows.row_of), len(rows.images))
+    labels = Labels([], rows.attributes, consensus(votes, min_votes))
+    labels.groups = rows.groups if any(rows.groups) else None
+    labels.parts = rows.parts if len(set(rows.parts)) > 1 else None
+    found = agreement(votes, rows.attributes, len(annotators)) if len(annotators) > 1 else None
+    return Imported(labels, rows.refused, found)
+
+
+def _place_images(images: list[Path | str], output: Path, stage: Path, copy: bool) -> list[str]:
+    """Return the names of images in labels.csv: below images/ where they are there or copied, else absolute."""
+    own = Path(os.path.abspath(output), "images")  # noqa: PTH100 - links stay links
+    common = os.path.commonpath([image.parent for image in images if isinstance(image, Path)] or [own])
+    names = []
+    for image in images:
+        if isinstance(image, str):
+            names.append(image)
+        elif copy:
+            names.append(image.relative_to(common).as_posix())
+            target = stage / "images" / names[-1]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image, target)
+        else:
+            names.append(image.relative_to(own).as_posix() if image.is_relative_to(own) else str(image))
+    return names
+
+
+def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, finder: ImageFinder) -> Iterator[str]:
+    """Yield the lines of import.md."""
+    words = {"1": "present", "0": "absent", "NA": "missing"}
+    flags = {"blank": told.blank, "uncertain": told.uncertain, "unlisted": told.unlisted}
+    yield from (f"# Import of {shown_name(told.source)}", "")
+    yield f"Format {format}. {rows.n_rows} rows in, {len(rows.images)} images out, {len(rows.refused)} rows refused."
+    if given := " ".join(f"--{name} {value}" for name, value in flags.items() if value):
+        yield f"Decided by {given}."
+    if finder.n_by_tail:
+        yield f"{finder.n_by_tail} images were found by their file name below the folder, not at the path as written."
+    yield from table.notes
+    yield from ("", "| value | taken for | times |", "| --- | --- | ---: |")
+    for cell, count in rows.counts.most_common():
+        yield f"| {cell or '(blank)'} | {words[cell_text(table.meaning[cell])]} | {count} |"  # type: ignore[arg-type]
+    yield from ("", "## Labels", "", "```", labels_table(done.labels), "```", "")
+    for name, column in (("split", done.labels.parts), ("group", done.labels.groups)):
+        if column:
+            counts = Counter(column)
+            yield f"Column {name}: {len(counts)} values, of which the most frequent has {max(counts.values())} images."
+    if done.agreement:
+        yield from ("", f"Consensus by majority. {describe_agreement(done.agreement)}.".replace(". no", ". No"), "")
+    if done.refused:
+        yield from ("", "## Refused rows", "", *(f"- {shown_name(reason)}" for reason in done.refused))
+    yield ""
