@@ -80,7 +80,7 @@ class LoopbackHub:
             "POST /verify": self.verify,
             "POST /{kind}s/{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
             "POST /{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
-            "GET /spaces/{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
+            "GET /{kind}s/{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
             "GET /{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
         }
         return Starlette(routes=[self._route(*place.split(" "), handler) for place, handler in routes.items()])
@@ -103,7 +103,7 @@ class LoopbackHub:
 
     def _repo(self, request: Request, write: bool = False) -> tuple[str, str, Repo]:
         """Return page, id and repository; a private one does not exist for others, as on the real Hub."""
-        kind = request.path_params.get("kind") or ("space" if request.url.path.startswith("/spaces/") else "model")
+        kind = request.path_params.get("kind") or "model"
         owner = request.path_params["owner"]
         repo_id = f"{owner}/{request.path_params['name']}"
         user, repo = self._user(request), self.repos.get((kind, repo_id))
@@ -114,7 +114,7 @@ class LoopbackHub:
         return self._page(kind, repo_id), repo_id, repo
 
     def _page(self, kind: str, repo_id: str) -> str:
-        return f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        return f"{self.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
 
     def _sha(self, repo: Repo, revision: str) -> str:
         sha = repo.branches.get(revision, revision)

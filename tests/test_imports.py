@@ -6,42 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from import_support import EXPORTS, NA, draw, imported, rows_of, write
 
 from aimonk_hf.cli.importing import FORMAT_NAMES
 from aimonk_hf.data.importers.formats import FORMATS
-from aimonk_hf.data.importers.rows import Told
-from aimonk_hf.data.imports import Imported, import_labels
 from aimonk_hf.errors import AimonkError
-
-EXPORTS = Path(__file__).parent / "label_exports"
-NA = None
-Table = dict[str, list[int | None]]
-
-
-def draw(folder: Path, *names: str) -> None:
-    """Write a small image of its own colour under each name."""
-    for number, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (9 * number, 50, len(name))).save(path)
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def imported(source: Path, tmp_path: Path, **told: object) -> Imported:
-    places = {key: told.pop(key) for key in ("format", "images_dir", "min_votes", "copy") if key in told}
-    return import_labels(Told(str(source), **told), tmp_path / "DATA", **places)
-
-
-def rows_of(done: Imported) -> Table:
-    """Return the labels of each image by its file name."""
-    values = [[NA if np.isnan(value) else int(value) for value in row] for row in done.labels.values]
-    return {Path(image).name: row for image, row in zip(done.labels.images, values, strict=True)}
 
 
 def test_every_format_is_named_in_the_help() -> None:
@@ -111,9 +80,7 @@ def test_chexpert_asks_what_blank_and_uncertain_mean(tmp_path: Path) -> None:
     source = chexpert(tmp_path)
     with pytest.raises(AimonkError, match=r"train\.csv:2: Enlarged Cardiomediastinum is blank: --blank absent .* or"):
         imported(source, tmp_path, uncertain="missing")
-    with pytest.raises(
-        AimonkError, match=r"train\.csv:3: Enlarged Cardiomediastinum is uncertain: --uncertain missing"
-    ):
+    with pytest.raises(AimonkError, match=r"train\.csv:3: .* is uncertain: --uncertain missing, present or"):
         imported(source, tmp_path, blank="absent")
     assert not (tmp_path / "DATA").exists()
 
@@ -185,9 +152,7 @@ def test_coco(tmp_path: Path) -> None:
     source = tmp_path / "coco"
     shutil.copytree(EXPORTS / "coco", source)
     draw(source / "images", "train/red.jpg", "train/green.jpg", "val/blue.jpg")
-    with pytest.raises(
-        AimonkError, match=r"train\.json:image 3: collar is not listed for this image: --unlisted absent"
-    ):
+    with pytest.raises(AimonkError, match=r"train\.json:image 3: collar is not listed .*: --unlisted absent or"):
         imported(source, tmp_path)
     done = imported(source, tmp_path, unlisted="absent")
     assert done.labels.attributes == ["collar", "belt"]

@@ -62,13 +62,15 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_data(options: argparse.Namespace) -> Any:
-    """Return the `AttributeDataset` that the flags of `add_data_flags` name."""
+    """Return the `AttributeDataset` that the flags of `add_data_flags` name, and print how its labels were read."""
     from aimonk_hf.data.dataset import AttributeDataset
     from aimonk_hf.data.read_options import ReadOptions
     from aimonk_hf.modeling.hub import data_folder
 
     place = data_folder(options.data_dir), options.labels, options.images_dir
-    return AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
+    dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
+    print(f"labels:   {dataset.labels.told}")
+    return dataset
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

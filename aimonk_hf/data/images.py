@@ -20,6 +20,7 @@ IMAGE_EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS)
 # Pillow goes by content, not by name, and opens some forty formats; its reader of PostScript starts another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif")
+_NO_HEIC = "HEIC is not supported: save it as JPEG, or install pillow-heif"
 # Several images in one file, of which one is the photograph: gain maps, depth, the frames of a burst.
 _PHOTOGRAPHS = ("MPO", "HEIF")
 
@@ -173,8 +174,8 @@ def _why_unidentified(source: str | os.PathLike[str] | bytes) -> str:
         head = file.read(32)
     if not head:
         return "the file is empty"
-    if head[4:12] in _HEIC and "HEIF" not in Image.OPEN:
-        return "HEIC is not supported: save it as JPEG, or install pillow-heif"
+    if head[4:12] in _HEIC:
+        return "the image is damaged" if "HEIF" in Image.OPEN else _NO_HEIC
     return "not an image file"
 
 

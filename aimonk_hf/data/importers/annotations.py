@@ -64,7 +64,7 @@ def _label_studio_annotations(path: Path, told: Told) -> Iterator[_Annotation]:
         tasks = enumerate(read_json_file(path, list, "a Label Studio export"), start=1)
         items: Any = ((f"task {number}", task) for number, task in tasks)
     else:
-        items = headed_rows(path, ("annotation_id", "annotator"))
+        items = headed_rows(path, ("annotation_id", "annotator"), told)
     for line, task in items:
         try:
             found = [*_annotations_of_task(task)] if "data" in task else [_flat_annotation(task, told)]

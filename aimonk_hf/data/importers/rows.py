@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aimonk_hf.data.formats import csv_rows
+from aimonk_hf.data.formats import csv_table
 from aimonk_hf.data.read_options import ReadOptions
+from aimonk_hf.data.vocabulary import PART_OF
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import explained
 
 Cells = dict[str, float | str]
 CHOICES = {"absent": 0.0, "missing": np.nan, "present": 1.0}
-_PARTS = {"train": ("train", "training", "0"), "report": ("test", "testing", "report", "2")}
-_PARTS["validation"] = ("val", "valid", "validate", "validation", "dev", "1")
-PARTS = {word: part for part, words in _PARTS.items() for word in words}
+PARTS = PART_OF | {"0": "train", "1": "validation", "validate": "validation", "2": "report"}
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,18 @@ def listing(tags: Collection[str], attributes: list[str]) -> list[str]:
     return ["listed" if name in tags else "unlisted" for name in attributes]
 
 
-def headed_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def table_rows(path: Path, told: Told) -> Iterator[tuple[int, list[str]]]:
+    """Yield line and cells of a CSV file, its header first."""
+    table = csv_table(path, told.options.encoding)
+    yield table.line, table.header
+    for line, cells in table.rows(range(len(table.header))):
+        yield line, [cell.strip() for cell in cells]
+
+
+def headed_rows(path: Path, columns: Iterable[str], told: Told) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line and cells by column of a CSV file that must have `columns`."""
-    rows = csv_rows(path)
-    line, header = next(rows, (1, []))
+    rows = table_rows(path, told)
+    line, header = next(rows)
     if missing := [name for name in columns if name not in header]:
         raise AimonkError(f"{path}:{line}: the header has no column {missing[0]}")
     for line, cells in rows:

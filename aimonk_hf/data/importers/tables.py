@@ -7,9 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from aimonk_hf.data.formats import csv_rows
+from aimonk_hf.data.formats import find_image_column
 from aimonk_hf.data.images import is_image_name
-from aimonk_hf.data.importers.rows import CHOICES, PARTS, Cells, Row, Table, Told, headed_rows, listing, token_rows
+from aimonk_hf.data.importers.rows import (
+    CHOICES,
+    PARTS,
+    Cells,
+    Row,
+    Table,
+    Told,
+    headed_rows,
+    listing,
+    table_rows,
+    token_rows,
+)
 from aimonk_hf.data.labels import cell_text, read_labels
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.storage import write_csv
@@ -20,7 +31,6 @@ _CHEXPERT = (
     *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other"),
     *("Fracture", "Support Devices"),
 )
-_IMAGE = "image|file_?name|file|path|image_(path|id|name)|img|name"
 _TAGS = "tags?|labels?|categor(y|ies)|class(es)?|attributes"
 
 
@@ -47,14 +57,14 @@ def chexpert(files: list[Path], told: Told) -> Table:
     uncertain = "is uncertain: --uncertain missing, present or absent says how to take that"
     meaning: Cells = {"1.0": 1.0, "1": 1.0, "0.0": 0.0, "0": 0.0, "": CHOICES.get(told.blank or "", blank)}
     meaning |= dict.fromkeys(("-1.0", "-1"), CHOICES.get(told.uncertain or "", uncertain))
-    _, header = next(csv_rows(files[0]), (1, []))
+    _, header = next(table_rows(files[0], told))
     attributes = [name for name in _CHEXPERT if name in header]
     if "Path" not in header:
-        return Table(attributes, meaning, _mimic_rows(files[0], attributes))
+        return Table(attributes, meaning, _mimic_rows(files[0], attributes, told))
 
     def rows() -> Iterator[Row]:
         for path in files:
-            for line, row in headed_rows(path, ("Path", *attributes)):
+            for line, row in headed_rows(path, ("Path", *attributes), told):
                 patient = re.search(r"patient\d+", row["Path"])
                 cells = [row[name] for name in attributes]
                 yield Row(path, line, row["Path"], cells, PARTS.get(path.stem, ""), patient[0] if patient else "")
@@ -62,13 +72,13 @@ def chexpert(files: list[Path], told: Told) -> Table:
     return Table(attributes, meaning, rows())
 
 
-def _mimic_rows(path: Path, attributes: list[str]) -> Iterator[Row]:
+def _mimic_rows(path: Path, attributes: list[str], told: Told) -> Iterator[Row]:
     """Yield the images of each study, which the split file beside the table lists."""
     split = next((file for file in sorted(path.parent.glob("mimic-cxr-*-split.csv"))), None)
     if split is None:
         raise AimonkError(f"{path} names studies, not images: put mimic-cxr-2.0.0-split.csv beside it")
-    labels = {row["study_id"]: [row[name] for name in attributes] for _, row in headed_rows(path, ["study_id"])}
-    for line, row in headed_rows(split, ("dicom_id", "study_id", "subject_id", "split")):
+    labels = {row["study_id"]: [row[name] for name in attributes] for _, row in headed_rows(path, ["study_id"], told)}
+    for line, row in headed_rows(split, ("dicom_id", "study_id", "subject_id", "split"), told):
         subject, study = row["subject_id"], row["study_id"]
         image = f"files/p{subject[:2]}/p{subject}/s{study}/{row['dicom_id']}.jpg"
         problem = "" if study in labels else f"{path.name} has no study {study}"
@@ -77,13 +87,13 @@ def _mimic_rows(path: Path, attributes: list[str]) -> Iterator[Row]:
 
 def roboflow(files: list[Path], told: Told) -> Table:
     """Read _classes.csv of the folders train, valid and test; the augmented copies of one image are a group."""
-    headers = [next(csv_rows(path), (1, [""]))[1] for path in files]
+    headers = [next(table_rows(path, told))[1] for path in files]
     attributes = list(dict.fromkeys(name for header in headers for name in header[1:]))
 
     def rows() -> Iterator[Row]:
         for path, header in zip(files, headers, strict=True):
             part = PARTS.get(path.parent.name.lower(), "")
-            for line, row in headed_rows(path, header):
+            for line, row in headed_rows(path, header, told):
                 image = row[header[0]]
                 cells = [row.get(name, "unlisted") for name in attributes]
                 yield Row(path, line, image, cells, part, image.split(".rf.")[0])
@@ -94,12 +104,12 @@ def roboflow(files: list[Path], told: Told) -> Table:
 def tags(files: list[Path], told: Told) -> Table:
     """Read a CSV file with the tags of an image in one cell: in the column of a usual name, else in the second."""
     path = files[0]
-    lines = list(csv_rows(path))
+    lines = list(table_rows(path, told))
     header = [name.lower() for name in lines[0][1]]
     if len(header) < 2:
         raise AimonkError(f"{path}:{lines[0][0]}: a row is an image name and its tags")
     column = next((place for place, name in enumerate(header) if re.fullmatch(_TAGS, name)), 1)
-    image = next((place for place, name in enumerate(header) if re.fullmatch(_IMAGE, name)), 0)
+    image = find_image_column(header) or 0
     rows = lines if is_image_name(header[0]) else lines[1:]
     marks = [mark for mark in ",;|" if any(mark in cells[column] for _, cells in rows)]
     if not marks and any(" " in cells[column] for _, cells in rows):
@@ -133,7 +143,8 @@ def plain(files: list[Path], told: Told) -> Table:
         Row(path, f"row {number}", image, [cell_text(value) for value in values], part, group)
         for number, (image, values, part, group) in enumerate(columns, start=1)
     )
-    return Table(labels.attributes, {"1": 1.0, "0": 0.0, "NA": np.nan}, rows)
+    notes = tuple(note.replace(str(place), str(path)) for note in labels.notes)
+    return Table(labels.attributes, {"1": 1.0, "0": 0.0, "NA": np.nan}, rows, notes)
 
 
 def _sheet(path: Path) -> list[list[str]]:
