@@ -95,12 +95,19 @@ COCO = {"images": [], "annotations": [], "categories": []}
 BAD = [
     ("labels.json", "{", r"labels\.json:1: not JSON \(Expecting property name"),
     ("labels.json", '{"images": []}', r"labels\.json is not COCO JSON: .* \(KeyError: 'categories'\)"),
-    ("labels.json", json.dumps(COCO | {"images": [1]}), r"labels\.json is not COCO JSON: .*TypeError"),
+    ("labels.json", json.dumps(COCO | {"images": [1]}), r"labels\.json is not COCO JSON: .*not subscriptable"),
     ("labels.json", json.dumps(COCO), r"labels\.json has no attributes"),
     ("labels.json", "[1]", r"labels\.json:task 1: not a task of Label Studio"),
     ("labels.json", '[{"data": {"image": "a.jpg"}}]', r"labels\.json:task 1: not a task .*'annotations'"),
     ("export.csv", "annotation_id,image,choice\n1,a.jpg,x\n", r"export\.csv:1: the header has no column annotator"),
     ("export.csv", "annotation_id,annotator,image,c\n1,1,a.jpg,{\n", r"export\.csv:2: not a task of Label Studio"),
+    (
+        "x.csv",
+        "annotation_id,annotator,image,box\n1,1,a.jpg,[{}]\n",
+        r"x\.csv:2: .*box holds no choices, --ignore-c",
+    ),
+    ("tags.csv", "image,tags\na.jpg,cat;image\n", r"labels\.csv can.* column 'image': rename the attribute"),
+    ("tags.csv", "image\na.jpg\n", r"tags\.csv"),
     ("annotation.mat", "no mat", r"annotation\.mat is no \.mat file"),
     ("list_attr_celeba.txt", "1\nYoung\na.jpg 1 1\n", r"none of the 1 rows .*txt:3: 2 values where 1 were expected"),
     ("list_attr_celeba.txt", "1\nYoung\na.jpg 2\n", r"txt:3: '2' in column Young is not a label"),
@@ -138,6 +145,7 @@ def test_a_bad_source_is_one_sentence(
         ("folder --output DATA --format coco", "folder holds no labels of coco: name the file"),
         ("folder --output DATA", "folder holds no labels of celeba or"),
         ("two --output DATA", "two may be coco or mat: name the file, and its format with --format"),
+        ("two/a.json --output DATA --group-column x", "--group-column is for tables of labels, and two/a.json is coco"),
         ("two/a.json --output DATA --min-votes 0", "--min-votes must be at least 1"),
     ],
 )

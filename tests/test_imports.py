@@ -10,6 +10,7 @@ from import_support import EXPORTS, NA, draw, imported, rows_of, write
 
 from aimonk_hf.cli.importing import FORMAT_NAMES
 from aimonk_hf.data.importers.formats import FORMATS
+from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.errors import AimonkError
 
 
@@ -201,6 +202,16 @@ def test_a_column_of_tags(tmp_path: Path, text: str, told: dict[str, str]) -> No
     done = imported(write(tmp_path / "tags.csv", text), tmp_path, unlisted="absent", **told)
     assert done.labels.attributes == ["cat", "dog"]
     assert rows_of(done) == {"a.jpg": [1, 1], "b.jpg": [0, 0], "c.jpg": [0, 1]}
+
+
+def test_tags_with_columns_of_groups_and_parts(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    text = "id;foto;tags;set\n7;a.jpg;cat,dog;train\n7;b.jpg;dog;Test\n8;c.jpg;dog;other\n"
+    options = ReadOptions(image_column="foto", group_column="id", split_column="set")
+    done = imported(write(tmp_path / "tags.csv", text), tmp_path, unlisted="absent", options=options)
+    assert rows_of(done) == {"a.jpg": [1, 1], "b.jpg": [0, 1]}
+    assert (done.labels.groups, done.labels.parts) == (["7", "7"], ["train", "report"])
+    assert done.refused == [f"{tmp_path / 'tags.csv'}:4: other is not train, validation or report"]
 
 
 @pytest.mark.parametrize("cell", ["long sleeve", '"a,b;c"'])

@@ -5,7 +5,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from aimonk_hf.data.importers.locate import ImageFinder
 from aimonk_hf.data.importers.rows import Row, Table, Told
 from aimonk_hf.data.labels import Labels, cell_text, labels_table, write_labels
 from aimonk_hf.errors import AimonkError, ImageError, near_names
-from aimonk_hf.storage import staged_folder, write_json, write_text
+from aimonk_hf.storage import is_text, staged_folder, write_json, write_text
 
 _ENDINGS = {"MPO": "jpg", "JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
@@ -64,6 +64,7 @@ def import_labels(
     if (output / "labels.csv").exists():
         raise AimonkError(f"{output} has a labels.csv already: name another folder with --output")
     format, files = recognise(told.source, format)
+    _check_flags(told, format)
     table = FORMATS[format].read(files, told)
     finder = ImageFinder([images_dir] if images_dir else _folders_of(told.source), given=images_dir is not None)
     with staged_folder(output) as stage:
@@ -77,6 +78,15 @@ def import_labels(
         if done.agreement:
             write_json(stage / AGREEMENT_FILE, done.agreement)
     return done
+
+
+def _check_flags(told: Told, format: str) -> None:
+    """Raise `AimonkError` for a flag of reading that a format has no use for."""
+    used = {"attributes", "ignore_columns", "encoding"}
+    used |= {"image_column", "group_column", "split_column"} if format == "tags" else set()
+    given = [name for name, value in asdict(told.options).items() if value is not None and name not in used]
+    if given and format not in ("table", "xlsx"):
+        raise AimonkError(f"--{given[0].replace('_', '-')} is for tables of labels, and {told.source} is {format}")
 
 
 def train_command(output: Path, labels: Labels) -> str:
@@ -100,6 +110,8 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
         raise AimonkError(f"{told.source} has no attribute {unknown[0]!r}{near_names(unknown[0], table.attributes)}")
     if twice := [name for name, count in Counter(table.attributes).items() if count > 1]:
         raise AimonkError(f"{told.source} has two attributes {twice[0]!r}: rename one")
+    if odd := [name for name in wanted if not is_text(name) or name != name.strip() or name.lower() in ("", "image")]:
+        raise AimonkError(f"{told.source}: labels.csv can have no column {shown_name(odd[0])!r}: rename the attribute")
     rows = _Rows([name for name in wanted if name not in ignored])
     columns = [table.attributes.index(name) for name in rows.attributes]
     if not columns:
@@ -163,11 +175,13 @@ def _agree(rows: _Rows, min_votes: int) -> Imported:
     if min_votes > 1 and not annotators:
         raise AimonkError("--min-votes needs several annotators per image, and this source names none")
     values = np.frombuffer(rows.values, np.float32).reshape(-1, len(rows.attributes))
-    votes = count_votes(values, np.array(rows.row_of), len(rows.images))
-    labels = Labels([], rows.attributes, consensus(votes, min_votes))
+    labels, found = Labels([], rows.attributes, values), None
     labels.groups = rows.groups if any(rows.groups) else None
     labels.parts = rows.parts if len(set(rows.parts)) > 1 else None
-    found = agreement(votes, rows.attributes, len(annotators)) if len(annotators) > 1 else None
+    if annotators:
+        votes = count_votes(values, np.array(rows.row_of), len(rows.images))
+        labels.values = consensus(votes, min_votes)
+        found = agreement(votes, rows.attributes, len(annotators)) if len(annotators) > 1 else None
     return Imported(labels, rows.refused, found)
 
 
@@ -209,7 +223,7 @@ def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, 
             counts = Counter(column)
             yield f"Column {name}: {len(counts)} values, of which the most frequent has {max(counts.values())} images."
     if done.agreement:
-        yield from ("", f"Consensus by majority. {describe_agreement(done.agreement)}.".replace(". no", ". No"), "")
+        yield from ("", f"Consensus by majority; {describe_agreement(done.agreement)}.", "")
     if done.refused:
         yield from ("", "## Refused rows", "", *(f"- {shown_name(reason)}" for reason in done.refused))
     yield ""

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from aimonk_hf.data.images import is_image_name
 from aimonk_hf.data.importers.rows import PARTS, Row, Table, Told, headed_rows, listing, read_json_file
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 
 _WORDS = dict.fromkeys(("yes", "true", "present"), "listed") | dict.fromkeys(("no", "false", "absent"), "no")
 _NO_CHOICES = {"annotation_id", "annotator", "created_at", "updated_at", "lead_time", "id", "agreement", "history"}
@@ -71,7 +72,7 @@ def _label_studio_annotations(path: Path, told: Told) -> Iterator[_Annotation]:
             for image, annotator, choices in found:
                 yield _Annotation(path, line, image, annotator, choices)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise AimonkError(f"{path}:{line}: not a task of Label Studio ({type(error).__name__}: {error})") from error
+            raise AimonkError(f"{path}:{line}: not a task of Label Studio ({reason_of(error)})") from error
 
 
 def _annotations_of_task(task: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, list[str]]]]:
@@ -90,18 +91,23 @@ def _flat_annotation(row: dict[str, Any], told: Told) -> tuple[str, str, dict[st
     image, ignored = _image_of(row), told.options.ignore_columns or []
     own = {name: value for name, value in row.items() if value not in (None, "", image)}
     annotator = str(own.get("annotator", ""))
-    return image, annotator, {name: _ticked(own[name]) for name in own if name not in {*_NO_CHOICES, *ignored}}
+    return image, annotator, {name: _ticked(name, own[name]) for name in own if name not in {*_NO_CHOICES, *ignored}}
 
 
-def _ticked(value: Any) -> list[str]:
-    if isinstance(value, str) and value.startswith("{"):
+def _ticked(name: str, value: Any) -> list[str]:
+    if isinstance(value, str) and value[:1] in ("{", "["):
         value = json.loads(value)
-    return list(value["choices"]) if isinstance(value, dict) else [str(value)]
+    if isinstance(value, dict):
+        return list(value["choices"])
+    if isinstance(value, list):
+        raise ValueError(f"{name} holds no choices, --ignore-columns {name} leaves it out")
+    return [str(value)]
 
 
 def _image_of(data: dict[str, Any]) -> str:
     """Return the value that names the image; files on a server are named behind `?d=`."""
-    texts = {name: value.split("?d=")[-1] for name, value in data.items() if isinstance(value, str)}
+    texts = {name: value for name, value in data.items() if isinstance(value, str)}
+    texts |= {name: unquote(text.split("?d=")[1]) for name, text in texts.items() if "?d=" in text}
     return next((text for text in texts.values() if is_image_name(text)), texts.get("image", ""))
 
 
@@ -136,7 +142,7 @@ def _coco_content(path: Path) -> tuple[dict[Any, str], dict[Any, str], list[tupl
         return names, images, [(one["image_id"], one["category_id"]) for one in content["annotations"]]
     except (KeyError, TypeError) as error:
         told = "categories, images and annotations with their ids are expected"
-        raise AimonkError(f"{path} is not COCO JSON: {told} ({type(error).__name__}: {error})") from error
+        raise AimonkError(f"{path} is not COCO JSON: {told} ({reason_of(error)})") from error
 
 
 def folders(files: list[Path], told: Told) -> Table:

@@ -30,7 +30,10 @@ def mat(files: list[Path], told: Told) -> Table:
     def rows() -> Iterator[Row]:
         for part in parts:
             images = np.atleast_1d(content[f"{part}_images_name"])
-            labels = np.asarray(content[f"{part}_label"]).reshape(-1, len(attributes))
+            try:
+                labels = np.asarray(content[f"{part}_label"], dtype=float).reshape(-1, len(attributes))
+            except (TypeError, ValueError) as error:
+                raise AimonkError(f"{path}: {part}_label is not a table of numbers ({reason_of(error)})") from error
             if len(images) != len(labels):
                 raise AimonkError(f"{path}: {part}_label has {len(labels)} rows for {len(images)} images")
             for number, (image, cells) in enumerate(zip(images, labels.tolist(), strict=True), start=1):
@@ -59,29 +62,32 @@ def hub(files: list[Path], told: Told) -> Table:
         raise AimonkError(f"cannot read {told.source} as a dataset: {reason_of(error)}") from error
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
-        raise AimonkError(f"{told.source} needs one column of images, found {len(images)} among {', '.join(features)}")
+        found = f"found {len(images)} among {', '.join(features)}"
+        raise AimonkError(f"{told.source} needs one column of images, {found} (--format table reads file names)")
     lists = {name: kind.feature for name, kind in features.items() if hasattr(kind, "feature")}
-    classes = features | lists
-    columns = {name: kind.names for name, kind in classes.items() if isinstance(kind, datasets.ClassLabel)}
+    classes = (features | lists).items()
+    columns = {name: kind.names for name, kind in classes if isinstance(kind, datasets.ClassLabel)}
     columns |= {name: [name] for name, kind in features.items() if getattr(kind, "dtype", "") == "bool"}
 
     def cells(name: str, value: Any) -> list[str]:
-        if value is None or value == -1:
+        if value is None or (name not in lists and value == -1):
             return ["missing"] * len(columns[name])
         if isinstance(value, bool):
             return ["listed" if value else "no"]
-        listed = [columns[name][one] for one in (value if name in lists else [value])]
-        found = listing(listed, columns[name])
+        found = listing([dict(enumerate(columns[name]))[one] for one in np.atleast_1d(value).tolist()], columns[name])
         return found if name in lists else [cell.replace("unlisted", "no") for cell in found]  # one class of several
 
     def rows() -> Iterator[Row]:
-        for part, data in splits.items():
-            stream = data.cast_column(images[0], datasets.Image(decode=False))
-            for number, row in enumerate(stream):
-                labels = [cell for name in columns for cell in cells(name, row[name])]
-                name = f"{part}/{number:06d}"
-                content = _content(row[images[0]])
-                yield Row(source, f"{part} {number}", name, labels, PARTS.get(part, ""), content=content)
+        number, part = 0, ""
+        try:
+            for part, data in splits.items():
+                stream = data.cast_column(images[0], datasets.Image(decode=False))
+                for number, row in enumerate(stream):
+                    labels = [cell for name in columns for cell in cells(name, row[name])]
+                    content, place = _content(row[images[0]]), f"{part} {number}"
+                    yield Row(source, place, f"{part}/{number:06d}", labels, PARTS.get(part, ""), content=content)
+        except Exception as error:  # of the network, of Arrow, a class without a name
+            raise AimonkError(f"cannot read {told.source}, {part} {number}: {reason_of(error)}") from error
 
     left = ", ".join(name for name in features if name not in {*columns, *images})
     notes = (f"Columns left out, because they hold no labels: {left}.",) if left else ()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from aimonk_hf.data.formats import FORMATS as LABEL_FILES
 from aimonk_hf.data.images import is_image_name
 from aimonk_hf.data.importers.annotations import coco, folders, label_studio
 from aimonk_hf.data.importers.arrays import hub, mat
@@ -36,7 +37,7 @@ FORMATS = {
     "mat": Format(mat, ("*.mat",)),
     "hub": Format(hub, ("*.parquet", "*/*.parquet")),
     "xlsx": Format(plain, ("*.xlsx",)),
-    "table": Format(plain, ("labels.csv", "labels.tsv", "labels.txt", "metadata.csv", "metadata.jsonl")),
+    "table": Format(plain, tuple(LABEL_FILES)),
     "folders": Format(folders),
 }
 

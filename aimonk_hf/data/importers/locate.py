@@ -33,12 +33,12 @@ class ImageFinder:
         parts = [part for part in name.parts if part not in ("/", "..")]
         if not parts:
             raise ImageError("the image name is empty")
-        beside = [] if self.given else [Path(os.path.abspath(row.file)).parent]  # noqa: PTH100
+        folders = [*([] if self.given else [Path(os.path.abspath(row.file)).parent]), *self.folders]  # noqa: PTH100
         tails = range(max(len(parts) - 1, 1))  # the last part alone may name several files
-        paths = (folder.joinpath(*parts[start:]) for start in tails for folder in (*beside, *self.folders))
-        for path in (Path(name), *paths) if name.is_absolute() else paths:
+        paths = [os.path.join(folder, *parts[start:]) for start in tails for folder in folders]  # noqa: PTH118
+        for path in [str(name), *paths] if name.is_absolute() else paths:
             if os.path.isfile(path):  # noqa: PTH113 - for names that no file can have
-                return path
+                return Path(path)
         without_prefix = re.sub("^[0-9a-f]{8}-", "", parts[-1])  # that Label Studio puts before the names of uploads
         for own in dict.fromkeys((parts[-1], without_prefix)):
             if found := self._by_name(own, parts, row.part):

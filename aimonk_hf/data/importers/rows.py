@@ -16,7 +16,7 @@ from aimonk_hf.storage import explained
 
 Cells = dict[str, float | str]
 CHOICES = {"absent": 0.0, "missing": np.nan, "present": 1.0}
-PARTS = PART_OF | {"0": "train", "1": "validation", "validate": "validation", "2": "report"}
+PARTS = PART_OF | {"validate": "validation"}  # MIMIC-CXR
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_json_file(path: Path, kind: type, form: str) -> Any:
             content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise AimonkError(f"{path}:{error.lineno}: not JSON ({error.msg}): export it again") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, a whole number of thousands of digits
         raise AimonkError(f"{path} is damaged ({error}): export it again") from error
     if not isinstance(content, kind):
         raise AimonkError(f"{path} is not {form}: it holds a {type(content).__name__}, not a {kind.__name__}")

@@ -44,8 +44,9 @@ def celeba(files: list[Path], told: Told) -> Table:
     beside = [folder / name for folder in (path.parent, path.parent.parent / "Eval") for name in _CELEBA_BESIDE]
     known = {file.name[:4]: {row[0]: row[-1] for _, row in token_rows(file)} for file in beside if file.is_file()}
     parts, persons = known.get("list", {}), known.get("iden", {})
+    names = {"0": "train", "1": "validation", "2": "report"}
     rows = (
-        Row(path, line, cells[0], cells[1:], PARTS.get(parts.get(cells[0], ""), ""), persons.get(cells[0], ""))
+        Row(path, line, cells[0], cells[1:], names.get(parts.get(cells[0], ""), ""), persons.get(cells[0], ""))
         for line, cells in lines
     )
     return Table([name for name in header if name != "image_id"], {"1": 1.0, "-1": 0.0}, rows)
@@ -103,26 +104,41 @@ def roboflow(files: list[Path], told: Told) -> Table:
 
 def tags(files: list[Path], told: Told) -> Table:
     """Read a CSV file with the tags of an image in one cell: in the column of a usual name, else in the second."""
-    path = files[0]
+    path, options = files[0], told.options
     lines = list(table_rows(path, told))
     header = [name.lower() for name in lines[0][1]]
     if len(header) < 2:
         raise AimonkError(f"{path}:{lines[0][0]}: a row is an image name and its tags")
     column = next((place for place, name in enumerate(header) if re.fullmatch(_TAGS, name)), 1)
-    image = find_image_column(header) or 0
+    names = {"group": options.group_column, "split": options.split_column, "image": options.image_column}
+    places = {own: find_image_column(header, [name]) for own, name in names.items() if name}
+    if missing := [own for own, place in places.items() if place is None]:
+        raise AimonkError(f"{path}:{lines[0][0]}: the header has no column {names[missing[0]]}")
+    image = places.get("image", find_image_column(header)) or 0
     rows = lines if is_image_name(header[0]) else lines[1:]
-    marks = [mark for mark in ",;|" if any(mark in cells[column] for _, cells in rows)]
-    if not marks and any(" " in cells[column] for _, cells in rows):
-        marks = [" ", ","]
-    if len(marks) > 1 and not told.tag_separator:
-        either = "' or '".join(marks)
-        raise AimonkError(f"{path}: '{either}' may separate tags: name the one that does with --tag-separator")
-    separator = told.tag_separator or "".join(marks) or ","
+    separator = told.tag_separator or _separator(path, [cells[column] for _, cells in rows])
     lists = [[tag.strip() for tag in cells[column].split(separator) if tag.strip()] for _, cells in rows]
     attributes = sorted({tag for listed in lists for tag in listed})
-    pairs = zip(rows, lists, strict=True)
-    found = (Row(path, line, cells[image], listing(listed, attributes)) for (line, cells), listed in pairs)
-    return Table(attributes, told.tags(), found)
+
+    def found() -> Iterator[Row]:
+        for (line, cells), listed in zip(rows, lists, strict=True):
+            part, group = ("" if (place := places.get(own)) is None else cells[place] for own in ("split", "group"))
+            problem = "" if part.lower() in PARTS else f"{part} is not train, validation or report"
+            labels = listing(listed, attributes)
+            yield Row(path, line, cells[image], labels, PARTS.get(part.lower(), ""), group, problem=problem)
+
+    return Table(attributes, told.tags(), found())
+
+
+def _separator(path: Path, cells: list[str]) -> str:
+    """Return the sign between tags: , or ; or | where cells hold one of these and no blank stands for it."""
+    marks = [mark for mark in ",;|" if any(mark in cell for cell in cells)]
+    if not marks and any(" " in cell for cell in cells):
+        marks = [" ", ","]
+    if len(marks) > 1:
+        either = "' or '".join(marks)
+        raise AimonkError(f"{path}: '{either}' may separate tags: name the one that does with --tag-separator")
+    return marks[0] if marks else ","
 
 
 def plain(files: list[Path], told: Told) -> Table:
