@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from aimonk_hf import AttributeDataset
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.labels import read_labels
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.hub import data_folder
@@ -50,9 +52,11 @@ def test_refused_rows_are_named_and_the_others_imported(
         [str(photos / "c.jpg"), "0", "1"],
     ]
     report = (data / "import.md").read_text()
-    assert "Format tags. 4 rows in, 3 images out, 1 rows refused.\nDecided by --unlisted absent.\n" in report
-    assert "| listed | present | 3 |\n| unlisted | absent | 3 |\n" in report
-    assert f"- {tagged}:5: there is no image file gone.jpg\n" in report
+    assert "Format tags. 4 rows in, 3 images out, 1 rows refused.\n\nDecided by --unlisted absent.\n" in report
+    assert "\n- listed: present, 3 times\n- unlisted: absent, 3 times\n" in report
+    assert "    cat               1         2   0       33.3%\n" in report
+    assert f"    {tagged}:5: there is no image file gone.jpg\n" in report
+    assert report.endswith(f"Train: `aimonk-hf train --data-dir {data} --output-dir OUT`\n")
     assert sorted(path.name for path in data.iterdir()) == ["import.md", "labels.csv"]
     dataset = AttributeDataset.from_folder(data)
     assert dataset.find_problems() == {}
@@ -181,7 +185,34 @@ def test_imported_label_studio_reports_its_agreement(tmp_path: Path, capsys: pyt
     assert run(source, "--output", tmp_path / "DATA", "--images-dir", tmp_path / "media") == 0
     told = "o model can beat its labels: 3 annotators agree by Krippendorff's alpha -0.33 (belt) to 0.33 (striped)"
     assert told in capsys.readouterr().out
-    assert told in (tmp_path / "DATA/import.md").read_text()
+    report = (tmp_path / "DATA/import.md").read_text()
+    assert told in report
+    assert "    striped     0.33              2          1     0\n" in report
+
+
+MUTATED = {
+    "list_attr_celeba.txt": "2\nSmiling Young\na.jpg -1  1\nb.jpg  1  1\n",
+    "_classes.csv": "filename, Cat, Dog\na.jpg, 1, 0\nb.jpg, 0, 1\n",
+    "tags.csv": 'image,tags\na.jpg,"cat,dog"\nb.jpg,dog\n',
+    "coco.json": (EXPORTS / "coco/annotations/instances_train.json").read_text(),
+    "tasks.json": (EXPORTS / "label_studio/tasks.json").read_text(),
+}
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_mutated_bytes_give_a_table_or_one_sentence(tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+    draw(tmp_path, "a.jpg", "b.jpg", "red.jpg", "green.jpg", "blue.jpg", "grey.jpg")
+    rng, content, group = random.Random(name), MUTATED[name].encode(), "group" if name == "_classes.csv" else None
+    for number in range(40):
+        start = rng.randrange(len(content))
+        new = bytes(rng.choices(b'",;\n\0 \xff{}[]019-ax', k=rng.randrange(4)))
+        (tmp_path / name).write_bytes(content[:start] + new + content[start + rng.randrange(6) :])
+        data = tmp_path / f"DATA{number}"
+        status, error = run(tmp_path / name, "--output", data, "--unlisted", "absent"), capsys.readouterr().err
+        assert (status == 0) == (not error)
+        assert status == 1 or error.count("\n") == (status == 2)
+        if status != 2:
+            assert len(read_labels(data / "labels.csv", options=ReadOptions(group_column=group)))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_celeba_with_parts_and_persons(tmp_path: Path) -> None:
     assert rows_of(done) == {"000001.jpg": [0, 1], "000002.jpg": [1, 1], "000003.jpg": [1, 0]}
     assert done.labels.parts == ["train", "validation", "report"]
     assert done.labels.groups == ["2880", "2880", "7"]
-    assert "3 images were found by their file name" in done.report
+    assert "3 rows name another path than that of the image" in done.report
 
 
 def test_celeba_as_kaggle_publishes_it(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def add_import_command(command: Command) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from aimonk_hf.data.agreement import describe_agreement
+    from aimonk_hf.data.agreement import agreement_table, describe_agreement
     from aimonk_hf.data.importers.rows import Told
     from aimonk_hf.data.imports import import_labels, train_command
     from aimonk_hf.data.labels import labels_table
@@ -49,6 +49,7 @@ def _import(options: argparse.Namespace) -> int:
     done = import_labels(told, options.output, *place)
     print(labels_table(done.labels))
     if done.agreement:
+        print(agreement_table(done.agreement))
         print(describe_agreement(done.agreement))
     print(f"written:  {len(done.labels)} images in {done.labels.source}; {options.output / 'import.md'} says how")
     print(f"train:    {train_command(options.output, done.labels)}")

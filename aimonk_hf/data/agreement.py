@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.console import figure
+from aimonk_hf.console import figure, table
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.storage import read_json
 
@@ -89,3 +89,10 @@ def describe_agreement(content: dict[str, Any]) -> str:
     (lowest, worst), (highest, best) = known[0], known[-1]
     scale = f"Krippendorff's alpha {figure(lowest, 2)} ({worst}) to {figure(highest, 2)} ({best})"
     return f"no model can beat its labels: {content['n_annotators']} annotators agree by {scale}"
+
+
+def agreement_table(content: dict[str, Any]) -> str:
+    """Return the agreement on each attribute, over the images with several votes."""
+    header = ["attribute", "alpha", "several votes", "all agree", "ties"]
+    rows = content["per_attribute"].items()
+    return table(header, [[name, figure(row["alpha"], 2), *(str(row[key]) for key in _KEYS[1:])] for name, row in rows])

@@ -7,16 +7,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 
-from aimonk_hf.data.agreement import AGREEMENT_FILE, agreement, consensus, count_votes, describe_agreement
+from aimonk_hf.data.agreement import (
+    AGREEMENT_FILE,
+    agreement,
+    agreement_table,
+    consensus,
+    count_votes,
+    describe_agreement,
+)
 from aimonk_hf.data.images import open_image, shown_name
 from aimonk_hf.data.importers.formats import FORMATS, recognise
 from aimonk_hf.data.importers.locate import ImageFinder
 from aimonk_hf.data.importers.rows import Row, Table, Told
-from aimonk_hf.data.labels import Labels, cell_text, labels_table, write_labels
+from aimonk_hf.data.labels import Labels, labels_table, write_labels
 from aimonk_hf.errors import AimonkError, ImageError, near_names
 from aimonk_hf.storage import is_text, staged_folder, write_json, write_text
 
@@ -72,7 +80,8 @@ def import_labels(
         done = _agree(rows, min_votes)
         done.labels.images = _place_images(list(rows.images), output, stage, copy)
         done.labels.source = str(output / "labels.csv")
-        done.report = "\n".join(_report(done, table, rows, told, format, finder))
+        parts = [*_report(done, table, rows, told, format, finder), f"Train: `{train_command(output, done.labels)}`"]
+        done.report = "\n\n".join(parts) + "\n"
         write_labels(stage / "labels.csv", done.labels)
         write_text(stage / "import.md", done.report)
         if done.agreement:
@@ -204,26 +213,25 @@ def _place_images(images: list[Path | str], output: Path, stage: Path, copy: boo
 
 
 def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, finder: ImageFinder) -> Iterator[str]:
-    """Yield the lines of import.md."""
-    words = {"1": "present", "0": "absent", "NA": "missing"}
+    """Yield the parts of import.md; names from the source are in indented blocks, which nothing in them can end."""
+    words = {1.0: "present", 0.0: "absent"}
     flags = {"blank": told.blank, "uncertain": told.uncertain, "unlisted": told.unlisted}
-    yield from (f"# Import of {shown_name(told.source)}", "")
+    given = " ".join(f"--{name} {value}" for name, value in flags.items() if value)
+    yield f"# Import of {shown_name(told.source)}"
     yield f"Format {format}. {rows.n_rows} rows in, {len(rows.images)} images out, {len(rows.refused)} rows refused."
-    if given := " ".join(f"--{name} {value}" for name, value in flags.items() if value):
+    if given:
         yield f"Decided by {given}."
     if finder.n_by_tail:
-        yield f"{finder.n_by_tail} images were found by their file name below the folder, not at the path as written."
-    yield from table.notes
-    yield from ("", "| value | taken for | times |", "| --- | --- | ---: |")
-    for cell, count in rows.counts.most_common():
-        yield f"| {cell or '(blank)'} | {words[cell_text(table.meaning[cell])]} | {count} |"  # type: ignore[arg-type]
-    yield from ("", "## Labels", "", "```", labels_table(done.labels), "```", "")
+        yield f"{finder.n_by_tail} rows name another path than that of the image, which was found by its file name."
+    yield from map(shown_name, table.notes)
+    counts = [(cell, words.get(table.meaning[cell], "missing"), n) for cell, n in rows.counts.most_common()]
+    yield "\n".join(f"- {cell or '(blank)'}: {word}, {n} times" for cell, word, n in counts)
+    yield from ("## Labels", indent(labels_table(done.labels), "    "))
     for name, column in (("split", done.labels.parts), ("group", done.labels.groups)):
         if column:
-            counts = Counter(column)
-            yield f"Column {name}: {len(counts)} values, of which the most frequent has {max(counts.values())} images."
+            yield f"Column {name}: {len(set(column))} values, the largest has {max(Counter(column).values())} images."
     if done.agreement:
-        yield from ("", f"Consensus by majority; {describe_agreement(done.agreement)}.", "")
+        yield f"Consensus by majority; {describe_agreement(done.agreement)}."
+        yield indent(agreement_table(done.agreement), "    ")
     if done.refused:
-        yield from ("", "## Refused rows", "", *(f"- {shown_name(reason)}" for reason in done.refused))
-    yield ""
+        yield from ("Refused:", "\n".join(f"    {shown_name(reason)}" for reason in done.refused))
