@@ -74,6 +74,7 @@ class LoopbackHub:
             f"POST {repo}/commit/{{revision:path}}": self.commit,
             f"POST {repo}/branch/{{branch:path}}": self.branch,
             f"GET {repo}/tree/{{revision}}": self.tree,
+            f"GET {repo}/tree/{{revision}}/{{path:path}}": self.tree,
             f"GET {repo}/revision/{{revision:path}}": self.info,
             f"GET {repo}": self.info,
             "PUT /objects/{oid}": self.upload,
@@ -217,14 +218,19 @@ class LoopbackHub:
         return JSONResponse(identity | known | state)
 
     async def tree(self, request: Request) -> Response:
+        """Return the files and folders right below a path, or with recursive=true all files below it."""
         _, _, repo = self._repo(request)
-        entries = []
+        below = f"{request.path_params['path']}/" if request.path_params.get("path") else ""
+        recursive = request.query_params.get("recursive", "").lower() == "true"
+        entries: dict[str, dict] = {}
         for path, content in repo.commits[self._sha(repo, request.path_params["revision"])].items():
-            entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
-            if path.endswith(_LFS_SUFFIXES):
-                entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        return JSONResponse(entries)
+            first, *deeper = path.removeprefix(below).split("/")
+            if path.startswith(below) and deeper and not recursive:
+                folder = below + first
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": _blob_id(folder.encode())}
+            elif path.startswith(below):
+                entries[path] = _entry(path, content)
+        return JSONResponse(list(entries.values()))
 
     async def resolve(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
@@ -234,6 +240,13 @@ class LoopbackHub:
         content = repo.commits[sha][path]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'}
         return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+def _entry(path: str, content: bytes) -> dict:
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+    if path.endswith(_LFS_SUFFIXES):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _blob_id(content: bytes) -> str:

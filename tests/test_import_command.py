@@ -247,3 +247,22 @@ def test_an_unknown_dataset_repository_is_one_line(hub: LoopbackHub, capsys: pyt
     assert main(["audit", "--data-dir", "hf://datasets/user/nothing"]) == 2
     assert "there is no folder and no Hub repository user/nothing" in capsys.readouterr().err
     assert data_folder("some/folder") == Path("some/folder")
+
+
+def test_a_dataset_repository_is_imported(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    stored = (EXPORTS / "hub/train.parquet").read_bytes()
+    draw(tmp_path, "cat/1.png", "dog/2.png")
+    images = {f"test/{name}": (tmp_path / name).read_bytes() for name in ("cat/1.png", "dog/2.png")}
+    for name, files in (("table", {"data/train-00000-of-00001.parquet": stored}), ("folders", images)):
+        hub.repos["dataset", f"user/{name}"] = Repo(private=False)
+        hub.repos["dataset", f"user/{name}"].commit("main", {"README.md": b"---\nlicense: mit\n---\n", **files}, "data")
+    assert run("hf://datasets/user/table", "--output", tmp_path / "DATA", "--attributes", "dress,striped") == 0
+    np.testing.assert_array_equal(read_labels(tmp_path / "DATA").values, [[1, 1], [0, np.nan], [np.nan, 0]])
+    assert run("hf://datasets/user/folders", "--output", tmp_path / "DATA2") == 0
+    labels = read_labels(tmp_path / "DATA2")
+    assert (labels.attributes, labels.images) == (["cat", "dog"], ["test/000000.png", "test/000001.png"])
+    np.testing.assert_array_equal(labels.values, [[1, 0], [0, 1]])
+    assert (tmp_path / "DATA2/images/test/000001.png").read_bytes() == images["test/dog/2.png"]

@@ -81,7 +81,7 @@ def hub(files: list[Path], told: Told) -> Table:
         number, part = 0, ""
         try:
             for part, data in splits.items():
-                stream = data.cast_column(images[0], datasets.Image(decode=False))
+                stream = data.decode(False)
                 for number, row in enumerate(stream):
                     labels = [cell for name in columns for cell in cells(name, row[name])]
                     content, place = _content(row[images[0]]), f"{part} {number}"
