@@ -49,10 +49,15 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
         names[1:] = attributes
     rest = [name for place, name in enumerate(names) if place != image]
     others: dict[str, tuple[int, Callable[[Any], str]]] = {}
-    named = {"ignore-columns": ignored, "group-column": [options.group_column], "split-column": [options.split_column]}
-    for flag, wanted in (named | {"attributes": attributes}).items():
-        if unknown := [name for name in wanted if name is not None and name not in rest]:
-            kind = "attribute" if flag == "attributes" else f"--{flag}"
+    named: dict[str, list[str]] = {
+        "attribute": attributes,
+        "--ignore-columns": ignored,
+        "--group-column": [options.group_column] if options.group_column else [],
+        "--split-column": [options.split_column] if options.split_column else [],
+    }
+    for what, wanted in named.items():
+        if unknown := [name for name in wanted if name not in rest]:
+            kind = what if what == "attribute" else f"column for {what}:"
             raise AimonkError(f"{path} has no {kind} {unknown[0]!r}{near_names(unknown[0], rest)}")
     for kind, name, read in (("group", options.group_column, _group), ("split", options.split_column, _part)):
         if name is not None:
