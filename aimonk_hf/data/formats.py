@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.storage import explained
 
@@ -84,7 +84,8 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
             for cells in reader:
                 yield before + reader.line_num, cells
         except csv.Error as error:
-            raise AimonkError(f"{path}:{before + reader.line_num}: {error}") from error
+            told = f"The row cannot be divided into cells ({shown_name(str(error))})"
+            raise AimonkError(f"{path}:{before + reader.line_num}: {told}") from error
 
     _, header = next(records())
     header = [cell.strip() for cell in header]
@@ -118,7 +119,7 @@ def _choose_delimiter(path: Path, number: int, line: str, columns: list[str]) ->
     try:
         headers = {one: next(csv.reader([line], delimiter=one, skipinitialspace=True)) for one in order}
     except csv.Error as error:
-        raise AimonkError(f"{path}:{number}: {error}") from error
+        raise AimonkError(f"{path}:{number}: The header cannot be divided into cells ({error})") from error
     fitting = [one for one in order if len(headers[one]) > 1 and find_image_column(headers[one], columns) is not None]
     if len(fitting) > 1:
         told = f"The header can be divided by {fitting[0]!r} and by {fitting[1]!r}"

@@ -93,8 +93,8 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
         except (KeyError, TypeError):
             odd = [place for place in range(n_labels) if not meaning.knows(cells[place + 1])]
             told = f"{str(cells[odd[0] + 1])[:40]!r} in column {columns.names[odd[0]]} is not a label (1, 0 or NA)"
-            flags = advice(cells[odd[0] + 1], [columns.names[place] for place in odd])
-            raise AimonkError(f"{path}:{line}: {told}: {flags}") from None
+            told += f": {advice(cells[odd[0] + 1], [columns.names[place] for place in odd])}"
+            raise AimonkError(f"{path}:{line}: {shown_name(told)}") from None
         except ValueError as error:
             raise AimonkError(f"{path}:{line}: {error}") from None
     if not images:
