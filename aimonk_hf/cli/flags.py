@@ -1,6 +1,7 @@
 """Flags that several commands share, and those made from the fields of TrainConfig."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
@@ -69,7 +70,7 @@ def read_data(options: argparse.Namespace) -> Any:
 
     place = data_folder(options.data_dir), options.labels, options.images_dir
     dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
-    print(f"labels:   {dataset.labels.told}")
+    print(f"labels:   {dataset.labels.told}", file=sys.stderr)
     return dataset
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aimonk_hf.console import warn_once
 from aimonk_hf.data.formats import Table, find_image_column
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.vocabulary import PART_OF
 from aimonk_hf.errors import AimonkError, near_names
@@ -49,11 +49,16 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
         names[1:] = attributes
     rest = [name for place, name in enumerate(names) if place != image]
     others: dict[str, tuple[int, Callable[[Any], str]]] = {}
-    named = {"ignore-columns": ignored, "group-column": [options.group_column], "split-column": [options.split_column]}
-    for flag, wanted in (named | {"attributes": attributes}).items():
-        if unknown := [name for name in wanted if name is not None and name not in rest]:
-            kind = "attribute" if flag == "attributes" else f"--{flag}"
-            raise AimonkError(f"{path} has no {kind} {unknown[0]!r}{near_names(unknown[0], rest)}")
+    named: dict[str, list[str]] = {
+        "attribute": attributes,
+        "--ignore-columns": ignored,
+        "--group-column": [options.group_column] if options.group_column else [],
+        "--split-column": [options.split_column] if options.split_column else [],
+    }
+    for what, wanted in named.items():
+        if unknown := [name for name in wanted if name not in rest]:
+            kind = what if what == "attribute" else f"column for {what}:"
+            raise AimonkError(f"{path} has no {kind} {unknown[0]!r}{shown_name(near_names(unknown[0], rest))}")
     for kind, name, read in (("group", options.group_column, _group), ("split", options.split_column, _part)):
         if name is not None:
             others[kind] = names.index(name), read
@@ -77,7 +82,9 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
 def _no_image_column(names: list[str], image_columns: Sequence[str]) -> str:
     found = ",".join(names)[:60]
     if len(image_columns) == 1:
-        return f"There is no column {image_columns[0]!r} (--image-column){near_names(image_columns[0], names)}"
+        return (
+            f"There is no column {image_columns[0]!r} (--image-column){shown_name(near_names(image_columns[0], names))}"
+        )
     if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names):
         return f"The first row is no header: write {image_columns[0]},<attribute>,... above it (found {found!r})"
     told = f"The header must be {image_columns[0]},<attribute>,... (found {found!r})"

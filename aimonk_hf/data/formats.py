@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.storage import explained
 
@@ -84,7 +84,8 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
             for cells in reader:
                 yield before + reader.line_num, cells
         except csv.Error as error:
-            raise AimonkError(f"{path}:{before + reader.line_num}: {error}") from error
+            told = f"The row cannot be divided into cells ({shown_name(str(error))})"
+            raise AimonkError(f"{path}:{before + reader.line_num}: {told}") from error
 
     _, header = next(records())
     header = [cell.strip() for cell in header]
@@ -118,7 +119,7 @@ def _choose_delimiter(path: Path, number: int, line: str, columns: list[str]) ->
     try:
         headers = {one: next(csv.reader([line], delimiter=one, skipinitialspace=True)) for one in order}
     except csv.Error as error:
-        raise AimonkError(f"{path}:{number}: {error}") from error
+        raise AimonkError(f"{path}:{number}: The header cannot be divided into cells ({error})") from error
     fitting = [one for one in order if len(headers[one]) > 1 and find_image_column(headers[one], columns) is not None]
     if len(fitting) > 1:
         told = f"The header can be divided by {fitting[0]!r} and by {fitting[1]!r}"
@@ -131,7 +132,7 @@ def text_table(path: Path, encoding: str | None = None, image_column: str | None
 
     A name, which may hold spaces, ends at the last token with an image extension.
     """
-    number, line = next(_text_lines_of_rows(path, encoding), (0, ""))
+    number, line = next(_rows_of_text(path, encoding), (0, ""))
     if not number:
         raise AimonkError(_EMPTY.format(path))
     n_values = _count_values(line)
@@ -139,20 +140,21 @@ def text_table(path: Path, encoding: str | None = None, image_column: str | None
         table = csv_table(path, encoding, image_column)
         if find_image_column(table.header, [image_column] if image_column else IMAGE_COLUMNS) is not None:
             return table
-    _check_row(path, number, line, n_values)
 
     def rows(columns: Sequence[int]) -> Iterator[Row]:
-        for number, line in _text_lines_of_rows(path, encoding):
-            _check_row(path, number, line, own := _count_values(line))
-            if own != n_values:
+        for number, line in _rows_of_text(path, encoding):
+            cells = line.rsplit(maxsplit=n_values)
+            # a later token that ends as an image does is no label, and refused as such
+            if len(cells) != n_values + 1 or not cells[0].lower().endswith(IMAGE_EXTENSIONS):
+                own = _check_row(path, number, line)
                 raise AimonkError(f"{path}:{number}: The row has {own} values where {n_values} were expected")
-            cells = [line.rsplit(maxsplit=own)[0], *line.split()[-own:]]
             yield number, [cells[column] for column in columns]
 
-    return Table(["image", *(f"Attr{place}" for place in range(1, n_values + 1))], number, rows, [], has_names=False)
+    names = [f"Attr{place}" for place in range(1, _check_row(path, number, line) + 1)]
+    return Table(["image", *names], number, rows, [], has_names=False)
 
 
-def _text_lines_of_rows(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
+def _rows_of_text(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text_lines(path, encoding), start=1):
         if line.strip() and not (line.startswith("#") and _count_values(line) < 1):
             yield number, line
@@ -164,11 +166,13 @@ def _count_values(line: str) -> int:
     return next(ends, -1)
 
 
-def _check_row(path: Path, number: int, line: str, n_values: int) -> None:
-    if n_values < 1:
+def _check_row(path: Path, number: int, line: str) -> int:
+    """Return the number of values in a row of a labels.txt."""
+    if (n_values := _count_values(line)) < 1:
         missing = "No image name" if n_values < 0 else "No values"
         advice = "a row is FILENAME V1 V2 ..., divided by spaces and without a header; other tables are .csv or .tsv"
         raise AimonkError(f"{path}:{number}: {missing} in {line.strip()[:60]!r} ({advice})")
+    return n_values
 
 
 def json_table(path: Path, encoding: str | None = None, image_column: str | None = None) -> Table:
@@ -178,7 +182,9 @@ def json_table(path: Path, encoding: str | None = None, image_column: str | None
         for number, line in enumerate(text_lines(path, encoding), start=1):
             if line.strip():
                 try:
-                    value = json.loads(line, object_pairs_hook=_unique)
+                    value = json.loads(line)
+                    if len(value) != line.count(":"):  # else no key can be in it twice
+                        value = json.loads(line, object_pairs_hook=_unique)
                     if not isinstance(value, dict):
                         raise ValueError(f"found a {type(value).__name__}")
                 except (ValueError, RecursionError) as error:
@@ -187,8 +193,11 @@ def json_table(path: Path, encoding: str | None = None, image_column: str | None
                 yield number, value
 
     header: dict[str, None] = {}
+    last: tuple[str, ...] = ()
     for _, value in objects():
-        header.update(dict.fromkeys(value))  # which keeps the order of first sight
+        if (keys := tuple(value)) != last:
+            header.update(dict.fromkeys(keys))  # in the order of first sight
+            last = keys
     if not (names := list(header)):
         raise AimonkError(_EMPTY.format(path))
 
@@ -211,6 +220,7 @@ def parquet_table(path: Path, encoding: str | None = None, image_column: str | N
     """Open a Parquet file, of which only the columns that are asked for are read."""
     try:
         import pyarrow as pa
+        import pyarrow.compute as pc
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise AimonkError(f"{path} needs pyarrow: pip install 'aimonk_hf[parquet]'") from error
@@ -229,8 +239,11 @@ def parquet_table(path: Path, encoding: str | None = None, image_column: str | N
         number = 0
         try:
             for batch in file.iter_batches(8192, columns=[schema.names[column] for column in columns]):
-                cells = [batch.column(schema.names[column]).to_pylist() for column in columns]
-                for row in zip(*cells, strict=True):
+                cells = [batch.column(schema.names[column]) for column in columns]
+                for place, own in enumerate(cells):
+                    if pa.types.is_floating(own.type):
+                        cells[place] = pc.if_else(pc.is_nan(own), None, own)  # None is found again in a dictionary
+                for row in zip(*(own.to_pylist() for own in cells), strict=True):
                     number += 1
                     yield number, row
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -284,16 +297,16 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
         raise AimonkError(
             f"--encoding {encoding}: there is no such encoding; usual ones are utf-8 and cp1252"
         ) from error
-    plain = {"encoding": "utf-8-sig", "errors": "surrogateescape"} if codec == "utf-8" else {"encoding": codec}
+    codec, errors = ("utf-8-sig", "surrogateescape") if codec == "utf-8" else (codec, "strict")
     number = 0
     with explained(f"read {path}"):
         try:
-            with open(path, newline="", **plain) as file:
+            with open(path, encoding=codec, errors=errors, newline="") as file:
                 for number, line in enumerate(file, start=1):
                     if "\0" in line:
                         told = "A zero byte: not a text file, or UTF-16 without its mark (then --encoding utf-16-le)"
                         raise AimonkError(f"{path}:{number}: {told}")
-                    yield line.removeprefix("\ufeff") if number == 1 and codec != "utf-8" else line
+                    yield line.removeprefix("\ufeff") if number == 1 else line
         except (UnicodeError, LookupError) as error:
             told = f"The text from here on is not {codec} ({reason_of(error)}): name its encoding with --encoding"
             raise AimonkError(f"{path}:{number + 1}: {told}") from error

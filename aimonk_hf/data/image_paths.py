@@ -6,25 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 from unicodedata import normalize
 
 from aimonk_hf.data.formats import format_of
 from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.storage import explained
 
+_ANYWHERE, _ANY_EXTENSION = "*/", ".*"  # in keys of files
 _UNTIDY = re.compile(r"^/|^\./|/\./|//")  # spellings of a path that exists all the same
-
-
-class _Place(NamedTuple):
-    """A path taken apart: folders, name without an image extension, and that extension in lower case."""
-
-    folders: tuple[str, ...]
-    stem: str
-    extension: str
 
 
 def locate_images(labels: Labels, images_dir: Path | None = None) -> tuple[Labels, Path]:
@@ -34,7 +27,7 @@ def locate_images(labels: Labels, images_dir: Path | None = None) -> tuple[Label
     Raises `AimonkError` where no image is there, or two names fit one file.
     """
     source, candidates = labels.source, [images_dir] if images_dir else _image_folders(Path(labels.source))
-    best: tuple[int, list[str], Path] = (0, [], candidates[0])
+    best: tuple[int, list[str], Path] = 0, [], candidates[0]
     for folder in candidates:
         found = _find(labels.images, folder)
         n_found = sum(map(bool, found))
@@ -44,25 +37,27 @@ def locate_images(labels: Labels, images_dir: Path | None = None) -> tuple[Label
             break
     if not best[0]:
         raise AimonkError(_none_found(labels, candidates, images_dir))
-    _, found, folder = best
+    _, files, folder = best
+    files = [file or name for name, file in zip(labels.images, files, strict=True)]
+    changed = [row for row, (name, file) in enumerate(zip(labels.images, files, strict=True)) if name != file]
+    if not changed:
+        return labels, folder
     row_of: dict[str, int] = {}
-    for row, file in enumerate(found):
-        if file and (first := row_of.setdefault(file, row)) != row:
-            names = f"{shown_name(labels.images[first])} and {shown_name(labels.images[row])}"
-            raise AimonkError(f"{source}: {names} are the same file, {shown_name(file)}: keep one of the rows")
-    changed = [row for row, (name, file) in enumerate(zip(labels.images, found, strict=True)) if file not in ("", name)]
-    notes = labels.notes
-    if changed:
-        example = f"{shown_name(labels.images[changed[0]])} is read from {shown_name(found[changed[0]])}"
-        notes += (f"{len(changed)} image name(s) are spelled in another way in {folder}, first: {example}",)
-    names = [file or name for name, file in zip(labels.images, found, strict=True)]
-    return replace(labels, images=names, notes=notes), folder
+    for row, file in enumerate(files):
+        if (first := row_of.setdefault(file, row)) != row:
+            both = f"{shown_name(labels.images[first])} and {shown_name(labels.images[row])}"
+            raise AimonkError(f"{source}: {both} are the same file, {shown_name(file)}: keep one of the rows")
+    example = f"{shown_name(labels.images[changed[0]])} is read from {shown_name(files[changed[0]])}"
+    note = f"{len(changed)} image name(s) are spelled in another way in {folder}, first: {example}"
+    return replace(labels, images=files, notes=(*labels.notes, note)), folder
 
 
 def _image_folders(source: Path) -> list[Path]:
     """Return the folders in which the images of a label file may be, the likeliest first."""
     parent = source.parent
-    named = sorted((path for path in parent.iterdir() if path.name.lower() == "images" and path.is_dir()), reverse=True)
+    with explained(f"read {parent}"):
+        named = [path for path in parent.iterdir() if path.name.lower() == "images" and path.is_dir()]
+    named.sort(reverse=True)  # images before Images
     folders = [*named, *(path / "images" for path in named if (path / "images").is_dir())]
     return [parent, *folders] if format_of(source).images_beside else [*folders, parent]
 
@@ -71,18 +66,17 @@ def _find(names: list[str], folder: Path) -> list[str]:
     """Return the file of each name, relative to the folder; "" where none fits, or several do."""
     above = tuple(map(str.casefold, folder.absolute().parts))
     found = [_exact(name, folder, above) for name in names]
-    wanted: dict[str, list[int]] = {}
-    for row, file in enumerate(found):
-        if not file:
-            wanted.setdefault(_take_apart(names[row]).stem, []).append(row)
-    best: dict[int, int] = {}
-    for file, place in _files(folder) if wanted else ():
-        for row in wanted.get(place.stem, ()):
-            fit = _fit(_take_apart(names[row]), place, above)
-            if fit > best.get(row, 0):
-                best[row], found[row] = fit, file
-            elif fit and fit == best[row]:
-                found[row] = ""
+    rows = [row for row, file in enumerate(found) if not file]
+    stems = {_take_apart(names[row])[1] for row in rows}
+    file_of: dict[str, str] = {}
+    for file in _files(folder) if rows else ():
+        folders, stem, extension = _take_apart(file)
+        if stem in stems:
+            for path in ("/".join((*folders, stem)), _ANYWHERE + stem):
+                for key in (path + extension, path + _ANY_EXTENSION):
+                    file_of[key] = "" if key in file_of else file
+    for row in rows:
+        found[row] = next((file_of[key] for key in _keys(names[row], above) if key in file_of), "")
     return found
 
 
@@ -95,48 +89,43 @@ def _exact(name: str, folder: Path, above: tuple[str, ...]) -> str:
         inside = name.startswith("/") and Path(name).is_relative_to(folder.absolute())
         return str(Path(name).relative_to(folder.absolute()) if inside else Path(name))
     *folders, last = posixpath.normpath(name.replace("\\", "/")).split("/")
-    for within in _within(tuple(folders), above):
-        if os.path.isfile(os.path.join(folder, path := "/".join((*within, last)))):  # noqa: PTH113, PTH118
-            return path
-    return ""
+    paths = ("/".join((*within, last)) for within in _within(tuple(folders), above))
+    return next((path for path in paths if os.path.isfile(os.path.join(folder, path))), "")  # noqa: PTH113, PTH118
 
 
 def _within(folders: tuple[str, ...], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the folders of a name, and those that are left when it begins with the folder that it is in."""
-    if folders[:1] != ("",):  # not absolute
-        for number in range(len(folders) + 1):
-            if tuple(map(str.casefold, folders[:number])) == above[len(above) - number :]:
-                yield folders[number:]
+    """Yield the folders of a name, and the rest of them where they begin with the folder that is searched."""
+    for number in range(len(folders) + 1):
+        if tuple(map(str.casefold, folders[:number])) == above[len(above) - number :]:
+            yield folders[number:]
 
 
-def _take_apart(path: str) -> _Place:
+def _keys(name: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Yield the keys of the files that a name may mean, the surest first: of an absolute one the ends of its path."""
+    folders, stem, extension = _take_apart(name)
+    is_absolute = bool(folders) and re.fullmatch(r"|[A-Za-z]:", folders[0]) is not None
+    ends = (folders[number:] for number in range(1, len(folders))) if is_absolute else _within(folders, above)
+    for end in ends:
+        yield "/".join((*end, stem)) + (extension or _ANY_EXTENSION)
+    if is_absolute:
+        yield _ANYWHERE + stem + (extension or _ANY_EXTENSION)
+
+
+def _take_apart(path: str) -> tuple[tuple[str, ...], str, str]:
+    """Return the folders of a path, its name without an image extension, and that extension in lower case."""
     *folders, name = normalize("NFC", posixpath.normpath(path.replace("\\", "/"))).split("/")
     stem, extension = posixpath.splitext(name)
     is_image = extension.lower() in IMAGE_EXTENSIONS
-    return _Place(tuple(folders), stem if is_image else name, extension.lower() if is_image else "")
+    return tuple(folders), stem if is_image else name, extension.lower() if is_image else ""
 
 
-def _files(folder: Path) -> Iterator[tuple[str, _Place]]:
+def _files(folder: Path) -> Iterator[str]:
     """Yield the image files below a folder, relative to it."""
     for place, _, names in os.walk(folder):
         within = os.path.relpath(place, folder)
         for name in names:
             if name.lower().endswith(IMAGE_EXTENSIONS):
-                file = name if within == "." else f"{within}/{name}"
-                yield file, _take_apart(file)
-
-
-def _fit(name: _Place, file: _Place, above: tuple[str, ...]) -> int:
-    """Return how well a file fits a name, 0 not at all; of an absolute name the end of the path has to fit."""
-    if name.extension not in ("", file.extension):
-        return 0
-    n_shared = 0
-    if name.folders and re.fullmatch(r"|[A-Za-z]:", name.folders[0]):
-        pairs = zip(reversed(name.folders), reversed(file.folders), strict=False)
-        n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    elif file.folders not in _within(name.folders, above):
-        return 0
-    return 1 + 2 * n_shared + (name.extension == file.extension)
+                yield name if within == "." else f"{within}/{name}"
 
 
 def _none_found(labels: Labels, candidates: list[Path], images_dir: Path | None) -> str:
@@ -146,7 +135,7 @@ def _none_found(labels: Labels, candidates: list[Path], images_dir: Path | None)
         missing = images_dir or parent / "images"
         return f"There is no folder {missing}, and no listed image beside {labels.source}: name it with --images-dir"
     name = labels.images[0]
-    files = [file for file, _ in islice(_files(folder), 10_000)]
+    files = list(islice(_files(folder), 10_000))
     told = f"None of the {len(labels)} listed images is in {folder}: {labels.source} lists {shown_name(name)!r}"
     if not files:
         return f"{told}, and the folder holds no image: name another with --images-dir"

@@ -17,7 +17,7 @@ from aimonk_hf.data.label_checks import count_labels
 from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
 from aimonk_hf.data.vocabulary import Vocabulary, advice
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.storage import write_csv
+from aimonk_hf.storage import explained, write_csv
 
 SUGGESTION_COLUMNS = ("image", "attribute", "label", "suggested", "score", "kind", "accept")
 _URL = re.compile(r"(?:https?|ftp|s3|gs|hf)://|data:image/", re.IGNORECASE)
@@ -87,14 +87,14 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
             raise AimonkError(f"{path}:{line}: {_refused_name(name, table, columns)}")
         images[name] = None
         try:
-            values.extend([meaning[cell] for cell in cells[1 : n_labels + 1]])
+            values.extend(map(meaning.__getitem__, cells[1 : n_labels + 1]))
             for (own, (_, read)), cell in zip(columns.others.items(), cells[n_labels + 1 :], strict=True):
                 others[own].append(read(cell))
         except (KeyError, TypeError):
             odd = [place for place in range(n_labels) if not meaning.knows(cells[place + 1])]
             told = f"{str(cells[odd[0] + 1])[:40]!r} in column {columns.names[odd[0]]} is not a label (1, 0 or NA)"
-            flags = advice(cells[odd[0] + 1], [columns.names[place] for place in odd])
-            raise AimonkError(f"{path}:{line}: {told}: {flags}") from None
+            told += f": {advice(cells[odd[0] + 1], [columns.names[place] for place in odd])}"
+            raise AimonkError(f"{path}:{line}: {shown_name(told)}") from None
         except ValueError as error:
             raise AimonkError(f"{path}:{line}: {error}") from None
     if not images:
@@ -123,8 +123,9 @@ def find_labels(data_dir: Path) -> Path:
             return data_dir / name
     if not data_dir.is_dir():
         raise AimonkError(f"There is no data folder {data_dir}")
-    others = [path.name for path in sorted(data_dir.iterdir()) if path.suffix.lower() in TABLE_ENDINGS]
-    advice = f"--labels {shown_name(others[0])} may read it" if others else "name another file with --labels"
+    with explained(f"read {data_dir}"):
+        others = [path.name for path in sorted(data_dir.iterdir()) if path.suffix.lower() in TABLE_ENDINGS]
+    advice = f"--labels {data_dir / shown_name(others[0])} names one" if others else "name another file with --labels"
     raise AimonkError(f"{data_dir} has no label file ({', '.join(FORMATS)}): {advice}")
 
 

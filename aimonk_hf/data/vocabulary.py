@@ -34,6 +34,8 @@ class Vocabulary(dict[Any, float]):
 
     def __init__(self, options: ReadOptions) -> None:
         self._above = options.present_above
+        if self._above is not None and not np.isfinite(self._above):
+            raise AimonkError(f"--present-above must be a finite number, found {self._above}")
         self._meanings = {_key(word): label for label, words in _LABELS.values() for word in words}
         self._told: dict[Any, float] = {}
         for kind, (label, _) in _LABELS.items():
