@@ -352,7 +352,7 @@ REASONS = {
     "bomb.png": "too many pixels",
     "cut.jpg": "damaged",
     "empty.png": "empty",
-    "phone.heic": "HEIC is not supported",
+    "phone.heic": "damaged" if importlib.util.find_spec("pillow_heif") else "HEIC is not supported",
     "drawing.svg": "ot a",
 }
 

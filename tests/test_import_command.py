@@ -172,6 +172,15 @@ def test_several_files_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert run(source, "--output", tmp_path / "DATA", "--images-dir", tmp_path / "two") == 0
 
 
+@pytest.mark.parametrize("name", ["../photos/sub/a.jpg", "..\\photos\\sub\\a.jpg", "C:\\me\\sub\\a.jpg", "/me/sub/a"])
+def test_paths_of_other_places(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, "photos/sub/a.jpg", "photos/b.jpg", "labels/a.png")
+    source = write(tmp_path / "labels/tags.csv", f"image,tags\n{name},cat\n")
+    folder = ("--images-dir", tmp_path / "photos") if "me" in name else ()
+    assert run(source, "--output", tmp_path / "DATA", "--unlisted", "absent", *folder) == 0
+    assert read_labels(tmp_path / "DATA").images == [str(tmp_path / "photos/sub/a.jpg")]
+
+
 def test_an_image_that_is_listed_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     draw(tmp_path, "a.jpg")
     source = write(tmp_path / "list_attr_celeba.txt", "2\nYoung\na.jpg 1\nA.JPG -1\n")

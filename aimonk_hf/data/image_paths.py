@@ -11,7 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from aimonk_hf.data.formats import format_of
-from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, is_image_name, shown_name
 from aimonk_hf.data.labels import Labels
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import explained
@@ -124,7 +124,7 @@ def _files(folder: Path) -> Iterator[str]:
     for place, _, names in os.walk(folder):
         within = os.path.relpath(place, folder)
         for name in names:
-            if name.lower().endswith(IMAGE_EXTENSIONS):
+            if is_image_name(name):
                 yield name if within == "." else f"{within}/{name}"
 
 

@@ -29,16 +29,15 @@ class ImageFinder:
         """Return the file of a row's image; raises `ImageError` where there is none, or several."""
         if re.match("[a-z][a-z0-9+]+://", row.image, re.I):
             raise ImageError(f"{shown_name(row.image)} is a URL: download it, and name its folder with --images-dir")
-        name = PurePosixPath(row.image.replace("\\", "/"))
-        parts = [part for part in name.parts if part not in ("/", "..")]
+        name = row.image.replace("\\", "/")
+        parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
         if not parts:
             raise ImageError("the image name is empty")
         folders = [*([] if self.given else [Path(os.path.abspath(row.file)).parent]), *self.folders]  # noqa: PTH100
-        tails = range(max(len(parts) - 1, 1))  # the last part alone may name several files
-        paths = [os.path.join(folder, *parts[start:]) for start in tails for folder in folders]  # noqa: PTH118
-        for path in [str(name), *paths] if name.is_absolute() else paths:
+        tails = [name, *("/".join(parts[start:]) for start in range(max(len(parts) - 1, 1)))]  # of two parts or more
+        for path in dict.fromkeys(os.path.join(folder, tail) for tail in tails for folder in folders):  # noqa: PTH118
             if os.path.isfile(path):  # noqa: PTH113 - for names that no file can have
-                return Path(path)
+                return Path(os.path.normpath(path))
         without_prefix = re.sub("^[0-9a-f]{8}-", "", parts[-1])  # that Label Studio puts before the names of uploads
         for own in dict.fromkeys((parts[-1], without_prefix)):
             if found := self._by_name(own, parts, row.part):
