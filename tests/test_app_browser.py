@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import importlib.util
 import json
 import os
 import shutil

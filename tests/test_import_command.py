@@ -56,6 +56,7 @@ def test_refused_rows_are_named_and_the_others_imported(
     assert "\n- listed: present, 3 times\n- unlisted: absent, 3 times\n" in report
     assert "    cat               1         2   0       33.3%\n" in report
     assert f"    {tagged}:5: there is no image file gone.jpg\n" in report
+    assert "\nImages are referred to by absolute paths; --copy copies them.\n" in report
     assert report.endswith(f"Train: `aimonk-hf train --data-dir {data} --output-dir OUT`\n")
     assert sorted(path.name for path in data.iterdir()) == ["import.md", "labels.csv"]
     dataset = AttributeDataset.from_folder(data)
@@ -69,6 +70,7 @@ def test_copied_images_keep_their_folders(tagged: Path, tmp_path: Path) -> None:
     dataset = AttributeDataset.from_folder(data)
     assert dataset.labels.images == ["sub/a.jpg", "b.jpg", "c.jpg"]
     assert dataset.attributes == ["dog"]
+    assert "\nImages are in images/.\n" in (data / "import.md").read_text()
     np.testing.assert_array_equal(dataset.labels.values, [[1], [np.nan], [1]])
     assert dataset.find_problems() == {}
 

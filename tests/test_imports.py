@@ -285,3 +285,14 @@ def test_hub_parquet(tmp_path: Path) -> None:
     first = next(iter(stored.cast_column("image", datasets.Image(decode=False))))["image"]["bytes"]
     assert (tmp_path / "DATA/images/train/000000.png").read_bytes() == first
     assert "Columns left out, because they hold no labels: price." in done.report
+
+
+def test_a_folder_of_parquet_has_parts(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for part in ("train", "validation"):
+        target = tmp_path / f"in/data/{part}-00000-of-00001.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(EXPORTS / "hub/train.parquet", target)
+    done = imported(tmp_path / "in", tmp_path, unlisted="missing")
+    assert done.labels.images[2:4] == ["train/000002.png", "validation/000000.png"]
+    assert done.labels.parts == ["train"] * 3 + ["validation"] * 3

@@ -80,7 +80,10 @@ def import_labels(
         done = _agree(rows, min_votes)
         done.labels.images = _place_images(list(rows.images), output, stage, copy)
         done.labels.source = str(output / "labels.csv")
-        parts = [*_report(done, table, rows, told, format, finder), f"Train: `{train_command(output, done.labels)}`"]
+        referred = any(map(os.path.isabs, done.labels.images))
+        place = f"Images are {'referred to by absolute paths; --copy copies them' if referred else 'in images/'}."
+        end = f"Train: `{train_command(output, done.labels)}`"
+        parts = [*_report(done, table, rows, told, format, finder), place, end]
         done.report = "\n\n".join(parts) + "\n"
         write_labels(stage / "labels.csv", done.labels)
         write_text(stage / "import.md", done.report)
