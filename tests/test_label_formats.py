@@ -254,13 +254,14 @@ def test_the_flags_of_reading_reach_the_reader(
 ) -> None:
     header, *rows = (sample / "labels.csv").read_text().splitlines()
     header = header.replace("image", "photo")
-    lines = [f"{header},note,Ärmel", *(f"{row.replace(',NA', ',-1')},x;y,0" for row in rows)]
+    lines = [f'{header},"note, old",Ärmel', *(f"{row.replace(',NA', ',-1')},x;y,0" for row in rows)]
     path = write(tmp_path, "export.csv", "\n".join(lines).encode("cp1252"))
     place = ["--data-dir", str(sample), "--labels", str(path), "--images-dir", str(sample / "images")]
-    flags = ["--image-column", "photo", "--encoding", "cp1252", "--missing-values", "-1", "--ignore-columns", "note"]
-    assert main(["audit", *place]) == 2
-    capsys.readouterr()
-    assert main(["audit", *place, *flags]) == 0
+    flags = ["--image-column", "photo", "--encoding", "cp1252", "--missing-values", "-1"]
+    left_out = ["--ignore-columns", '"note, old"']
+    assert main(["audit", *place, *flags]) == 2
+    assert """--ignore-columns '"note, old"'""" in capsys.readouterr().err
+    assert main(["audit", *place, *flags, *left_out]) == 0
     printed = capsys.readouterr().err
     assert printed.count(f"labels:   {path}: {len(rows)} row(s)") == 1
     assert "1 read as present, 0 read as absent, -1 read as missing" in printed

@@ -1,6 +1,7 @@
 """Flags that several commands share, and those made from the fields of TrainConfig."""
 
 import argparse
+import csv
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,8 +14,8 @@ Command = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
 def names(text: str) -> list[str]:
-    """Read the names in a comma-separated list."""
-    return [name.strip() for name in text.split(",")]
+    """Read the names in a comma-separated list; a name that holds a comma is in double quotes."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])] or [""]
 
 
 def add_model_flag(parser: argparse.ArgumentParser, help: str = "model folder or Hub repository") -> None:

@@ -113,7 +113,8 @@ def _refused_name(name: str, table: Table, columns: Columns) -> str:
         fetch = "wget --input-file=urls.txt --directory-prefix=images"
         return f"{shown_name(name)[:80]} is a URL: fetch the images first ({fetch}), and list their file names"
     same = (line for line, (cell, *_) in table.rows(columns.places) if str(cell).strip() == name)
-    return f"{shown_name(name)} is listed already in line {next(same)}"
+    told = f"{shown_name(name)} is listed already in line {next(same)}"
+    return f"{told}: keep one row (`aimonk-hf import` merges the rows of several annotators)"
 
 
 def find_labels(data_dir: Path) -> Path:
@@ -131,9 +132,8 @@ def find_labels(data_dir: Path) -> Path:
 
 def write_labels(path: Path, labels: Labels) -> None:
     """Write a table as labels.csv, with the columns `group` and `split` where it has groups and parts."""
-    others = {
-        name: column for name, column in (("group", labels.groups), ("split", labels.parts)) if column is not None
-    }
+    columns = {"group": labels.groups, "split": labels.parts}
+    others = {name: column for name, column in columns.items() if column is not None}
     if taken := [name for name in others if name in labels.attributes]:
         raise AimonkError(f"{path}: The attribute {taken[0]!r} has the name of the column of {taken[0]}s: rename it")
     rows = zip(labels.images, labels.values, *others.values(), strict=True)
