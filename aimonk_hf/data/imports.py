@@ -217,7 +217,7 @@ def _place_images(images: list[Path | str], output: Path, stage: Path, copy: boo
 
 def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, finder: ImageFinder) -> Iterator[str]:
     """Yield the parts of import.md; names from the source are in indented blocks, which nothing in them can end."""
-    words = {1.0: "present", 0.0: "absent"}
+    words: dict[float | str, str] = {1.0: "present", 0.0: "absent"}
     flags = {"blank": told.blank, "uncertain": told.uncertain, "unlisted": told.unlisted}
     given = " ".join(f"--{name} {value}" for name, value in flags.items() if value)
     yield f"# Import of {shown_name(told.source)}"
