@@ -67,6 +67,7 @@ def test_agreement_is_of_the_attributes_in_use(labelled: Path) -> None:
     label_file = labelled / "labels.csv"
     found = read_agreement(label_file, ["striped", "another"])
     assert list(found["per_attribute"]) == ["striped"]
+    assert describe_agreement(found).endswith("3 annotators agree by Krippendorff's alpha 0.33 (striped)")
     assert describe_agreement(read_agreement(label_file, ["another"])) == (
         "3 annotators labelled these images; how far they agree is unknown"
     )

@@ -86,9 +86,8 @@ def describe_agreement(content: dict[str, Any]) -> str:
     known = sorted((row["alpha"], name) for name, row in rows if row["alpha"] is not None)
     if not known:
         return f"{content['n_annotators']} annotators labelled these images; how far they agree is unknown"
-    (lowest, worst), (highest, best) = known[0], known[-1]
-    scale = f"Krippendorff's alpha {figure(lowest, 2)} ({worst}) to {figure(highest, 2)} ({best})"
-    return f"no model can beat its labels: {content['n_annotators']} annotators agree by {scale}"
+    ends = " to ".join(dict.fromkeys(f"{figure(value, 2)} ({name})" for value, name in (known[0], known[-1])))
+    return f"no model can beat its labels: {content['n_annotators']} annotators agree by Krippendorff's alpha {ends}"
 
 
 def agreement_table(content: dict[str, Any]) -> str:

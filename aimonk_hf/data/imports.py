@@ -109,11 +109,10 @@ def train_command(output: Path, labels: Labels) -> str:
 
 def _folders_of(source: str) -> list[Path]:
     """Return the folders below which images are looked for."""
-    path = Path(source)
-    if source.startswith("hf://") or path.is_dir():
-        return [path]
-    folder = path.absolute().parent
-    return [folder, folder.parent] if folder.name.lower() == "annotations" else [folder]
+    path = Path(source).absolute()
+    folder = path if path.is_dir() else path.parent
+    above = [folder.parent] if folder.name.lower() == "annotations" else []
+    return [folder, folder / "images", *above]
 
 
 def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _Rows:
