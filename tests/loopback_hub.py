@@ -74,13 +74,14 @@ class LoopbackHub:
             f"POST {repo}/commit/{{revision:path}}": self.commit,
             f"POST {repo}/branch/{{branch:path}}": self.branch,
             f"GET {repo}/tree/{{revision}}": self.tree,
+            f"GET {repo}/tree/{{revision}}/{{path:path}}": self.tree,
             f"GET {repo}/revision/{{revision:path}}": self.info,
             f"GET {repo}": self.info,
             "PUT /objects/{oid}": self.upload,
             "POST /verify": self.verify,
             "POST /{kind}s/{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
             "POST /{owner}/{name}.git/info/lfs/objects/batch": self.lfs_batch,
-            "GET /spaces/{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
+            "GET /{kind}s/{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
             "GET /{owner}/{name}/resolve/{revision}/{path:path}": self.resolve,
         }
         return Starlette(routes=[self._route(*place.split(" "), handler) for place, handler in routes.items()])
@@ -103,7 +104,7 @@ class LoopbackHub:
 
     def _repo(self, request: Request, write: bool = False) -> tuple[str, str, Repo]:
         """Return page, id and repository; a private one does not exist for others, as on the real Hub."""
-        kind = request.path_params.get("kind") or ("space" if request.url.path.startswith("/spaces/") else "model")
+        kind = request.path_params.get("kind") or "model"
         owner = request.path_params["owner"]
         repo_id = f"{owner}/{request.path_params['name']}"
         user, repo = self._user(request), self.repos.get((kind, repo_id))
@@ -114,7 +115,7 @@ class LoopbackHub:
         return self._page(kind, repo_id), repo_id, repo
 
     def _page(self, kind: str, repo_id: str) -> str:
-        return f"{self.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        return f"{self.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
 
     def _sha(self, repo: Repo, revision: str) -> str:
         sha = repo.branches.get(revision, revision)
@@ -217,14 +218,19 @@ class LoopbackHub:
         return JSONResponse(identity | known | state)
 
     async def tree(self, request: Request) -> Response:
+        """Return the files and folders right below a path, or with recursive=true all files below it."""
         _, _, repo = self._repo(request)
-        entries = []
+        below = f"{request.path_params['path']}/" if request.path_params.get("path") else ""
+        recursive = request.query_params.get("recursive", "").lower() == "true"
+        entries: dict[str, dict] = {}
         for path, content in repo.commits[self._sha(repo, request.path_params["revision"])].items():
-            entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
-            if path.endswith(_LFS_SUFFIXES):
-                entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        return JSONResponse(entries)
+            first, *deeper = path.removeprefix(below).split("/")
+            if path.startswith(below) and deeper and not recursive:
+                folder = below + first
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": _blob_id(folder.encode())}
+            elif path.startswith(below):
+                entries[path] = _entry(path, content)
+        return JSONResponse(list(entries.values()))
 
     async def resolve(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
@@ -234,6 +240,13 @@ class LoopbackHub:
         content = repo.commits[sha][path]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{_oid(path, content)}"'}
         return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+def _entry(path: str, content: bytes) -> dict:
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+    if path.endswith(_LFS_SUFFIXES):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _blob_id(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -352,7 +353,7 @@ REASONS = {
     "bomb.png": "too many pixels",
     "cut.jpg": "damaged",
     "empty.png": "empty",
-    "phone.heic": "HEIC is not supported",
+    "phone.heic": "damaged" if importlib.util.find_spec("pillow_heif") else "HEIC is not supported",
     "drawing.svg": "ot a",
 }
 

@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from aimonk_hf.app.image_guards import open_guarded, read_guarded
-from aimonk_hf.data.images import MAX_PIXELS, decoding, shown_name
+from aimonk_hf.data.images import MAX_PIXELS, decoding, is_animated, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
 
 MEGABYTE = 1_000_000
@@ -204,13 +204,14 @@ def _entry(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: L
 
 
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
-    is_junk = entry.filename.startswith("__MACOSX/") or PurePosixPath(entry.filename).name in (".DS_Store", "Thumbs.db")
+    name = PurePosixPath(entry.filename).name
+    is_junk = entry.filename.startswith("__MACOSX/") or name.startswith("._") or name in (".DS_Store", "Thumbs.db")
     return not entry.is_dir() and not is_junk
 
 
 def _notes(image: Image.Image) -> Iterator[str]:
     """Yield a sentence for each thing that `read_image` did to an image beyond turning it upright."""
-    if getattr(image, "is_animated", False):
+    if is_animated(image):
         yield "An animated image: its first frame is used."
     if image.mode == "CMYK":
         yield "A CMYK image: converted to RGB without a colour profile."

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aimonk_hf.audit.suspects import Suggestion, find_fillable, find_suspects
+from aimonk_hf.data.agreement import read_agreement
 from aimonk_hf.data.dataset import AttributeDataset, content_hash, for_each
 from aimonk_hf.data.duplicates import Pair, Thumbnails, conflicts, find_duplicates, group_numbers, thumbnail
-from aimonk_hf.data.images import IMAGE_EXTENSIONS, open_image
+from aimonk_hf.data.images import is_image_name, open_image
 from aimonk_hf.data.label_checks import copied_attributes, count_labels, missing_patterns, one_sided_attributes
 from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.split_file import read_parts
@@ -52,6 +53,8 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
         "copies": copied_attributes(labels, names),
         "missing_not_at_random": missing_patterns(labels, names),
     }
+    if annotators := read_agreement(dataset.labels.source, names):
+        findings["agreement"] = annotators
     if split is not None:
         findings["leakage"] = _find_leakage(split, dataset, pairs)
     return Audit(dataset, findings, pairs, group_numbers(len(dataset), pairs))
@@ -95,7 +98,7 @@ def _look_at_files(dataset: AttributeDataset, progress: bool) -> tuple[dict[str,
     listed = set(images)
     for path in sorted(dataset.images_dir.rglob("*")):
         name = path.relative_to(dataset.images_dir).as_posix()
-        if name.lower().endswith(IMAGE_EXTENSIONS) and name not in listed and not path.is_dir():
+        if is_image_name(path.name) and name not in listed and not path.is_dir():
             found["unlisted"].append(name)
     return found, thumbnails
 

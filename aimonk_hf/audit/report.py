@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from aimonk_hf.console import figure
+from aimonk_hf.data.agreement import describe_agreement
 from aimonk_hf.data.label_checks import describe_copy, describe_pattern
 from aimonk_hf.modeling.card import as_code, as_text
 
@@ -45,6 +47,8 @@ def summary(findings: dict[str, Any]) -> list[str]:
     if patterns:
         told = f"{len(patterns)} dependences, the clearest {describe_pattern(patterns[0])}"
         lines.append(f"missing labels are not missing at random: {told}")
+    if annotators := findings.get("agreement"):
+        lines.append(describe_agreement(annotators))
     if leakage := findings.get("leakage"):
         lines.append(f"{len(leakage['pairs_across_parts'])} pairs of duplicates lie in different parts of the split")
     if probed := findings.get("probe"):
@@ -92,6 +96,17 @@ def _labels(findings: dict[str, Any]) -> Iterator[str]:
         yield from _bullets(f"{as_text(describe_pattern(one))} (p {one['p_value']:.1e})" for one in patterns)
 
 
+def _agreement(findings: dict[str, Any]) -> Iterator[str]:
+    if annotators := findings.get("agreement"):
+        yield from (f"{annotators['n_annotators']} annotators; {as_text(annotators['measure'])}.", "")
+        counts = ("n_images", "n_unanimous", "n_ties")
+        rows = [
+            (as_text(name), figure(row["alpha"]), *(row[key] for key in counts))
+            for name, row in annotators["per_attribute"].items()
+        ]
+        yield from _table(("attribute", "alpha", "images with several votes", "all agree", "ties"), rows)
+
+
 def _leakage(findings: dict[str, Any]) -> Iterator[str]:
     if leakage := findings.get("leakage"):
         yield from (f"{as_code(leakage['split'])}: {leakage['n_in_no_part']} images are in no part.", "")
@@ -124,6 +139,7 @@ _SECTIONS = {
     "Files": _files,
     "Duplicates": _duplicates,
     "Labels": _labels,
+    "Agreement of annotators": _agreement,
     "Split": _leakage,
     "Is there signal?": _probe,
     "Suspect labels": _suspects,

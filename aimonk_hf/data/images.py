@@ -4,7 +4,8 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from aimonk_hf.console import warn_once
 from aimonk_hf.errors import ImageError
 
-_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "avif", "heic", "heif")
+_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "avif", "heic", "heif", "hif")
 IMAGE_EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS)
 # Pillow goes by content, not by name, and opens some forty formats; its reader of PostScript starts another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif")
+_NO_HEIC = "HEIC is not supported: save it as JPEG, or install pillow-heif"
+# Several images in one file, of which one is the photograph: gain maps, depth, the frames of a burst.
+_PHOTOGRAPHS = ("MPO", "HEIF")
 
 # A decoded image of this size takes about 270 MB; Pillow itself warns from here on and refuses at twice as many.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -48,7 +52,7 @@ def read_image(source: ImageSource, in_place: bool = False) -> Image.Image:
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     """Open an image file, or its bytes, without decoding it; raises `ImageError` where it is missing or too large."""
     check_regular(source)
-    Image.init()  # so that every format is registered
+    _register_formats()
     with decoding():
         formats = [name for name in _FORMATS if name in Image.OPEN]
         try:
@@ -61,6 +65,28 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         image.close()
         raise
     return image
+
+
+@cache
+def _register_formats() -> None:
+    """Register Pillow's own formats, and those of pillow-heif where it is installed."""
+    Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        if "AVIF" not in Image.OPEN and hasattr(pillow_heif, "register_avif_opener"):  # Pillow has its own since 11.3
+            pillow_heif.register_avif_opener()
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file name ends as images do; macOS writes `._name` files without an image beside others."""
+    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("._")
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Return whether an opened image has several frames; a photograph with further images beside it has not."""
+    return getattr(image, "is_animated", False) and image.format not in _PHOTOGRAPHS
 
 
 def check_image(path: str | os.PathLike[str]) -> str | None:
@@ -77,7 +103,8 @@ def check_image(path: str | os.PathLike[str]) -> str | None:
 def shrink(image: Image.Image, side: int) -> None:
     """Let an opened JPEG decode itself smaller, to no less than `side` pixels; every byte is still read."""
     with decoding():
-        image.draft("RGB", (side, side))
+        if image.format in ("JPEG", "MPO"):  # HEIF would decode a thumbnail instead
+            image.draft("RGB", (side, side))
 
 
 def shown_name(name: str | os.PathLike[str]) -> str:
@@ -122,7 +149,7 @@ def decoding() -> Iterator[None]:
 
 def _to_rgb(image: Image.Image, in_place: bool) -> Image.Image:
     with decoding():
-        if getattr(image, "is_animated", False):
+        if is_animated(image):
             warn_once("animated images: the first frame is used")
             image.seek(0)
         image.load()  # a PNG may hold its EXIF data behind the pixels
@@ -148,7 +175,7 @@ def _why_unidentified(source: str | os.PathLike[str] | bytes) -> str:
     if not head:
         return "the file is empty"
     if head[4:12] in _HEIC:
-        return "HEIC is not supported: save it as JPEG, or install pillow-heif and register its opener"
+        return "the image is damaged" if "HEIF" in Image.OPEN else _NO_HEIC
     return "not an image file"
 
 

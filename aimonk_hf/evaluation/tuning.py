@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from aimonk_hf.data.agreement import describe_agreement, read_agreement
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import (
@@ -208,6 +209,8 @@ def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:
     if n_copies := len(groups) - len(np.unique(groups)):
         findings.insert(0, f"{n_copies} images are byte-identical copies of others")
     findings += [f"{describe_copy(pair)} (phi {pair['phi']:.2f})" for pair in copied_attributes(labels, names)]
+    if annotators := read_agreement(parts[0].labels.source, names):
+        findings.insert(0, describe_agreement(annotators))
     patterns = missing_patterns(labels, names)[:3]
     findings += [f"labels are not missing at random: {describe_pattern(one)}" for one in patterns]
     return {"labels": dict(zip(names, count_labels(labels).tolist(), strict=True)), "findings": findings}

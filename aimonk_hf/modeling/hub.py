@@ -24,6 +24,7 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # This key in config.json and in the header of model.safetensors tells files of two different saves apart.
 FINGERPRINT = "weights_sha256"
+_DATASETS = "hf://datasets/"
 # These files describe one set of weights: a push of other weights removes the Hub's copies.
 _OF_THE_WEIGHTS = (METRICS_FILE, PREPROCESSOR_FILE, "onnx/*")
 
@@ -78,6 +79,20 @@ def download(repo_id: str, files: list[str], **options: Unpack[HubOptions]) -> P
 
     with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", options.get("revision")):
         return Path(snapshot_download(repo_id, allow_patterns=files, **options))
+
+
+def data_folder(name: str | PathLike[str]) -> Path:
+    """Return a data folder; hf://datasets/user/name[@revision][/folder] is fetched from the Hub."""
+    text = fspath(name)
+    if not text.startswith(_DATASETS):
+        return Path(text)
+    owner, _, rest = text.removeprefix(_DATASETS).partition("/")
+    repo, _, below = rest.partition("/")
+    repo_id, _, revision = f"{owner}/{repo}".partition("@")
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo_id, f"cannot fetch {text}", revision or None):
+        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None), below)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, is_image_name
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import explained
 
@@ -56,12 +56,12 @@ def _images_below(folder: Path) -> Iterator[Path]:
         if path is None:
             open_folders.pop()
         elif os.path.islink(path) and path != folder:  # noqa: PTH114
-            if path.name.lower().endswith(IMAGE_EXTENSIONS) and not os.path.isdir(path):  # noqa: PTH112
+            if is_image_name(path.name) and not os.path.isdir(path):  # noqa: PTH112
                 yield path
         elif os.path.isdir(path):  # noqa: PTH112
             try:
                 open_folders.append(iter(sorted(path.iterdir())))
             except OSError:
                 yield path
-        elif path.name.lower().endswith(IMAGE_EXTENSIONS):
+        elif is_image_name(path.name):
             yield path

@@ -13,9 +13,10 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import parse_flag_from_env, patch_environment
 
 from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.devices import explain_failure, prepare_for_training, resolve_device, resolve_precision
-from aimonk_hf.modeling.hub import create_repository
+from aimonk_hf.modeling.hub import create_repository, data_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.callbacks import TrainCallback
 from aimonk_hf.training.finish import finish
@@ -94,6 +95,8 @@ def _run(
             create_repository(config.push_to_hub, config.private or None)
         run.open()
     accelerator.wait_for_everyone()
+    if listed.labels.notes:
+        accelerator.print(f"labels:   {listed.labels.told}")
     seed_everything(config.seed)
     model = new_model()
     try_steps(config, accelerator, model)
@@ -110,7 +113,8 @@ def _run(
 
 def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
     if dataset is None:
-        dataset = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+        place = data_folder(config.data_dir), config.labels, config.images_dir
+        dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(config))
     return dataset if model is None else dataset.match(model.config.attributes)
 
 

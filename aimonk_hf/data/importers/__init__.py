@@ -1,0 +1,1 @@
+"""Other tools' labels: a function for each format, all named in `formats.FORMATS`."""
