@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from aimonk_hf import __version__
 from aimonk_hf.cli.evaluation import add_evaluation_commands
 from aimonk_hf.cli.flags import Run
+from aimonk_hf.cli.labelling import add_labelling_commands
 from aimonk_hf.cli.prediction import add_prediction_commands
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.cli.training import add_training_commands
@@ -51,6 +52,6 @@ def _parser(with_train_flags: bool = True) -> argparse.ArgumentParser:
         return sub
 
     add_training_commands(command, with_train_flags)
-    for add in (add_prediction_commands, add_evaluation_commands, add_sharing_commands):
+    for add in (add_prediction_commands, add_evaluation_commands, add_labelling_commands, add_sharing_commands):
         add(command)
     return parser
