@@ -17,7 +17,7 @@ from aimonk_hf.audit.learner import Learner
 from aimonk_hf.audit.queues import build_queues, choose_page, probabilities
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.duplicates import Pair
-from aimonk_hf.data.labels import Labels, read_labels
+from aimonk_hf.data.labels import Labels, read_labels, write_labels
 from aimonk_hf.data.reviews import read_reviews
 
 
