@@ -30,6 +30,7 @@ NOT_RUN = {
     "aimonk-hf tune": "needs a model: test_report",
     "aimonk-hf audit": "needs data, and for --probe a pretrained backbone: test_audit",
     "aimonk-hf import": "needs the files of other tools: test_import_command",
+    "aimonk-hf label": "serves until it is stopped: test_labelling",
     "aimonk-hf app": "serves until it is stopped: test_app_api",
     "aimonk-hf export": "needs a model: test_export",
     "aimonk-hf convert": "needs a checkpoint: test_convert",

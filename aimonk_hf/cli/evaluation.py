@@ -47,7 +47,8 @@ def add_evaluation_commands(command: Command) -> None:
     flag("--model", help="model whose scores find suspect labels; its training images are left out")
     flag("--scores", **file, help="out-of-fold scores that find suspect labels, such as a run's oof.csv")
     flag("--split", **file, help="split.csv of a run: find duplicates in different parts")
-    flag("--accept", **file, help="suggestions.csv with yes in `accept`: write OUTPUT/labels.csv with these changes")
+    accepted = "suggestions.csv with yes in `accept`, or reviews.csv"
+    flag("--accept", **file, help=f"{accepted}: write OUTPUT/labels.csv with these changes")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -155,13 +156,18 @@ def _write_audit(audited: "Audit", folder: Path) -> None:
 
 def _accept(options: argparse.Namespace, dataset: "AttributeDataset") -> int:
     from aimonk_hf.data.labels import accept_suggestions, write_labels
+    from aimonk_hf.data.reviews import reviews_path
 
     if not options.output:
         raise AimonkError("--accept needs --output: the folder of the new labels.csv")
-    labels, accepted = accept_suggestions(options.accept, dataset.labels)
     path = make_folder(options.output) / "labels.csv"
-    write_labels(path, labels)
-    print(f"{accepted} suggestions accepted: {path}")
+    if options.accept.resolve() == reviews_path(dataset.labels.source).resolve():  # the labels were read through it
+        write_labels(path, dataset.labels)
+        print(f"written:  {path}, with the answers of {options.accept}")
+    else:
+        labels, accepted = accept_suggestions(options.accept, dataset.labels)
+        write_labels(path, labels)
+        print(f"{accepted} suggestions accepted: {path}")
     data = f"--data-dir {options.data_dir} --labels {path} --images-dir {dataset.images_dir}"
     print(f"train:    aimonk-hf train {data} --output-dir OUT")
     return 0

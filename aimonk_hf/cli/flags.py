@@ -59,10 +59,11 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     from aimonk_hf.data.read_options import ReadOptions
 
     for option in fields(ReadOptions):
-        name = "--" + option.name.replace("_", "-")
-        parser.add_argument(
-            name, type=_reader_of(option.type), metavar=option.name.upper(), help=option.metadata["help"]
-        )
+        name, help = "--" + option.name.replace("_", "-"), option.metadata["help"]
+        if option.type is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=option.default, help=help)
+        else:
+            parser.add_argument(name, type=_reader_of(option.type), metavar=option.name.upper(), help=help)
 
 
 def read_data(options: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from aimonk_hf import __version__
 from aimonk_hf.cli.evaluation import add_evaluation_commands
 from aimonk_hf.cli.flags import Run
 from aimonk_hf.cli.importing import add_import_command
+from aimonk_hf.cli.labelling import add_label_command
 from aimonk_hf.cli.prediction import add_prediction_commands
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.cli.training import add_training_commands
@@ -60,6 +61,7 @@ def _parser(with_train_flags: bool = True) -> argparse.ArgumentParser:
         return sub
 
     add_training_commands(command, with_train_flags)
-    for add in (add_import_command, add_prediction_commands, add_evaluation_commands, add_sharing_commands):
+    for add in (add_import_command, add_label_command, add_prediction_commands, add_evaluation_commands):
         add(command)
+    add_sharing_commands(command)
     return parser

@@ -15,6 +15,7 @@ from aimonk_hf.data.formats import FORMATS, TABLE_ENDINGS, Table, csv_rows, form
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import count_labels
 from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
+from aimonk_hf.data.reviews import apply_reviews, reviews_path
 from aimonk_hf.data.vocabulary import Vocabulary, advice
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import explained, write_csv
@@ -100,9 +101,13 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
     if not images:
         raise AimonkError(f"{path} has a header but no rows")
     counts = f"{len(images):,} row(s), {len(columns.names)} attribute(s)"
-    notes = f"{path}: {counts}; {meaning.described()}", *table.notes
+    notes = [f"{path}: {counts}; {meaning.described()}", *table.notes]
     table_values = np.frombuffer(values, np.float32).reshape(len(images), -1)
-    return Labels(list(images), columns.names, table_values, str(path), others.get("group"), others.get("split"), notes)
+    if options.reviews and (told := apply_reviews(reviews_path(path), list(images), columns.names, table_values)):
+        notes.append(told)
+    return Labels(
+        list(images), columns.names, table_values, str(path), others.get("group"), others.get("split"), tuple(notes)
+    )
 
 
 def _refused_name(name: str, table: Table, columns: Columns) -> str:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _option(help: str) -> Any:
-    return field(default=None, metadata={"help": help})
+def _option(help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ReadOptions:
     present_above: float | None = _option("numbers above X mean present, the others absent")
     group_column: str | None = _option("column of the product, person or site: its images stay in one part")
     split_column: str | None = _option("column of the part of each image: train, validation or report")
+    reviews: bool = _option("enter the answers in reviews.csv beside the label file", True)
 
     @classmethod
     def of(cls, settings: Any) -> "ReadOptions":

@@ -66,6 +66,7 @@ class TrainConfig:
     present_above: float | None = _setting(READ_HELP["present_above"])
     group_column: str | None = _setting(READ_HELP["group_column"])
     split_column: str | None = _setting(READ_HELP["split_column"])
+    reviews: bool = _setting(READ_HELP["reviews"], True)
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
     val_split: float = _from_recipe("share of the images kept for validation; 0 trains on all", 0.2)
     report_split: float = _from_recipe("share of the validation images that choose nothing and report the figures", 0.0)

@@ -1,0 +1,77 @@
+"""A head that learns while labels are given: ridge regression on cached features, refreshed after every page."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from aimonk_hf.audit.probe import backbone_features, ridge_scorer
+from aimonk_hf.evaluation.metrics import average_precision
+from aimonk_hf.storage import atomic_path, make_folder
+
+Floats = NDArray[np.floating[Any]]
+
+_RESAMPLES = 200
+
+
+class Learner:
+    """Out-of-fold scores of all images from the labels as they are now; `features` [N, D] has NaN rows for bad images.
+
+    `start` [N, K] are the labels of the beginning, with which later ones are compared.
+    """
+
+    def __init__(self, features: Floats, start: Floats, seed: int = 0) -> None:
+        self.rows = np.flatnonzero(~np.isnan(features).any(axis=1))
+        self._score = ridge_scorer(features[self.rows], seed)
+        self.start = self.scores(start)
+
+    def scores(self, labels: Floats) -> Floats:
+        """Return scores [N, K] in (0, 1); NaN for bad images, and for attributes without labels of both kinds."""
+        found = np.full(labels.shape, np.nan)
+        own = labels[self.rows].astype(np.float64)
+        both = (own == 1).any(axis=0) & (own == 0).any(axis=0)
+        if both.any():
+            found[np.ix_(self.rows, np.flatnonzero(both))] = expit(4 * self._score(own[:, both]))
+        return found
+
+    def gain(self, labels: Floats, scores: Floats, column: int, seed: int = 0) -> dict[str, Any] | None:
+        """Return the average precision of an attribute before and now, and a 95% interval of the difference.
+
+        Both are judged on the labels [N, K] as they are now. None as long as one of them is undefined.
+        """
+        before = self.start[:, column]
+        known = np.flatnonzero(~np.isnan(labels[:, column] + before + scores[:, column]))
+        truth = labels[known, column][:, None]
+        both = np.stack([before[known], scores[known, column]], axis=1)
+        if len(np.unique(truth)) < 2:
+            return None
+        random = np.random.default_rng(seed)
+        samples = [random.integers(0, len(known), len(known)) for _ in range(_RESAMPLES)]
+        found = [self._both(truth[rows], both[rows]) for rows in (np.arange(len(known)), *samples)]
+        (first, now), differences = found[0], [two - one for one, two in found[1:]]
+        low, high = np.nanquantile(differences, (0.025, 0.975))
+        return {"before": first, "now": now, "low": float(low), "high": float(high)}
+
+    @staticmethod
+    def _both(truth: Floats, scores: Floats) -> tuple[float, float]:
+        first, now = average_precision(np.repeat(truth, 2, axis=1), scores)
+        return float(first), float(now)
+
+
+def cached_features(architecture: str, paths: list[Path], device: str = "auto") -> Floats:
+    """Return the frozen features of images as `backbone_features`, kept in the user's cache until an image changes."""
+    folder = Path(os.environ.get("AIMONK_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}")
+    stamps = ((str(path.absolute()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths)
+    key = hashlib.sha256(repr((architecture, list(stamps))).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    file = make_folder(folder / "aimonk_hf" / "features") / f"{key}.npy"
+    if file.is_file():
+        found: Floats = np.load(file, allow_pickle=False)
+        return found
+    found = backbone_features(architecture, paths, device=device)
+    with atomic_path(file) as temporary:
+        np.save(temporary, found)
+    return found
