@@ -16,6 +16,7 @@ _HOMES = {
     "AttributeDataset": "data.dataset",
     "BatchPredictor": "modeling.batch_predictor",
     "TrainConfig": "training.settings",
+    "compare": "evaluation.comparison",
     "evaluate": "evaluation.report",
     "get_recipe": "training.recipes",
     "read_labels": "data.labels",
@@ -28,6 +29,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from aimonk_hf.data.dataset import AttributeDataset as AttributeDataset
     from aimonk_hf.data.labels import read_labels as read_labels
+    from aimonk_hf.evaluation.comparison import compare as compare
     from aimonk_hf.evaluation.report import evaluate as evaluate
     from aimonk_hf.evaluation.thresholds import tune_thresholds as tune_thresholds
     from aimonk_hf.modeling.batch_predictor import BatchPredictor as BatchPredictor

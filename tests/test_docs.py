@@ -27,6 +27,7 @@ NOT_RUN = {
     "aimonk-hf train": "trains for minutes: test_training",
     "aimonk-hf predict": "needs a model: test_cli",
     "aimonk-hf evaluate": "needs a model: test_report",
+    "aimonk-hf compare": "needs models: test_compare",
     "aimonk-hf tune": "needs a model: test_report",
     "aimonk-hf audit": "needs data, and for --probe a pretrained backbone: test_audit",
     "aimonk-hf import": "needs the files of other tools: test_import_command",

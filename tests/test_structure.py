@@ -68,7 +68,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_the_public_names() -> None:
     classes = "AimonkConfig AimonkModel AimonkPredictor BatchPredictor TrainConfig AttributeDataset"
-    expected = f"{classes} read_labels train evaluate tune_thresholds"
+    expected = f"{classes} read_labels train evaluate tune_thresholds compare"
     assert set(aimonk_hf.__all__) == {*expected.split(), "get_recipe", "__version__"}
     assert dir(aimonk_hf) == sorted(aimonk_hf.__all__)
     for name in aimonk_hf.__all__:

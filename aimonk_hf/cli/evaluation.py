@@ -27,6 +27,14 @@ def add_evaluation_commands(command: Command) -> None:
     evaluate.add_argument("--output", **folder, help="write metrics.json and plots there")
     evaluate.add_argument("--part", **part)
 
+    compare = command("compare", _compare, "compare models on the same unseen images, with intervals and p-values")
+    sides = "model folder, repository or CSV of scores; seeds of one recipe are joined by commas: a1,a2,a3"
+    compare.add_argument("sides", nargs="+", metavar="MODEL", help=f"{sides}; the others are compared with the first")
+    add_predictor_flags(compare)
+    add_data_flags(compare)
+    compare.add_argument("--output", **folder, help="write compare.json and a plot of each comparison there")
+    compare.add_argument("--part", **part)
+
     tune = command("tune", _tune, "tune the thresholds of a finished model on labelled images, and save them")
     add_model_flag(tune, "model folder, whose config.json, metrics.json and card are rewritten")
     add_predictor_flags(tune)
@@ -67,6 +75,39 @@ def _evaluate(options: argparse.Namespace) -> int:
         write_json(path, judged.report)
         plots = write_report_plots(judged, model.config.thresholds, options.output)
         print(f"written:  {', '.join(map(str, [path, *plots]))}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from aimonk_hf.audit.suspects import read_scores
+    from aimonk_hf.evaluation.comparison import GivenScores, compare, comparison_table
+
+    if len(options.sides) < 2:
+        raise AimonkError("compare needs two models or more: aimonk-hf compare A B --data-dir DATA")
+    if len(set(options.sides)) < len(options.sides):
+        raise AimonkError("A model is named twice: there is nothing to compare it with")
+    dataset = read_data(options)
+
+    def scorer(name: str) -> Any:
+        if Path(name).suffix.lower() == ".csv":
+            return GivenScores(dataset.attributes, read_scores(Path(name), dataset.labels.images, dataset.attributes))
+        return load_predictor(options, name)
+
+    sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
+    sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
+    report = compare(sides, dataset, options.part)
+    print(f"{report['n_images']} images", *report["notes"], sep="\n")
+    for found in report["comparisons"]:
+        print(comparison_table(found))
+    if options.output:
+        from aimonk_hf.evaluation.plots import plot_differences
+
+        paths = [make_folder(options.output) / "compare.json"]
+        write_json(paths[0], report)
+        for number, found in enumerate(report["comparisons"], start=1):
+            paths.append(options.output / f"compare_{number}.png")
+            plot_differences(found, paths[-1])
+        print(f"written:  {', '.join(map(str, paths))}")
     return 0
 
 

@@ -211,3 +211,26 @@ def _worst_mistakes(judged: Judged) -> list[Tile]:
         told = f"{names[k]}\nlabelled {label}, score {judged.scores[row, k]:.2f}"
         tiles.append(Tile(judged.paths[row], told, BLUE if label else ORANGE))
     return tiles
+
+
+def plot_differences(found: dict[str, Any], path: Path) -> None:
+    """Write a forest plot of the differences in average precision, with intervals, of an entry of `compare`."""
+    rows = [("mAP", found["macro"]["average_precision"])]
+    own = found["per_attribute"].items()
+    rows += sorted(((name, row["average_precision"]) for name, row in own), key=lambda item: -item[1]["difference"])
+    figure = Figure(figsize=(7.5, 1.5 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (_, row) in enumerate(rows):
+        clear = row["ci95"][0] > 0 or row["ci95"][1] < 0
+        colour = (BLUE if row["difference"] > 0 else ORANGE) if clear else GREY
+        axes.plot(row["ci95"], [place, place], color=colour, linewidth=2 if place else 3)
+        axes.plot(row["difference"], place, "D" if not place else "o", color=colour, markersize=7 if not place else 5)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axhline(0.5, **_DASHES)
+    axes.set_yticks(range(len(rows)), [shorten(name, 32) for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("difference in average precision, with its 95% interval")
+    other, base = (shorten(found[side], 40, keep_end=True) for side in ("other", "baseline"))
+    axes.set_title(f"{other} against {base}, {found['n_images']} images", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -47,7 +47,7 @@ def resample_metrics(
     """Return AUROC, average precision and F1 of every resample, each [n_resamples, K]; NaN where one is undefined."""
     rng = np.random.default_rng(seed)
     group_of = np.arange(len(labels)) if groups is None else groups
-    columns = [_Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
+    columns = [Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
     values = np.empty((len(METRICS), n_resamples, len(columns)))
     size = max(_CACHE_BYTES // max(len(labels), 1), 1)
     for start in range(0, n_resamples, size):
@@ -68,7 +68,7 @@ def draw_weights(groups: Ints, n_resamples: int, rng: np.random.Generator) -> ND
     return counts.astype(np.uint8).take(group_of, axis=1)
 
 
-class _Ranking:
+class Ranking:
     """One attribute's observed rows in the order of their scores; weighted metrics follow by cumulative sums."""
 
     def __init__(self, labels: Floats, scores: Floats, decisions: Bools) -> None:
