@@ -94,7 +94,7 @@ def import_labels(
 
 def _check_flags(told: Told, format: str) -> None:
     """Raise `AimonkError` for a flag of reading that a format has no use for."""
-    used = {"attributes", "ignore_columns", "encoding"}
+    used = {"attributes", "ignore_columns", "encoding", "reviews"}
     used |= {"image_column", "group_column", "split_column"} if format == "tags" else set()
     given = [name for name, value in asdict(told.options).items() if value is not None and name not in used]
     if given and format not in ("table", "xlsx"):
