@@ -174,3 +174,16 @@ def test_an_error_of_a_dataset_names_the_file(num_workers: int, tmp_path: Path) 
     for row, told in ((1, "c d.jpeg: not an image file"), (2, "gone.jpg: no such file")):
         with pytest.raises(AimonkError, match=f"{folder / 'images' / told}"):
             list(DataLoader(dataset.select([row]), num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_transform_names_the_file(num_workers: int, tmp_path: Path) -> None:
+    def fail(image: Image.Image) -> None:
+        raise RuntimeError("no such size")
+
+    folder = make(tmp_path, ["a.jpg"])
+    dataset = AttributeDataset.from_folder(folder, transform=fail)
+    with pytest.raises(RuntimeError, match="no such size") as caught:
+        list(DataLoader(dataset, num_workers=num_workers))
+    told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert any(f"The image is {folder / 'images' / 'a.jpg'}" in text for text in told)
