@@ -70,6 +70,12 @@ def test_another_spelling_is_said(tmp_path: Path) -> None:
     assert len(AttributeDataset.from_folder(make(tmp_path, NAMES)).labels.notes) == 1
 
 
+def test_folders_of_another_machine_before_a_name_are_left_out_where_a_folder_fits(tmp_path: Path) -> None:
+    files = ["train/p1/view.jpg", "train/p2/view.jpg", "val/p1/view.jpg"]
+    folder = make(tmp_path, [f"Study-v1.0/{name}" for name in files], files)
+    assert AttributeDataset.from_folder(folder).labels.images == files
+
+
 @pytest.mark.parametrize("images", ["Images", "IMAGES", "images/images", ".", "photos"])
 def test_folders_of_images_are_found(images: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "data", NAMES, images=images)
