@@ -70,10 +70,12 @@ def test_another_spelling_is_said(tmp_path: Path) -> None:
     assert len(AttributeDataset.from_folder(make(tmp_path, NAMES)).labels.notes) == 1
 
 
-def test_folders_of_another_machine_before_a_name_are_left_out_where_a_folder_fits(tmp_path: Path) -> None:
+def test_the_longest_end_of_an_absolute_name_decides(tmp_path: Path) -> None:
     files = ["train/p1/view.jpg", "train/p2/view.jpg", "val/p1/view.jpg"]
-    folder = make(tmp_path, [f"Study-v1.0/{name}" for name in files], files)
+    folder = make(tmp_path, [f"/data/Study-v1.0/{name}" for name in files], files)
     assert AttributeDataset.from_folder(folder).labels.images == files
+    with pytest.raises(AimonkError, match="lists 'Study/train/p1/view.jpg', the folder holds '.*/view.jpg'"):
+        AttributeDataset.from_folder(make(tmp_path, ["Study/train/p1/view.jpg"], []))  # may be of another folder
 
 
 @pytest.mark.parametrize("images", ["Images", "IMAGES", "images/images", ".", "photos"])
