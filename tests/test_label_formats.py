@@ -46,6 +46,7 @@ def check(labels: Labels, images: list[str], attributes: list[str], values: Any)
         ("labels.csv", '"sep=\t"\nimage\tcollar\tbelt\na.jpg\t1\tN\nb.jpg\t?\tY\n'),
         ("labels.csv", "# made by hand\n#\nimage,collar,belt\na.jpg,present,absent\n# half way\nb.jpg,null,present\n"),
         ("labels.csv", 'image, "collar", "belt"\n"a.jpg", "1", "0"\nb.jpg, , 1\n'),
+        ("labels.csv", "sep=|\nimage|collar|belt\na.jpg|1|0\nb.jpg||1\n"),
         ("labels.csv", "image,collar,belt,,\na.jpg,1,0,,\nb.jpg,,1\n"),
         ("labels.csv", "image,collar,belt\na.jpg,1,0,,\nb.jpg,,1, \n,,\n"),
         ("labels.csv", "Unnamed: 0,Image Path,collar,belt\n7,a.jpg,1,0\n3,b.jpg,,1\n"),
@@ -160,6 +161,13 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ("labels.csv", "image,a;name\nx,1\n", {}, "divided by ',' and by ';': write the line sep=, before it"),
         ("labels.csv", "index,image,x\n0,a.jpg,1\n5,b.jpg,1\n", {}, ":3: '5' in the first column, 'index', is not the"),
         ("labels.csv", ",image,x\nzero,a.jpg,1\n", {}, ":2: 'zero' in the first column, '', is not the number"),
+        (
+            "labels.csv",
+            "image|x\na|1\n",
+            {},
+            r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|",
+        ),
+        ("labels.csv", b'"\xc2\xa0"', {}, "is empty: a row is an image name"),
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
         ("labels.csv", b"PK\x03\x04...", {}, "not a text file but an archive or an Excel table: save"),
         (

@@ -49,7 +49,7 @@ def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:
     """Add the flags that name labelled images, and those of reading their labels."""
     parser.add_argument("--data-dir", required=required, help=help)
-    parser.add_argument("--labels", help="label file other than labels.csv or labels.txt")
+    parser.add_argument("--labels", help="label file (.csv, .tsv, .txt, .jsonl, .parquet), if not the folder's own")
     parser.add_argument("--images-dir", help="folder of the images, if not images/ beside the labels")
     add_reading_flags(parser)
 

@@ -90,7 +90,8 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
     header = [cell.strip() for cell in header]
     while header and not header[-1]:  # a delimiter at the end of each line
         header.pop()
-    width = len(header)
+    if not (width := len(header)):
+        raise AimonkError(_EMPTY.format(path))
 
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         pick = itemgetter(*columns) if len(columns) > 1 else lambda cells: (cells[columns[0]],)

@@ -101,12 +101,15 @@ def _within(folders: tuple[str, ...], above: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _keys(name: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the keys of the files that a name may mean, the surest first: of an absolute one the ends of its path."""
+    """Yield the keys of the files that a name may mean, the surest first.
+
+    Of an absolute name, of another machine, the end of its path decides, or the name alone where one file has it.
+    """
     folders, stem, extension = _take_apart(name)
     is_absolute = bool(folders) and re.fullmatch(r"|[A-Za-z]:", folders[0]) is not None
     ends = (folders[number:] for number in range(1, len(folders))) if is_absolute else _within(folders, above)
-    for end in ends:
-        yield "/".join((*end, stem)) + (extension or _ANY_EXTENSION)
+    for path in ("/".join((*end, stem)) for end in ends):
+        yield path + (extension or _ANY_EXTENSION)
     if is_absolute:
         yield _ANYWHERE + stem + (extension or _ANY_EXTENSION)
 
