@@ -43,18 +43,31 @@ def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any
 
 
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:
-    """Add the flags that name labelled images."""
+    """Add the flags that name labelled images, and those of reading their labels."""
     parser.add_argument("--data-dir", required=required, help=help)
     parser.add_argument("--labels", help="label file other than labels.csv or labels.txt")
     parser.add_argument("--images-dir", help="folder of the images, if not images/ beside the labels")
-    parser.add_argument("--attributes", type=names, metavar="A,B,C", help="names of the columns of a labels.txt")
+    add_reading_flags(parser)
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Make every field of ReadOptions a flag."""
+    from aimonk_hf.data.read_options import ReadOptions
+
+    for option in fields(ReadOptions):
+        name = "--" + option.name.replace("_", "-")
+        parser.add_argument(
+            name, type=_reader_of(option.type), metavar=option.name.upper(), help=option.metadata["help"]
+        )
 
 
 def read_data(options: argparse.Namespace) -> Any:
     """Return the `AttributeDataset` that the flags of `add_data_flags` name."""
     from aimonk_hf.data.dataset import AttributeDataset
+    from aimonk_hf.data.read_options import ReadOptions
 
-    return AttributeDataset.from_folder(options.data_dir, options.labels, options.images_dir, options.attributes)
+    place = options.data_dir, options.labels, options.images_dir
+    return AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

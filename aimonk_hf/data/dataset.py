@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from aimonk_hf.data.formats import format_of
 from aimonk_hf.data.images import ImageSource, check_image, read_image
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
+from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
 from aimonk_hf.errors import AimonkError, near_names
 
 
@@ -46,13 +47,14 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         images_dir: str | Path | None = None,
         attributes: list[str] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
+        options: ReadOptions = NO_OPTIONS,
     ) -> "AttributeDataset":
         """Read a data folder: its label file, or `labels`; images in `images/` beside it, or in `images_dir`.
 
         The images of a metadata.csv are where its file names say, relative to its own folder.
         """
         path = Path(labels) if labels else find_labels(Path(data_dir))
-        table = read_labels(path, attributes)
+        table = read_labels(path, attributes, options)
         if not images_dir:
             images_dir = path.parent if format_of(path).images_beside else find_images_dir(path.parent, table.images)
         return cls(table, images_dir, transform)

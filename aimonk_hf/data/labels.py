@@ -12,6 +12,7 @@ from aimonk_hf.console import table
 from aimonk_hf.data.formats import FORMATS, csv_rows, format_of
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import count_labels
+from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.storage import is_text, write_csv
 
@@ -21,12 +22,19 @@ _YES = ("1", "y", "yes", "x", "true")
 
 @dataclass
 class Labels:
-    """A table of labels: `values` is float32 [N, K], 1 present, 0 absent, NaN missing; row i belongs to `images[i]`."""
+    """A table of labels: `values` is float32 [N, K], 1 present, 0 absent, NaN missing; row i belongs to `images[i]`.
+
+    `groups` holds the group of each row ("" where unknown), `parts` its given part (train, validation, report or "").
+    `notes` says in lines how a file was read.
+    """
 
     images: list[str]
     attributes: list[str]
     values: NDArray[np.float32]
     source: str = ""
+    groups: list[str] | None = None
+    parts: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,7 +42,9 @@ class Labels:
     def select(self, rows: Iterable[int]) -> "Labels":
         """Return the given rows, in the given order."""
         rows = list(rows)
-        return replace(self, images=[self.images[row] for row in rows], values=self.values[rows])
+        groups, parts = ([column[row] for row in rows] if column else column for column in (self.groups, self.parts))
+        images = [self.images[row] for row in rows]
+        return replace(self, images=images, values=self.values[rows], groups=groups, parts=parts)
 
     def check_observed(self, what: str) -> None:
         """Raise `AimonkError` where every label is missing."""
@@ -43,14 +53,14 @@ class Labels:
             raise AimonkError(f"{self.source}: {told}")
 
 
-def read_labels(path: str | Path, attributes: list[str] | None = None) -> Labels:
+def read_labels(path: str | Path, attributes: list[str] | None = None, options: ReadOptions = NO_OPTIONS) -> Labels:
     """Read a label file, or that of a folder: labels.csv, labels.txt or metadata.csv (`formats.FORMATS`).
 
     `attributes` names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses columns, by name, of the others.
     Raises `AimonkError` with file and line for a row of another width, a value outside {1, 0, NA}, a repeated file
     name, an attribute name that is no text, or an empty file.
     """
-    path = Path(path)
+    path, attributes = Path(path), attributes or options.attributes
     if path.is_dir():
         path = find_labels(path)
     kind = format_of(path)

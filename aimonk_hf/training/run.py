@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import parse_flag_from_env, patch_environment
 
 from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.devices import explain_failure, keep_freed_memory, resolve_device, resolve_precision
 from aimonk_hf.modeling.hub import create_repository
@@ -108,7 +109,8 @@ def _run(
 
 def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
     if dataset is None:
-        dataset = AttributeDataset.from_folder(config.data_dir, config.labels, config.images_dir, config.attributes)
+        place = config.data_dir, config.labels, config.images_dir
+        dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(config))
     return dataset if model is None else dataset.match(model.config.attributes)
 
 

@@ -6,6 +6,7 @@ from dataclasses import Field, InitVar, asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args, get_origin
 
+from aimonk_hf.data.read_options import READ_HELP
 from aimonk_hf.data.splits import SPLIT_METHODS
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
@@ -55,7 +56,16 @@ class TrainConfig:
 
     labels: str | None = _setting("label file other than DATA_DIR/labels.csv or labels.txt")
     images_dir: str | None = _setting("folder of the images, if not images/ beside the labels")
-    attributes: list[str] | None = _setting("a,b,c: columns of labels.csv to use, or names for those of labels.txt")
+    attributes: list[str] | None = _setting(READ_HELP["attributes"])
+    ignore_columns: list[str] | None = _setting(READ_HELP["ignore_columns"])
+    image_column: str | None = _setting(READ_HELP["image_column"])
+    encoding: str | None = _setting(READ_HELP["encoding"])
+    missing_values: list[str] | None = _setting(READ_HELP["missing_values"])
+    absent_values: list[str] | None = _setting(READ_HELP["absent_values"])
+    present_values: list[str] | None = _setting(READ_HELP["present_values"])
+    present_above: float | None = _setting(READ_HELP["present_above"])
+    group_column: str | None = _setting(READ_HELP["group_column"])
+    split_column: str | None = _setting(READ_HELP["split_column"])
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
     val_split: float = _from_recipe("share of the images kept for validation; 0 trains on all", 0.2)
     report_split: float = _from_recipe("share of the validation images that choose nothing and report the figures", 0.0)
