@@ -67,7 +67,8 @@ def read_data(options: argparse.Namespace) -> Any:
     from aimonk_hf.data.read_options import ReadOptions
 
     place = options.data_dir, options.labels, options.images_dir
-    return AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
+    parts = (getattr(options, name, None) for name in ("val_labels", "report_labels"))
+    return AttributeDataset.from_folder(*place, None, None, ReadOptions.of(options), *parts)
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

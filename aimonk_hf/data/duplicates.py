@@ -1,7 +1,8 @@
-"""Find images that are copies of each other: byte for byte, or nearly so, confirmed on their pixels."""
+"""Find images that belong together: copies byte for byte, near-duplicates, images of one value in a group column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from aimonk_hf.data.dataset import duplicate_groups
+from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import open_image, read_image, shrink
+from aimonk_hf.errors import ImageError
 
 SIDE = 32
 # Thumbnails of near-duplicates correlate above the first number and differ by no more than the second, a mean step of
@@ -46,6 +49,15 @@ def thumbnail(path: Path) -> Thumbnails:
         return np.asarray(read_image(image, in_place=True).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
+def keep_thumbnail(kept: dict[Path, Thumbnails], cache: ImageCache | None, path: Path) -> str | None:
+    """Enter an image's thumbnail in `kept`, from the cache if it has it; return the reason if it cannot be read."""
+    try:
+        kept[path] = thumbnail(path) if cache is None else cache.get(path, lambda: thumbnail(path))
+    except ImageError as error:
+        return str(error)
+    return None
+
+
 def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) -> list[Pair]:
     """Return the pairs of rows with identical bytes, and those whose thumbnails agree in structure and in colour.
 
@@ -62,13 +74,36 @@ def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) 
     return pairs + [Pair(distinct[i], distinct[j], "near", float(correlation)) for i, j, correlation in near]
 
 
-def group_numbers(n_rows: int, pairs: list[Pair]) -> Places:
-    """Return a group number per row [n_rows], its first row; rows joined by pairs, also through others, share one."""
-    ends = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), tuple(ends)), shape=(n_rows, n_rows))
+def group_numbers(n_rows: int, pairs: list[Pair], values: list[str] | None = None) -> Places:
+    """Return a group number per row [n_rows], its first row; rows that share one are joined, also through others.
+
+    They are joined by pairs, and by one value of `values` [n_rows], where "" joins nothing.
+    """
+    first: dict[str, int] = {}
+    joined = [(pair.first, pair.second) for pair in pairs]
+    joined += [(first.setdefault(value, row), row) for row, value in enumerate(values or []) if value]
+    ends = np.array(joined, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(joined)), tuple(ends)), shape=(n_rows, n_rows))
     component = connected_components(graph, directed=False)[1]
-    _, first, group = np.unique(component, return_index=True, return_inverse=True)
-    return first[group]
+    _, first_row, group = np.unique(component, return_index=True, return_inverse=True)
+    return first_row[group]
+
+
+def image_groups(dataset: AttributeDataset, near: bool = True, kept: dict[Path, Thumbnails] | None = None) -> Places:
+    """Return a group number per image [N]; those of one group stay on one side of every division.
+
+    They are copies, near-duplicates unless `near` is off, and images of one value in the group column. Thumbnails are
+    taken from `kept`, where they are given. A run finds its groups once, and its parts have them.
+    """
+    if dataset.groups is not None:
+        return dataset.groups
+    paths = dataset.paths
+    if near and kept is None:
+        kept = {}
+        dataset.find_problems(check=partial(keep_thumbnail, kept, None))
+    copies = [Pair(first, row, "exact", 1.0) for row, first in enumerate(duplicate_groups(paths).tolist())]
+    pairs = copies if kept is None else find_duplicates(paths, list(map(kept.get, paths)))
+    return group_numbers(len(dataset), pairs, dataset.labels.groups)
 
 
 def conflicts(pair: Pair, labels: NDArray[Any], attributes: list[str]) -> dict[str, tuple[int, int]]:
