@@ -1,6 +1,6 @@
 """Choose the usable images of a run and divide them into parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from aimonk_hf.training.processes import compute_once
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.settings import TrainConfig
 
-THUMBNAIL = "thumbnail"  # its name in the image cache
 PARTS = ("train", "validation", "report")
 # A smaller report part could show nothing: its images stay with the validation images then.
 _SMALLEST_REPORT = 20
@@ -32,7 +31,7 @@ def usable_images(config: TrainConfig, listed: AttributeDataset, accelerator: Ac
     """Return the readable images with their groups, and name the others; each process reads its share of the images."""
     rank, n_processes = accelerator.process_index, accelerator.num_processes
     kept: dict[Path, Thumbnails] = {}
-    check = partial(keep_thumbnail, kept, open_image_cache(config.image_cache, THUMBNAIL))
+    check = partial(keep_thumbnail, kept, open_image_cache(config.image_cache, "thumbnail"))
     own = listed.select(range(rank, len(listed), n_processes)).find_problems(accelerator.is_main_process, check)
     accelerator.wait_for_everyone()
     problems: dict[int, str] = {}
@@ -63,19 +62,16 @@ def divide(
 ) -> list[AttributeDataset]:
     """Return the images to train on, to validate on, and to report from; the last two may be empty.
 
-    Given parts are taken; images that an `earlier` model knows keep their part.
+    Given parts are taken, and images that the `earlier` model of --init-from knows keep their part.
     """
-    given = dataset.labels.parts
-    if given is not None and (n_without := given.count("")):
-        accelerator.print(f"{n_without} of {len(dataset)} images are in no part of the given split and are left out")
-        dataset = dataset.select([row for row, part in enumerate(given) if part])
     n_different = len(np.unique(image_groups(dataset)))
-    fractions = [] if given else _fractions(config, n_different, accelerator)
+    given = dataset.labels.parts
+    fractions = [1.0] if given and all(given) else _fractions(config, n_different, accelerator)
     parts = split(config, dataset, fractions, run, accelerator, earlier)
     counts = f"{len(parts[0])} to train on, {len(parts[1])} to validate, {len(parts[2])} to report from"
     told = f"{len(dataset)} images, {n_different} of them different: {counts}"
     accelerator.print(told, labels_table(dataset.labels), sep="\n")
-    for warning in _warnings(config, dataset, *parts):
+    for warning in (*_group_warnings(dataset, parts), *_warnings(config, dataset, *parts[:2])):
         accelerator.print(f"warning: {warning}")
     return parts
 
@@ -88,14 +84,17 @@ def split(
     accelerator: Accelerator,
     earlier: AimonkModel | None = None,
 ) -> list[AttributeDataset]:
-    """Divide the images as given, or by fractions for training, validation and report; write split.csv."""
+    """Divide the images by fractions for training, validation and report, and write split.csv; known parts are kept."""
 
     def choose() -> NDArray[np.int64]:
-        if dataset.labels.parts is not None:
-            return _given_parts(config, dataset)
-        if earlier is not None and config.val_split:
-            return _parts_after(earlier, config, dataset, fractions)
-        return split_rows(dataset.labels.values, fractions, config.split, config.seed, dataset.groups)
+        known: Sequence[str | None] | None = dataset.labels.parts
+        if known is None and earlier is not None and config.val_split:
+            known, reason = parts_of(earlier, dataset)
+            told = f"{len(dataset) - known.count(None)} images keep their part in the split of {config.init_from}"
+            print(f"{told}; the figures hold if it has seen no other ({reason})" if reason else told)
+        if known is None:
+            return split_rows(dataset.labels.values, fractions, config.split, config.seed, dataset.groups)
+        return keep_parts(config, dataset, fractions, known)
 
     part_of = compute_once(accelerator, choose)
     if accelerator.is_main_process:
@@ -103,41 +102,33 @@ def split(
     return [dataset.select(np.flatnonzero(part_of == part)) for part in range(3)]
 
 
-def _given_parts(config: TrainConfig, dataset: AttributeDataset) -> NDArray[np.int64]:
-    """Return the given part of each image [N].
+def keep_parts(
+    config: TrainConfig, dataset: AttributeDataset, fractions: list[float], known: Sequence[str | None]
+) -> NDArray[np.int64]:
+    """Return the part of each image [N]: the known one, else that of its group, else one by `fractions`.
 
-    Validation images that are not given are a share of the training images, and report images one of the validation
-    images, as without given parts.
+    Where the data gives parts, but none to validate on, or none to report from, these are shares of the training
+    images and of the validation images, as the settings say.
     """
-    labels, groups = dataset.labels, image_groups(dataset)
-    part_of = np.array([PARTS.index(part) for part in labels.parts or []], dtype=np.int64)
+    labels, groups = dataset.labels, np.unique(image_groups(dataset), return_inverse=True)[1]
+    unknown = len(PARTS)
+    part_of = np.array([PARTS.index(part) if part else unknown for part in known])
+    of_group = np.full(len(dataset), unknown)
+    np.minimum.at(of_group, groups, part_of)
+    part_of = np.where(part_of == unknown, of_group[groups], part_of)
+
+    def draw(rows: NDArray[np.int64], shares: list[float]) -> NDArray[np.int64]:
+        return split_rows(labels.values[rows], shares, config.split, config.seed, groups[rows])
+
+    if len(new := np.flatnonzero(part_of == unknown)):
+        part_of[new] = draw(new, fractions if len(np.unique(groups[new])) >= len(fractions) else [1.0])
     if not (part_of == 0).any():
-        raise AimonkError(f"{labels.source}: the given split has no training image: name the part of some `train`")
+        raise AimonkError(f"{labels.source} gives no image to train on: name the part of some `train`")
     for source, share, fewest in ((0, config.val_split, 0), (1, config.report_split, _SMALLEST_REPORT)):
         rows = np.flatnonzero(part_of == source)
-        if share and not (part_of == source + 1).any() and share * len(np.unique(groups[rows])) >= fewest:
-            fractions = [1 - share, share]
-            part_of[rows] += split_rows(labels.values[rows], fractions, config.split, config.seed, groups[rows])
-    return part_of
-
-
-def _parts_after(
-    earlier: AimonkModel, config: TrainConfig, dataset: AttributeDataset, fractions: list[float]
-) -> NDArray[np.int64]:
-    """Return the part of each image [N]: its group's in the earlier model's split; groups that are new are divided."""
-    known, reason = parts_of(earlier, dataset)
-    if reason:
-        told = f"it is unknown which images trained {config.init_from} ({reason})"
-        print(f"warning: {told}: the figures hold only if none of the held-out ones did")
-    groups = np.unique(image_groups(dataset), return_inverse=True)[1]
-    part_of_group = np.full(len(dataset), len(PARTS))
-    np.minimum.at(part_of_group, groups, [PARTS.index(part) if part else len(PARTS) for part in known])
-    part_of = part_of_group[groups]
-    new = np.flatnonzero(part_of == len(PARTS))
-    print(f"{len(dataset) - len(new)} images keep their part in the split of {config.init_from}")
-    if len(np.unique(groups[new])) < len(fractions):  # too few to divide
-        fractions = [1.0]
-    part_of[new] = split_rows(dataset.labels.values[new], fractions, config.split, config.seed, groups[new])
+        enough = share * len(np.unique(groups[rows])) >= fewest
+        if labels.parts is not None and share and enough and not (part_of == source + 1).any():
+            part_of[rows] += draw(rows, [1 - share, share])
     return part_of
 
 
@@ -155,13 +146,8 @@ def _fractions(config: TrainConfig, n_different: int, accelerator: Accelerator) 
 
 
 def _warnings(
-    config: TrainConfig,
-    dataset: AttributeDataset,
-    train_set: AttributeDataset,
-    validation: AttributeDataset,
-    report_set: AttributeDataset,
+    config: TrainConfig, dataset: AttributeDataset, train_set: AttributeDataset, validation: AttributeDataset
 ) -> Iterator[str]:
-    yield from _group_warnings(dataset, train_set, {"validation": validation, "report": report_set})
     names, every, trained = np.array(dataset.attributes), dataset.labels.values, train_set.labels.values
     for value, kind in ((1, "positive"), (0, "negative")):
         for name in names[~(every == value).any(axis=0)]:
@@ -178,17 +164,15 @@ def _warnings(
         yield f"no validation images: {consequence} (--folds 5 makes one)"
 
 
-def _group_warnings(
-    dataset: AttributeDataset, train_set: AttributeDataset, held_out: dict[str, AttributeDataset]
-) -> Iterator[str]:
-    values, sizes = np.unique(image_groups(dataset), return_counts=True)
-    for group in values[(sizes > 1) & (2 * sizes >= len(dataset))]:
-        rows = np.flatnonzero(dataset.groups == group)
-        value = f" (group {dataset.labels.groups[rows[0]]!r})" if dataset.labels.groups else ""
-        told = f"{len(rows)} of {len(dataset)} images belong together{value}"
-        names = " and ".join(shown_name(dataset.labels.images[row]) for row in rows[:2])
-        yield f"{told}, such as {names}, and cannot be divided: see --group-column and --near-duplicates"
-    for part, held in held_out.items():
-        if n_twins := int(np.isin(image_groups(held), image_groups(train_set)).sum()):
-            told = f"{n_twins} of {len(held)} {part} images have a twin or an image of their group in training"
+def _group_warnings(dataset: AttributeDataset, parts: list[AttributeDataset]) -> Iterator[str]:
+    numbers, sizes = np.unique(image_groups(dataset), return_counts=True)
+    for number in numbers[(sizes > 1) & (2 * sizes >= len(dataset))]:
+        rows = np.flatnonzero(dataset.groups == number)
+        names = [shown_name(dataset.labels.images[row]) for row in rows[:2]]
+        value = f" ({dataset.labels.groups[rows[0]]!r})" if dataset.labels.groups else ""
+        told = f"{len(rows)} of {len(dataset)} images are one group{value}, such as {' and '.join(names)}"
+        yield f"{told}, which no part, fold or resample divides: see --group-column and --near-duplicates"
+    for name, part in zip(PARTS[1:], parts[1:], strict=True):
+        if n_twins := int(np.isin(image_groups(part), image_groups(parts[0])).sum()):
+            told = f"{n_twins} of {len(part)} {name} images have a twin, or one of their group, in training"
             yield f"{told}, which flatters the figures: `aimonk-hf audit` names them"

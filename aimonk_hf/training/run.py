@@ -47,6 +47,8 @@ def train(
     """
     if not config.output_dir or (not config.data_dir and dataset is None):
         raise AimonkError("TrainConfig needs an output_dir, and a data_dir unless train() is given a dataset")
+    if model is not None and config.init_from:
+        raise AimonkError("train() is given a model to start from: leave out init_from")
     run = RunDirectory(config)
     config = run.config
     run.check()
@@ -92,7 +94,7 @@ def _run(
 ) -> AimonkModel:
     """Check, divide and train; each refusal comes before the slow work that it would waste."""
     run.check_machine(machine_settings(accelerator))
-    if earlier is not None:
+    if earlier is not None and not config.resume:
         accelerator.print(describe_start(config, earlier, listed.attributes))
     if accelerator.is_main_process:
         if config.push_to_hub:  # a wrong token or a public repository is refused now
