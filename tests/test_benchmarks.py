@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf import AttributeDataset, TrainConfig, train
+from aimonk_hf import AttributeDataset, TrainConfig, read_labels, train
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.onnx_export import export_folder

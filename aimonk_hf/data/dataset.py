@@ -172,7 +172,9 @@ def _join_parts(parts: dict[str, AttributeDataset]) -> AttributeDataset:
     values = np.concatenate([table.values for table in tables])
     groups = [value for table in tables for value in table.groups or [""] * len(table)]
     of_row = [part for part, table in zip(parts, tables, strict=True) for _ in table.images]
-    return first._with(replace(first.labels, images=list(source_of), values=values, groups=groups, parts=of_row))
+    notes = tuple(note for table in tables for note in table.notes)
+    joined = Labels(list(source_of), first.attributes, values, first.labels.source, groups, of_row, notes)
+    return first._with(joined)
 
 
 def for_each(paths: list[Path], look: Callable[[Path], Any], doing: str, progress: bool) -> list[Any]:
