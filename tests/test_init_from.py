@@ -93,6 +93,9 @@ def test_a_model_without_a_record_says_that_its_images_are_unknown(
     train(small(few, tmp_path / "out", init_from=tmp_path / "model"))
     told = f"0 images keep their part in the split of {tmp_path / 'model'}; the figures hold if it has seen no other"
     assert f"{told} ({tmp_path / 'model'} has no split.csv)" in capsys.readouterr().out
+    more = AttributeDataset.from_folder(write_sample_data(tmp_path / "more", n_images=20, seed=7))
+    report = evaluate(AimonkModel.from_pretrained(tmp_path / "out"), more)
+    assert report["measured_on"]["seen_by_model"] == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from aimonk_hf.console import listed
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.images import shown_name
@@ -17,14 +18,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation import metrics
 from aimonk_hf.evaluation.calibration import expected_calibration_error
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
-from aimonk_hf.evaluation.resampling import (
-    ALPHA,
-    METRICS,
-    bootstrap_intervals,
-    judge_signal,
-    listed,
-    permutation_p_values,
-)
+from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
 from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
 from aimonk_hf.modeling.predicting import Predicting

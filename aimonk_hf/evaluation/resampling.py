@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from aimonk_hf.console import listed
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
 
 METRICS = ("auroc", "average_precision", "f1")
@@ -12,7 +13,6 @@ MIN_OF_EACH = 5
 # The chance of one or more false alarms among all attributes, if none had signal.
 ALPHA = 0.05
 _CACHE_BYTES = 1 << 18  # weights or permutations that are worked on together: so many stay in a core's cache
-_MOST_NAMES = 20
 
 
 def bootstrap_intervals(
@@ -176,12 +176,6 @@ def judge_signal(attributes: list[str], p_values: Floats, actor: str = "better t
         found = f"{n_found} of {n_tested} attributes; no evidence of signal on {listed(silent)}"
         return "some", f"{actor} on {found}{remainder}"
     return "all", f"{actor} on {'1 attribute' if n_tested == 1 else f'all {n_tested} attributes'}{remainder}"
-
-
-def listed(names: list[str]) -> str:
-    """Return names in a sentence, the first twenty where there are more."""
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _ranks(labels: Floats, scores: Floats) -> tuple[Floats, list[Ints], Ints]:

@@ -37,11 +37,10 @@ def finish(
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
+            from_folder = config.init_from or ":" in config.architecture
             model.metrics["training"] = {
                 "recipe": Path(config.recipe).stem,
-                "backbone": model.config.architecture
-                if config.init_from or ":" in config.architecture
-                else config.architecture,
+                "backbone": model.config.architecture if from_folder else config.architecture,
                 "epochs": len(trainer.state.history),
                 "n_train": len(trainer.train_set),
                 "n_validation": len(validation),

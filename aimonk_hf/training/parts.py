@@ -16,7 +16,7 @@ from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.labels import labels_table
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.split_file import parts_of
+from aimonk_hf.evaluation.split_file import parts_of, rows_of_seen
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.processes import compute_once
 from aimonk_hf.training.run_directory import RunDirectory
@@ -98,7 +98,8 @@ def split(
 
     part_of = compute_once(accelerator, choose)
     if accelerator.is_main_process:
-        run.write_split(dataset, [PARTS[part] for part in part_of], earlier)
+        seen = [] if earlier is None else rows_of_seen(earlier, dataset)
+        run.write_split(dataset, [PARTS[part] for part in part_of], seen)
     return [dataset.select(np.flatnonzero(part_of == part)) for part in range(3)]
 
 

@@ -13,9 +13,8 @@ from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.images import check_image
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.split_file import SPLIT_FILE, read_parts, write_parts
+from aimonk_hf.evaluation.split_file import SPLIT_FILE, Row, read_parts, write_parts
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
-from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.storage import make_folder, read_json, score_columns, write_csv, write_json
 from aimonk_hf.training.settings import TrainConfig
 
@@ -60,8 +59,8 @@ class RunDirectory:
             epochs = [settings.get("stage_epochs", own["stage_epochs"]) for settings in (earlier, own)]
             if self.finished and epochs[0] != epochs[1]:
                 ended, wanted = (" + ".join(map(str, one)) for one in epochs)
-                told = f"{self.path} has finished its {ended} epochs, and its learning rate is that of {wanted} no more"
-                raise AimonkError(f"{told}: train further with --init-from {self.path} and another --output-dir")
+                told = f"{self.path} is finished: a schedule of {ended} epochs cannot go on as one of {wanted}"
+                raise AimonkError(f"{told}; train further with --init-from {self.path} and another --output-dir")
             kept = {name: old for name, old in earlier.items() if name in own and name not in _FREE_TO_CHANGE}
             changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in kept.items() if own[name] != old]
             self._refuse(changed, " with other settings: {}; use the old ones")
@@ -133,8 +132,8 @@ class RunDirectory:
             record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
         write_json(self.path / _CONFIG, record)
 
-    def write_split(self, dataset: AttributeDataset, parts: list[str], earlier: AimonkModel | None = None) -> None:
-        """Write split.csv: the part and the content hash of each image, and of those that an `earlier` model has seen.
+    def write_split(self, dataset: AttributeDataset, parts: list[str], seen: list[Row]) -> None:
+        """Write split.csv: the part and the content hash of each image, and the rows of those `seen` before.
 
         At --resume, raise `AimonkError` where the images would be divided otherwise than when the run began.
         """
@@ -144,11 +143,8 @@ class RunDirectory:
             pairs = zip(rows, read_parts(path), strict=False)
             moved = [f"{now[0]} was in {before[1]}, now in {now[1]}" for now, before in pairs if now[1] != before[1]]
             self._refuse(moved[:1], ": the images are divided otherwise ({}); restore the data")
-        if earlier is not None and earlier.folder and (earlier.folder / SPLIT_FILE).is_file():
-            own = {row[1:] for row in rows}
-            seen = (row for row in read_parts(earlier.folder / SPLIT_FILE) if row[1] != "report")
-            rows += [row for row in seen if row[1:] not in own]
-        write_parts(path, rows)
+        own = {row[1:] for row in rows}
+        write_parts(path, rows + [row for row in seen if row[1:] not in own])
 
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
         """Write folds.csv: the fold (1, 2, ...) that holds each image out."""

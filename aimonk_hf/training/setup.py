@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from aimonk_hf.console import listed
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.evaluation.resampling import listed
 from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute, classifier_layers, find_backbone
 from aimonk_hf.modeling.devices import explain_failure
 from aimonk_hf.modeling.model import AimonkModel
