@@ -147,7 +147,7 @@ def test_a_csv_for_excel_is_marked_as_utf_8_and_holds_no_formula(
         ("predict EMPTY --model MODEL", "there are no images in"),
         ("app --model MODEL --port 0", "--port must lie between 1 and 65535, found 0"),
         ("app --model MODEL --port 65536", "--port must lie between 1 and 65535, found 65536"),
-        ("train --data-dir none --output-dir OUT", "there is no data folder none"),
+        ("train --data-dir none --output-dir OUT", "There is no data folder none"),
         ("TRAIN --num-workers -1", "--num-workers must not be negative, found -1"),
         (
             "TRAIN --threshold-objective precision=0",

@@ -204,20 +204,20 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("labels.csv", b",,,\n", "the header must be image,<attribute>"),
+        ("labels.csv", b",,,\n", "is empty: a row is an image name"),
         (
             "labels.csv",
             "image,größe\na.jpg,1\n".encode("latin-1"),
-            r"labels.csv:1: the attribute 'gr\\udcf6.* is no plain text: save the file as UTF-8",
+            r"labels.csv:1: The attribute .gr\\udcf6.* is not plain text: save .* as UTF-8, or say its .* --encoding",
         ),
-        ("labels.csv", b'image,"two\nlines"\na.jpg,1\n', "is no plain text"),
+        ("labels.csv", b'image,"two\nlines"\na.jpg,1\n', "is not plain text"),
         (
             "labels.csv",
-            "image,a\nb.jpg,1\n".encode("utf-16"),
-            r"labels.csv:1: a zero byte: .* UTF-16; save it as UTF-8",
+            "image,a\nb.jpg,1\n".encode("utf-16-le"),
+            r"labels.csv:1: A zero byte: .* UTF-16 without its mark .then --encoding utf-16-le",
         ),
-        ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: a zero byte"),
-        ("metadata.csv", b"file_name,a,a\nb.jpg,1,0\n", "the attribute 'a' stands twice"),
+        ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: A zero byte"),
+        ("metadata.csv", b"file_name,a,a\nb.jpg,1,0\n", "The attribute 'a' is in the header twice"),
         ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "'c.jpg' in column file_name is not a label"),
         ("labels.csv", b"image,a\n" + b"x" * 140_000 + b",1\n", r"labels.csv:2: field larger than field limit"),
         ("labels.csv", b"image,a\nx.jpg," + b"9" * 5000 + b"\n", r"labels.csv:2: '9{40}' in column a is not a label"),
@@ -232,7 +232,7 @@ def test_what_is_no_table_is_told(name: str, content: bytes, message: str, tmp_p
 
 def test_one_line_of_a_megabyte_takes_no_time_that_grows_with_its_square(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"x" * 1_000_000 + b".jp 1\n")  # half an hour with a search from every place
-    with pytest.raises(AimonkError, match="no image name in 'x{60}'"):
+    with pytest.raises(AimonkError, match="No image name in 'x{60}'"):
         read_labels(tmp_path)
 
 

@@ -176,7 +176,8 @@ def test_changed_data_of_a_finished_run_is_said_at_resume(copied: Run, capsys: p
     (copied.data / "labels.csv").unlink()
     capsys.readouterr()
     assert main(flags) == 0
-    assert "warning: the data cannot be compared with that of the run: neither labels.csv" in capsys.readouterr().out
+    told = f"warning: the data cannot be compared with that of the run: {copied.data} has no label file"
+    assert told in capsys.readouterr().out
 
 
 def write_data(folder: Path, values: Callable[[int], str], n_images: int = 6) -> Path:

@@ -1,6 +1,7 @@
 """Flags that several commands share, and those made from the fields of TrainConfig."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
@@ -62,13 +63,15 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_data(options: argparse.Namespace) -> Any:
-    """Return the `AttributeDataset` that the flags of `add_data_flags` name."""
+    """Return the `AttributeDataset` that the flags of `add_data_flags` name, and print how its labels were read."""
     from aimonk_hf.data.dataset import AttributeDataset
     from aimonk_hf.data.read_options import ReadOptions
 
     place = options.data_dir, options.labels, options.images_dir
     parts = (getattr(options, name, None) for name in ("val_labels", "report_labels"))
-    return AttributeDataset.from_folder(*place, None, None, ReadOptions.of(options), *parts)
+    dataset = AttributeDataset.from_folder(*place, None, None, ReadOptions.of(options), *parts)
+    print(f"labels:   {dataset.labels.told}", file=sys.stderr)
+    return dataset
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

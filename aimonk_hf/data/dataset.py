@@ -18,11 +18,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from aimonk_hf.data.formats import format_of
+from aimonk_hf.data.image_paths import locate_images
 from aimonk_hf.data.images import ImageSource, check_image, read_image, shown_name
 from aimonk_hf.data.labels import Labels, find_labels, read_labels
 from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
-from aimonk_hf.errors import AimonkError, near_names
+from aimonk_hf.errors import AimonkError, ImageError, near_names
 
 
 class AttributeDataset(Dataset[dict[str, Any]]):
@@ -54,7 +54,8 @@ class AttributeDataset(Dataset[dict[str, Any]]):
     ) -> "AttributeDataset":
         """Read a data folder: its label file, or `labels`; images in `images/` beside it, or in `images_dir`.
 
-        The images of a metadata.csv are where its file names say, relative to its own folder. `val_labels` and
+        The images of a metadata.csv are where its file names say, relative to its own folder. `labels.images` become
+        the files' paths, where they are spelled in another way (`image_paths.locate_images`). `val_labels` and
         `report_labels` are the label files of these parts; the others then train.
         """
         if val_labels or report_labels:
@@ -68,9 +69,7 @@ class AttributeDataset(Dataset[dict[str, Any]]):
             return _join_parts(dict(zip(given, read, strict=True)))
         path = Path(labels) if labels else find_labels(Path(data_dir))
         table = read_labels(path, attributes, options)
-        if not images_dir:
-            images_dir = path.parent if format_of(path).images_beside else find_images_dir(path.parent, table.images)
-        return cls(table, images_dir, transform)
+        return cls(*locate_images(table, Path(images_dir) if images_dir else None), transform)
 
     @classmethod
     def from_images(
@@ -116,7 +115,11 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = read_image(self.images_dir / self.labels.images[index])
+        path = self.images_dir / self.labels.images[index]
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            raise ImageError(f"{shown_name(path)}: {error}") from error
         return {
             "pixel_values": image if self.transform is None else self.transform(image),
             "labels": torch.from_numpy(self.labels.values[index]),
@@ -183,16 +186,6 @@ def for_each(paths: list[Path], look: Callable[[Path], Any], doing: str, progres
         found = pool.map(look, paths)
         shown = None if progress else True  # None: on a terminal
         return list(tqdm(found, doing, len(paths), unit="img", leave=False, disable=shown, dynamic_ncols=True))
-
-
-def find_images_dir(folder: Path, images: list[str]) -> Path:
-    """Return `images/` or `images/images/` beside the labels, whichever holds more of the listed files."""
-    candidates = [path for path in (folder / "images", folder / "images" / "images") if path.is_dir()]
-    if not candidates:
-        raise AimonkError(f"there is no folder {folder / 'images'}: name it with --images-dir")
-    # os.path, because Path.exists raises for names that no file can have
-    held = [sum(os.path.exists(path / image) for image in images) for path in candidates]  # noqa: PTH110
-    return candidates[int(np.argmax(held))]
 
 
 def duplicate_groups(paths: list[Path]) -> NDArray[np.int64]:

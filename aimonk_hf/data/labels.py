@@ -1,5 +1,6 @@
 """Label tables {0, 1, NaN}: read them from files, write them, merge accepted suggestions into them."""
 
+import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimonk_hf.console import table
-from aimonk_hf.data.formats import FORMATS, csv_rows, format_of
+from aimonk_hf.data.columns import Columns, choose_columns
+from aimonk_hf.data.formats import FORMATS, TABLE_ENDINGS, Table, csv_rows, format_of
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import count_labels
 from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
-from aimonk_hf.errors import AimonkError, near_names
-from aimonk_hf.storage import is_text, write_csv
+from aimonk_hf.data.vocabulary import Vocabulary, advice
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.storage import explained, write_csv
 
 SUGGESTION_COLUMNS = ("image", "attribute", "label", "suggested", "score", "kind", "accept")
+_URL = re.compile(r"(?:https?|ftp|s3|gs|hf)://|data:image/", re.IGNORECASE)
 _YES = ("1", "y", "yes", "x", "true")
 
 
@@ -39,6 +43,11 @@ class Labels:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def told(self) -> str:
+        """The notes, one a line."""
+        return "\n          ".join(map(shown_name, self.notes))
+
     def select(self, rows: Iterable[int]) -> "Labels":
         """Return the given rows, in the given order."""
         rows = list(rows)
@@ -54,44 +63,57 @@ class Labels:
 
 
 def read_labels(path: str | Path, attributes: list[str] | None = None, options: ReadOptions = NO_OPTIONS) -> Labels:
-    """Read a label file, or that of a folder: labels.csv, labels.txt or metadata.csv (`formats.FORMATS`).
+    """Read a label file, or that of a folder: labels.csv, labels.txt, metadata.jsonl, ... (`formats.FORMATS`).
 
-    `attributes` names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses columns, by name, of the others.
-    Raises `AimonkError` with file and line for a row of another width, a value outside {1, 0, NA}, a repeated file
-    name, an attribute name that is no text, or an empty file.
+    `attributes` (or `options.attributes`) names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses
+    columns, by name, of the others. Raises `AimonkError` with file and line for a row of another width, a value that is
+    not a label, a repeated file name, an attribute name that is no text, or an empty file; the message names the flag.
     """
     path, attributes = Path(path), attributes or options.attributes
     if path.is_dir():
         path = find_labels(path)
+    options = replace(options, attributes=attributes or options.attributes)
     kind = format_of(path)
-    rows = kind.rows(path)
-    line, header = next(rows, (1, []))
-    image = next((place for place, name in enumerate(header) if name.lower() == kind.image_column), None)
-    if image is None or len(header) < 2:
-        told = f"the header must be {kind.image_column},<attribute>,... (found {','.join(header)[:60]!r})"
-        raise AimonkError(f"{path}:{line}: {told}")
-    names = header[:image] + header[image + 1 :]
-    chosen = _choose_columns(path, names, attributes, kind.has_names)
-    names = [names[column] for column in chosen] if kind.has_names else attributes or names
-    _check_names(path, line, names)
-    seen: dict[str, int] = {}
+    table = kind.open(path, options.encoding, options.image_column)
+    image_columns = [options.image_column] if options.image_column else kind.image_columns
+    columns = choose_columns(path, table, image_columns, options)
+    meaning, n_labels = Vocabulary(options), len(columns.labels)
+    images: dict[str, None] = {}
     values = array("f")  # a list of lists would take eight bytes a label, and the table four more
-    for line, cells in rows:
-        name = cells.pop(image)
-        if not name or name in seen:
-            told = f"{shown_name(name)} stands already in line {seen[name]}" if name else "the image name is empty"
-            raise AimonkError(f"{path}:{line}: {told}")
-        seen[name] = line
+    others: dict[str, list[str]] = {own: [] for own in columns.others}
+    for line, cells in table.rows(columns.places):
+        name = "" if cells[0] is None else str(cells[0]).strip()
+        if not name or name in images or _URL.match(name):
+            raise AimonkError(f"{path}:{line}: {_refused_name(name, table, columns)}")
+        images[name] = None
         try:
-            values.extend([kind.values[cells[column]] for column in chosen])
-        except KeyError as error:
-            cell = error.args[0]
-            column = next(column for own, column in zip(chosen, names, strict=True) if cells[own] == cell)
-            advice = "use 1, 0 or NA (--attributes a,b,c names the columns that hold labels)"
-            raise AimonkError(f"{path}:{line}: {cell[:40]!r} in column {column} is not a label; {advice}") from None
-    if not seen:
+            values.extend(map(meaning.__getitem__, cells[1 : n_labels + 1]))
+            for (own, (_, read)), cell in zip(columns.others.items(), cells[n_labels + 1 :], strict=True):
+                others[own].append(read(cell))
+        except (KeyError, TypeError):
+            odd = [place for place in range(n_labels) if not meaning.knows(cells[place + 1])]
+            told = f"{str(cells[odd[0] + 1])[:40]!r} in column {columns.names[odd[0]]} is not a label (1, 0 or NA)"
+            flags = advice(cells[odd[0] + 1], [columns.names[place] for place in odd])
+            raise AimonkError(f"{path}:{line}: {told}: {flags}") from None
+        except ValueError as error:
+            raise AimonkError(f"{path}:{line}: {error}") from None
+    if not images:
         raise AimonkError(f"{path} has a header but no rows")
-    return Labels(list(seen), list(names), np.frombuffer(values, np.float32).reshape(len(seen), -1), str(path))
+    counts = f"{len(images):,} row(s), {len(columns.names)} attribute(s)"
+    notes = f"{path}: {counts}; {meaning.described()}", *table.notes
+    table_values = np.frombuffer(values, np.float32).reshape(len(images), -1)
+    return Labels(list(images), columns.names, table_values, str(path), others.get("group"), others.get("split"), notes)
+
+
+def _refused_name(name: str, table: Table, columns: Columns) -> str:
+    """Return why a row's image name is refused."""
+    if not name:
+        return "The image name is empty"
+    if _URL.match(name):
+        fetch = "wget --input-file=urls.txt --directory-prefix=images"
+        return f"{shown_name(name)[:80]} is a URL: fetch the images first ({fetch}), and list their file names"
+    same = (line for line, (cell, *_) in table.rows(columns.places) if str(cell).strip() == name)
+    return f"{shown_name(name)} is listed already in line {next(same)}"
 
 
 def find_labels(data_dir: Path) -> Path:
@@ -100,35 +122,23 @@ def find_labels(data_dir: Path) -> Path:
         if (data_dir / name).is_file():
             return data_dir / name
     if not data_dir.is_dir():
-        raise AimonkError(f"there is no data folder {data_dir}")
-    raise AimonkError(f"neither {' nor '.join(FORMATS)} lies in {data_dir}: name another file with --labels")
-
-
-def _choose_columns(path: Path, names: list[str], attributes: list[str] | None, by_name: bool) -> list[int]:
-    """Return the columns of the attributes; all of them where none were named."""
-    if attributes and by_name:
-        if unknown := [name for name in attributes if name not in names]:
-            raise AimonkError(f"{path} has no attribute {unknown[0]!r}{near_names(unknown[0], names)}")
-        return [column for name in attributes for column, own in enumerate(names) if own == name]
-    if attributes and len(attributes) != len(names):
-        told = f"{len(names)} values a row but {len(attributes)} attributes were named: {', '.join(attributes)}"
-        raise AimonkError(f"{path} has {told}")
-    return list(range(len(names)))
-
-
-def _check_names(path: Path, line: int, names: list[str]) -> None:
-    for place, name in enumerate(names):
-        problem = "is empty" if not name else "stands twice" if name in names[:place] else ""
-        if not is_text(name):
-            problem = "is no plain text: save the file as UTF-8"
-        if problem:
-            raise AimonkError(f"{path}:{line}: the attribute {name[:40]!r} {problem}")
+        raise AimonkError(f"There is no data folder {data_dir}")
+    with explained(f"read {data_dir}"):
+        others = [path.name for path in sorted(data_dir.iterdir()) if path.suffix.lower() in TABLE_ENDINGS]
+    advice = f"--labels {data_dir / shown_name(others[0])} names one" if others else "name another file with --labels"
+    raise AimonkError(f"{data_dir} has no label file ({', '.join(FORMATS)}): {advice}")
 
 
 def write_labels(path: Path, labels: Labels) -> None:
-    """Write a table as labels.csv, for `train --labels`."""
-    rows = ([image, *map(cell_text, row)] for image, row in zip(labels.images, labels.values, strict=True))
-    write_csv(path, ["image", *labels.attributes], rows)
+    """Write a table as labels.csv, with the columns `group` and `split` where it has groups and parts."""
+    others = {
+        name: column for name, column in (("group", labels.groups), ("split", labels.parts)) if column is not None
+    }
+    if taken := [name for name in others if name in labels.attributes]:
+        raise AimonkError(f"{path}: The attribute {taken[0]!r} has the name of the column of {taken[0]}s: rename it")
+    rows = zip(labels.images, labels.values, *others.values(), strict=True)
+    cells = ([image, *map(cell_text, row), *more] for image, row, *more in rows)
+    write_csv(path, ["image", *labels.attributes, *others], cells)
 
 
 def cell_text(value: float) -> str:

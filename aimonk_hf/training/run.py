@@ -101,6 +101,8 @@ def _run(
             create_repository(config.push_to_hub, config.private or None)
         run.open()
     accelerator.wait_for_everyone()
+    if listed.labels.notes:
+        accelerator.print(f"labels:   {listed.labels.told}")
     seed_everything(config.seed)
     model = new_model()
     try_steps(config, accelerator, model)
