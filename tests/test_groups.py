@@ -1,4 +1,4 @@
-"""Images that belong together stay on one side of splits, folds, cross-fitting and resampling; given parts are kept."""
+"""Images that belong together stay on one side of splits, folds, cross-fitting and resampling."""
 
 import os
 from pathlib import Path

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_support import FLAGS, column, places, small
+from train_support import FLAGS, column, places, same, small, train_until
 
 from aimonk_hf import AimonkModel, AttributeDataset, train
 from aimonk_hf.cli.main import main
@@ -66,7 +66,7 @@ def test_a_run_starts_from_another_and_holds_out_the_same_images(
     assert main(["train", *FLAGS, *places(few, out), *flags, "--init-from", str(run)]) == 0
     printed = capsys.readouterr().out
     told = "2 of 3 rows of the head are copied by name; new: even; left out: stripes, belt"
-    assert f"starting from {run}: {told}\n" in printed
+    assert f"Starting from {run}: {told}\n" in printed
     assert f"24 images keep their part in the split of {run}\n" in printed
     assert column(out / "split.csv", "part") == column(run / "split.csv", "part")
     own, before = (classifier(AimonkModel.from_pretrained(folder)) for folder in (out, run))
@@ -96,6 +96,22 @@ def test_a_model_without_a_record_says_that_its_images_are_unknown(
     more = AttributeDataset.from_folder(write_sample_data(tmp_path / "more", n_images=20, seed=7))
     report = evaluate(AimonkModel.from_pretrained(tmp_path / "out"), more)
     assert report["measured_on"]["seen_by_model"] == "unknown"
+
+
+def test_a_run_that_was_ended_goes_on_as_it_would_have(run: Path, few: Path, tmp_path: Path) -> None:
+    whole = train(small(few, tmp_path / "whole", init_from=run, epochs=2, batch_size=8))
+    train_until(2, small(few, tmp_path / "out", init_from=run, epochs=2, batch_size=8, checkpoint_minutes=1e-9))
+    resumed = train(small(few, tmp_path / "out", init_from=run, epochs=2, batch_size=8, resume=True))
+    assert same(whole, resumed)
+
+
+def test_a_run_that_chooses_its_epoch_needs_images_that_the_earlier_model_was_not_trained_on(
+    few: Path, tmp_path: Path
+) -> None:
+    train(small(few, tmp_path / "all", val_split=0))
+    settings = small(few, tmp_path / "out", init_from=tmp_path / "all", metric_for_best_model="val_loss")
+    with pytest.raises(AimonkError, match="No image is left to validate on, by which the run chooses its epoch"):
+        train(settings)
 
 
 @pytest.mark.parametrize(

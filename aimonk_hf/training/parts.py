@@ -68,6 +68,9 @@ def divide(
     given = dataset.labels.parts
     fractions = [1.0] if given and all(given) else _fractions(config, n_different, accelerator)
     parts = split(config, dataset, fractions, run, accelerator, earlier)
+    if config.chooses_epoch and not len(parts[1]):
+        advice = "name some with --val-labels, or turn the choice off"
+        raise AimonkError(f"No image is left to validate on, by which the run chooses its epoch: {advice}")
     counts = f"{len(parts[0])} to train on, {len(parts[1])} to validate, {len(parts[2])} to report from"
     told = f"{len(dataset)} images, {n_different} of them different: {counts}"
     accelerator.print(told, labels_table(dataset.labels), sep="\n")

@@ -61,7 +61,7 @@ def describe_start(config: TrainConfig, earlier: AimonkModel, attributes: list[s
     for words, names, others in (("new", attributes, known), ("left out", known, attributes)):
         if alone := [name for name in names if name not in others]:
             told.append(f"{words}: {listed(alone)}")
-    return f"starting from {config.init_from}: {'; '.join(told)}"
+    return f"Starting from {config.init_from}: {'; '.join(told)}"
 
 
 @torch.no_grad()
