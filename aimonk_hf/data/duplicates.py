@@ -58,10 +58,11 @@ def keep_thumbnail(kept: dict[Path, Thumbnails], cache: ImageCache | None, path:
     return None
 
 
-def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) -> list[Pair]:
+def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None], spanning: bool = False) -> list[Pair]:
     """Return the pairs of rows with identical bytes, and those whose thumbnails agree in structure and in colour.
 
     No pair is missed, as those of different hashes would be; n copies of one file give n - 1 pairs with its first row.
+    Pairs that are `spanning` join the same groups, but are no more than these need: a still camera gives millions.
     """
     small = {row: image for row, image in enumerate(thumbnails) if image is not None}
     rows = list(small)
@@ -70,7 +71,7 @@ def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) 
     }
     pairs = [Pair(first, row, "exact", 1.0) for row, first in first_of.items() if first != row]
     distinct = [row for row, first in first_of.items() if first == row]
-    near = sorted(zip(*_near_pairs([small[row] for row in distinct]), strict=True))
+    near = sorted(zip(*_near_pairs([small[row] for row in distinct], spanning), strict=True))
     return pairs + [Pair(distinct[i], distinct[j], "near", float(correlation)) for i, j, correlation in near]
 
 
@@ -82,11 +83,15 @@ def group_numbers(n_rows: int, pairs: list[Pair], values: list[str] | None = Non
     first: dict[str, int] = {}
     joined = [(pair.first, pair.second) for pair in pairs]
     joined += [(first.setdefault(value, row), row) for row, value in enumerate(values or []) if value]
-    ends = np.array(joined, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(joined)), tuple(ends)), shape=(n_rows, n_rows))
+    return _components(n_rows, np.array(joined, dtype=np.int64).reshape(-1, 2).T)
+
+
+def _components(n_rows: int, ends: Places) -> Places:
+    """Return the first row [n_rows] of the rows that edges with these `ends` [2, E] connect to each row."""
+    graph = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(n_rows, n_rows))
     component = connected_components(graph, directed=False)[1]
-    _, first_row, group = np.unique(component, return_index=True, return_inverse=True)
-    return first_row[group]
+    _, first, group = np.unique(component, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def image_groups(dataset: AttributeDataset, near: bool = True, kept: dict[Path, Thumbnails] | None = None) -> Places:
@@ -97,12 +102,14 @@ def image_groups(dataset: AttributeDataset, near: bool = True, kept: dict[Path, 
     """
     if dataset.groups is not None:
         return dataset.groups
-    paths = dataset.paths
+    paths, pairs = dataset.paths, []
     if near and kept is None:
         kept = {}
         dataset.find_problems(check=partial(keep_thumbnail, kept, None))
-    copies = [Pair(first, row, "exact", 1.0) for row, first in enumerate(duplicate_groups(paths).tolist())]
-    pairs = copies if kept is None else find_duplicates(paths, list(map(kept.get, paths)))
+    if near and kept is not None:
+        pairs = find_duplicates(paths, list(map(kept.get, paths)), spanning=True)
+    else:
+        pairs = [Pair(first, row, "exact", 1.0) for row, first in enumerate(duplicate_groups(paths).tolist())]
     return group_numbers(len(dataset), pairs, dataset.labels.groups)
 
 
@@ -112,8 +119,8 @@ def conflicts(pair: Pair, labels: NDArray[Any], attributes: list[str]) -> dict[s
     return {attributes[k]: (int(labels[pair.first, k]), int(labels[pair.second, k])) for k in both}
 
 
-def _near_pairs(small: list[Thumbnails]) -> tuple[Places, Places, Points]:
-    """Return i < j and correlation [P] of the thumbnails that agree.
+def _near_pairs(small: list[Thumbnails], spanning: bool) -> tuple[Places, Places, Points]:
+    """Return i < j and correlation [P] of the thumbnails that agree; `spanning` passes over those that are connected.
 
     Comparing every pair in full would take hours for 100,000 images, so those that agree with less detail come first.
     """
@@ -122,14 +129,22 @@ def _near_pairs(small: list[Thumbnails]) -> tuple[Places, Places, Points]:
     structured = np.flatnonzero(~np.isnan(coarse[:, 0]))
     points = coarse[structured]
     found = [(structured[:0], structured[:0], np.empty(0, np.float32))]
+    group = np.arange(len(small))
     for row in range(0, len(points), _BLOCK):
         for column in range(row, len(points), 8 * _BLOCK):
             agree = points[row : row + _BLOCK] @ points[column : column + 8 * _BLOCK].T >= _LEAST_PRODUCT
             i, j = np.divmod(np.flatnonzero(agree), agree.shape[1])  # np.nonzero takes far longer
-            i, j = row + i[row + i < column + j], column + j[row + i < column + j]
+            i, j = structured[row + i], structured[column + j]
+            new = (i < j) & (group[i] != group[j])
+            i, j = i[new], j[new]
             for start in range(0, len(i), _BLOCK):
-                some = slice(start, start + _BLOCK)
-                found.append(_confirmed(small, structured[i[some]], structured[j[some]]))
+                one, other = i[start : start + _BLOCK], j[start : start + _BLOCK]
+                apart = group[one] != group[other]
+                if apart.any():
+                    found.append(_confirmed(small, one[apart], other[apart]))
+                    if spanning and len(found[-1][0]):
+                        ends = zip((group, np.arange(len(small))), found[-1][:2], strict=True)
+                        group = _components(len(small), np.stack([np.concatenate(both) for both in ends]))
     i, j, correlation = map(np.concatenate, zip(*found, strict=True))
     return i, j, correlation
 

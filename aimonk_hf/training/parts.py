@@ -49,7 +49,7 @@ def usable_images(config: TrainConfig, listed: AttributeDataset, accelerator: Ac
     dataset = listed.select([row for row in range(len(listed)) if row not in problems])
     near = config.near_duplicates == "group"
     # the first process decides, as files may change
-    dataset.groups = compute_once(accelerator, lambda: image_groups(dataset, near, kept if near else None))
+    dataset.groups = compute_once(accelerator, lambda: image_groups(dataset, near, kept))
     return dataset
 
 
