@@ -1,5 +1,6 @@
-"""Write files and folders that appear whole or not at all; read JSON that means one thing only."""
+"""Write files and folders that appear whole or not at all; read lines of text, and JSON that means one thing only."""
 
+import codecs
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.errors import AimonkError, reason_of
 
 # Columns that stand beside the scores in one CSV file or another.
 _COLUMNS = ("image", "attributes", "error", "notes")
@@ -44,6 +45,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+    """Yield the lines of a text file with their ends; in UTF-8, bytes that are no text, as in names, are surrogates.
+
+    UTF-16 is known by its mark; any other encoding must be named. Raises `AimonkError` with the line.
+    """
+    with explained(f"read {path}"), open(path, "rb") as file:
+        head = file.read(4)
+    if head.startswith(b"PK\x03\x04"):
+        raise AimonkError(f"{path} is not a text file but an archive or an Excel table: save the table as CSV")
+    marked = not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        codec = "utf-16" if marked else codecs.lookup(encoding or "utf-8").name
+    except (LookupError, ValueError) as error:
+        raise AimonkError(
+            f"--encoding {encoding}: there is no such encoding; usual ones are utf-8 and cp1252"
+        ) from error
+    codec, errors = ("utf-8-sig", "surrogateescape") if codec == "utf-8" else (codec, "strict")
+    number = 0
+    with explained(f"read {path}"):
+        try:
+            with open(path, encoding=codec, errors=errors, newline="") as file:
+                for number, line in enumerate(file, start=1):
+                    if "\0" in line:
+                        told = "A zero byte: not a text file, or UTF-16 without its mark (then --encoding utf-16-le)"
+                        raise AimonkError(f"{path}:{number}: {told}")
+                    yield line.removeprefix("\ufeff") if number == 1 else line
+        except (UnicodeError, LookupError) as error:
+            told = f"The text from here on is not {codec} ({reason_of(error)}): name its encoding with --encoding"
+            raise AimonkError(f"{path}:{number + 1}: {told}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
     python benchmarks/scale.py [--sizes 1000,10000,100000] [--attributes 40] [--parts NAME,NAME] [--limit 1800] [--json
         FILE]
 
+Of labels only no images are drawn: --sizes 10000,1000000 --parts labels.csv,labels.txt,labels.jsonl,labels.parquet
+
 Every part runs at every size in a process of its own, so that its peak memory is its own; reading the modules and
 making the inputs are not timed. "memory" is how far the process rose above what it held before the part began. "growth"
 is the cost of an image over that at the smallest size: a part above 1.5 is marked "grows". Pictures are drawn: 32 x 32
@@ -25,7 +27,7 @@ from typing import Any
 
 from processes import kill_family, own_peak, reset_own_peak
 from scale_groups import GROUPS
-from scale_parts import TIMED, Part, write_data
+from scale_parts import READING, TIMED, Part, write_data
 
 MOST_GROWTH = 1.5
 MOST_REPEATS, LEAST_SECONDS = 5, 0.5
@@ -54,7 +56,7 @@ def main() -> None:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{size} images with {options.attributes} attributes", file=sys.stderr)
-            write_data(Path(folder), size, options.attributes)
+            write_data(Path(folder), size, options.attributes, with_images=not set(parts) <= set(READING))
             for name in parts:
                 rows.append(row := run_part(name, Path(folder), size, options))
                 took = "given up" if row["seconds"] is None else f"{row['seconds']:.3f} s, {row['megabytes']:.0f} MB"

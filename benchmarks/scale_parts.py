@@ -1,11 +1,13 @@
 """Draw the data of `scale.py`, and make its parts: functions that prepare their inputs and return the timed act."""
 
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +20,36 @@ Part = Callable[[Path, int, int], Callable[[], object]]  # folder, images, attri
 # What the parts work on
 
 
-def write_data(folder: Path, n_images: int, n_attributes: int) -> None:
+def write_data(folder: Path, n_images: int, n_attributes: int, with_images: bool = True) -> None:
     """Write pictures, labels.csv and labels.txt; every fiftieth picture is a hard link to the one before."""
+    (folder / "images").mkdir()
+    names = [f"{number:06d}.png" for number in range(n_images)]
+    if with_images:
+        write_images(folder / "images", names)
+    header = ["image", *attribute_names(n_attributes)]
+    labels = draw_labels(n_images, n_attributes)
+    with open(folder / "labels.csv", "w") as table, open(folder / "labels.txt", "w") as plain:
+        table.write(",".join(header) + "\n")
+        for name, row in zip(names, labels, strict=True):
+            texts = np.array(["0", "1", "NA"])[np.nan_to_num(row, nan=2).astype(np.int8)]
+            table.write(f"{name},{','.join(texts)}\n")
+            plain.write(f"{name} {' '.join(texts)}\n")
+
+
+def write_images(folder: Path, names: list[str]) -> None:
     from PIL import Image
 
-    (folder / "images").mkdir()
     rng = np.random.default_rng(0)
-    names = [f"{number:06d}.png" for number in range(n_images)]
     for number, name in enumerate(names):
-        path = folder / "images" / name
+        path = folder / name
         if number % COPY_EVERY == COPY_EVERY - 1:
-            os.link(folder / "images" / names[number - 1], path)
+            os.link(folder / names[number - 1], path)
             continue
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
             (SIDE, SIDE), Image.Resampling.BICUBIC
         )
         coarse.save(path, compress_level=1)
         os.utime(path, (1_700_000_000, 1_700_000_000))  # the cache keeps no picture whose file is seconds old
-    texts = np.array(["0", "1", "NA"])[np.nan_to_num(draw_labels(n_images, n_attributes), nan=2).astype(np.int8)]
-    header = ["image", *attribute_names(n_attributes)]
-    with open(folder / "labels.csv", "w") as table, open(folder / "labels.txt", "w") as plain:
-        table.write(",".join(header) + "\n")
-        for name, row in zip(names, texts, strict=True):
-            table.write(f"{name},{','.join(row)}\n")
-            plain.write(f"{name} {' '.join(row)}\n")
 
 
 def draw_labels(n_images: int, n_attributes: int) -> NDArray[np.float32]:
@@ -67,16 +75,41 @@ def attribute_names(n_attributes: int) -> list[str]:
 # The parts
 
 
-def reading_csv(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+def reading(folder: Path, n_images: int, n_attributes: int, name: str) -> Callable[[], object]:
     from aimonk_hf import read_labels
+    from aimonk_hf.data import formats
 
-    return lambda: read_labels(folder / "labels.csv")
+    path = folder / name
+    if not path.is_file():
+        write_other_format(path, read_labels(folder / "labels.csv"))
+    formats.format_of(path).open(path, None, None)  # the reading of pyarrow is not to be timed
+    return lambda: read_labels(path)
 
 
-def reading_text(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
-    from aimonk_hf import read_labels
+def write_other_format(path: Path, labels: Any) -> None:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
 
-    return lambda: read_labels(folder / "labels.txt")
+        columns = {name: pa.array(own) for name, own in zip(labels.attributes, labels.values.T, strict=True)}
+        parquet.write_table(pa.table({"image": labels.images} | columns), path)
+        return
+    with open(path, "w") as file:
+        for image, row in zip(labels.images, labels.values.tolist(), strict=True):
+            cells = {
+                name: None if value != value else int(value) for name, value in zip(labels.attributes, row, strict=True)
+            }
+            file.write(json.dumps({"image": image} | cells) + "\n")
+
+
+def finding_paths(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    """Names of another machine, without extensions."""
+    from aimonk_hf.data.image_paths import locate_images
+    from aimonk_hf.data.labels import Labels
+
+    names = [f"C:\\shop\\{number:06d}" for number in range(n_images)]
+    values = np.ones((n_images, 1), np.float32)
+    return lambda: locate_images(Labels(names, ["x"], values, str(folder / "labels.csv")))
 
 
 def opening_folder(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
@@ -267,9 +300,11 @@ def finding_suspects(folder: Path, n_images: int, n_attributes: int) -> Callable
     return lambda: (find_suspects(labels, scores), find_fillable(labels, scores))
 
 
-TIMED: dict[str, Part] = {
-    "labels.csv": reading_csv,
-    "labels.txt": reading_text,
+READING: dict[str, Part] = {
+    name: partial(reading, name=name) for name in ("labels.csv", "labels.txt", "labels.jsonl", "labels.parquet")
+}
+TIMED: dict[str, Part] = READING | {
+    "image-paths": finding_paths,
     "from_folder": opening_folder,
     "find_problems": checking_pictures,
     "duplicate_groups": grouping_copies,

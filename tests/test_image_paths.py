@@ -70,6 +70,12 @@ def test_another_spelling_is_said(tmp_path: Path) -> None:
     assert len(AttributeDataset.from_folder(make(tmp_path, NAMES)).labels.notes) == 1
 
 
+def test_folders_of_another_machine_before_a_name_are_left_out_where_a_folder_fits(tmp_path: Path) -> None:
+    files = ["train/p1/view.jpg", "train/p2/view.jpg", "val/p1/view.jpg"]
+    folder = make(tmp_path, [f"Study-v1.0/{name}" for name in files], files)
+    assert AttributeDataset.from_folder(folder).labels.images == files
+
+
 @pytest.mark.parametrize("images", ["Images", "IMAGES", "images/images", ".", "photos"])
 def test_folders_of_images_are_found(images: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "data", NAMES, images=images)
@@ -174,3 +180,16 @@ def test_an_error_of_a_dataset_names_the_file(num_workers: int, tmp_path: Path) 
     for row, told in ((1, "c d.jpeg: not an image file"), (2, "gone.jpg: no such file")):
         with pytest.raises(AimonkError, match=f"{folder / 'images' / told}"):
             list(DataLoader(dataset.select([row]), num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_transform_names_the_file(num_workers: int, tmp_path: Path) -> None:
+    def fail(image: Image.Image) -> None:
+        raise RuntimeError("no such size")
+
+    folder = make(tmp_path, ["a.jpg"])
+    dataset = AttributeDataset.from_folder(folder, transform=fail)
+    with pytest.raises(RuntimeError, match="no such size") as caught:
+        list(DataLoader(dataset, num_workers=num_workers))
+    told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert any(f"The image is {folder / 'images' / 'a.jpg'}" in text for text in told)

@@ -46,6 +46,7 @@ def check(labels: Labels, images: list[str], attributes: list[str], values: Any)
         ("labels.csv", '"sep=\t"\nimage\tcollar\tbelt\na.jpg\t1\tN\nb.jpg\t?\tY\n'),
         ("labels.csv", "# made by hand\n#\nimage,collar,belt\na.jpg,present,absent\n# half way\nb.jpg,null,present\n"),
         ("labels.csv", 'image, "collar", "belt"\n"a.jpg", "1", "0"\nb.jpg, , 1\n'),
+        ("labels.csv", "sep=|\nimage|collar|belt\na.jpg|1|0\nb.jpg||1\n"),
         ("labels.csv", "image,collar,belt,,\na.jpg,1,0,,\nb.jpg,,1\n"),
         ("labels.csv", "image,collar,belt\na.jpg,1,0,,\nb.jpg,,1, \n,,\n"),
         ("labels.csv", "Unnamed: 0,Image Path,collar,belt\n7,a.jpg,1,0\n3,b.jpg,,1\n"),
@@ -160,6 +161,13 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ("labels.csv", "image,a;name\nx,1\n", {}, "divided by ',' and by ';': write the line sep=, before it"),
         ("labels.csv", "index,image,x\n0,a.jpg,1\n5,b.jpg,1\n", {}, ":3: '5' in the first column, 'index', is not the"),
         ("labels.csv", ",image,x\nzero,a.jpg,1\n", {}, ":2: 'zero' in the first column, '', is not the number"),
+        (
+            "labels.csv",
+            "image|x\na|1\n",
+            {},
+            r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|",
+        ),
+        ("labels.csv", b'"\xc2\xa0"', {}, "is empty: a row is an image name"),
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
         ("labels.csv", b"PK\x03\x04...", {}, "not a text file but an archive or an Excel table: save"),
         (
@@ -254,13 +262,14 @@ def test_the_flags_of_reading_reach_the_reader(
 ) -> None:
     header, *rows = (sample / "labels.csv").read_text().splitlines()
     header = header.replace("image", "photo")
-    lines = [f"{header},note,Ärmel", *(f"{row.replace(',NA', ',-1')},x;y,0" for row in rows)]
+    lines = [f'{header},"note, old",Ärmel', *(f"{row.replace(',NA', ',-1')},x;y,0" for row in rows)]
     path = write(tmp_path, "export.csv", "\n".join(lines).encode("cp1252"))
     place = ["--data-dir", str(sample), "--labels", str(path), "--images-dir", str(sample / "images")]
-    flags = ["--image-column", "photo", "--encoding", "cp1252", "--missing-values", "-1", "--ignore-columns", "note"]
-    assert main(["audit", *place]) == 2
-    capsys.readouterr()
-    assert main(["audit", *place, *flags]) == 0
+    flags = ["--image-column", "photo", "--encoding", "cp1252", "--missing-values", "-1"]
+    left_out = ["--ignore-columns", '"note, old"']
+    assert main(["audit", *place, *flags]) == 2
+    assert """--ignore-columns '"note, old"'""" in capsys.readouterr().err
+    assert main(["audit", *place, *flags, *left_out]) == 0
     printed = capsys.readouterr().err
     assert printed.count(f"labels:   {path}: {len(rows)} row(s)") == 1
     assert "1 read as present, 0 read as absent, -1 read as missing" in printed

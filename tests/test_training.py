@@ -257,7 +257,8 @@ def test_training_images_grow_from_epoch_to_epoch_of_a_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_images", "message"), [(1, "1 different usable image"), (0, "none of the 6 listed images can be read")]
+    ("n_images", "message"),
+    [(1, "1 different usable image"), (0, "None of the 6 listed images is in .*, and the folder holds no image")],
 )
 def test_too_little_data_is_refused(n_images: int, message: str, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", lambda number: f"{number % 2} 0", n_images)

@@ -1,6 +1,7 @@
 """Flags that several commands share, and those made from the fields of TrainConfig."""
 
 import argparse
+import csv
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,8 +14,8 @@ Command = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
 def names(text: str) -> list[str]:
-    """Read the names in a comma-separated list."""
-    return [name.strip() for name in text.split(",")]
+    """Read the names in a comma-separated list; a name that holds a comma is in double quotes."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])] or [""]
 
 
 def add_model_flag(parser: argparse.ArgumentParser, help: str = "model folder or Hub repository") -> None:
@@ -46,7 +47,7 @@ def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:
     """Add the flags that name labelled images, and those of reading their labels."""
     parser.add_argument("--data-dir", required=required, help=help)
-    parser.add_argument("--labels", help="label file other than labels.csv or labels.txt")
+    parser.add_argument("--labels", help="label file (.csv, .tsv, .txt, .jsonl, .parquet), if not the folder's own")
     parser.add_argument("--images-dir", help="folder of the images, if not images/ beside the labels")
     add_reading_flags(parser)
 

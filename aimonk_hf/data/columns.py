@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aimonk_hf.console import warn_once
 from aimonk_hf.data.formats import Table, find_image_column
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.vocabulary import PART_OF
 from aimonk_hf.errors import AimonkError, near_names
@@ -18,16 +18,17 @@ _PANDAS_INDEX = "__index_level_0__"
 _INDEX_NAMES = ("", "unnamed: 0", "index", "#")  # of a first column
 
 
-class Columns(NamedTuple):
-    """The places of the image, of the labels (with their names) and of other columns, with their readers by kind.
+# Returns the meaning of a cell; raises `ValueError` in words where it has none.
+Reader = Callable[[Any], str]
 
-    A reader returns the meaning of a cell, and raises `ValueError` in words where it has none.
-    """
+
+class Columns(NamedTuple):
+    """The places of the image, of the labels (with their names) and of other columns, with their readers by kind."""
 
     image: int
     labels: list[int]
     names: list[str]
-    others: dict[str, tuple[int, Callable[[Any], str]]]
+    others: dict[str, tuple[int, Reader]]
 
     @property
     def places(self) -> list[int]:
@@ -37,8 +38,8 @@ class Columns(NamedTuple):
 
 def choose_columns(path: Path, table: Table, image_columns: Sequence[str], options: ReadOptions) -> Columns:
     """Return the columns that the options and the header name; note those that are left out."""
-    where, names, attributes = f"{path}:{table.line}", list(table.header), options.attributes or []
-    ignored = options.ignore_columns or []
+    where, names = f"{path}:{table.line}", list(table.header)
+    attributes, ignored = options.attributes or [], options.ignore_columns or []
     image = find_image_column(names, image_columns) if table.has_names else 0
     if image is None or len(names) < 2:
         raise AimonkError(f"{where}: {_no_image_column(names, image_columns)}")
@@ -48,20 +49,19 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
             raise AimonkError(f"{path} has {told}")
         names[1:] = attributes
     rest = [name for place, name in enumerate(names) if place != image]
-    others: dict[str, tuple[int, Callable[[Any], str]]] = {}
-    named: dict[str, list[str]] = {
-        "attribute": attributes,
-        "--ignore-columns": ignored,
-        "--group-column": [options.group_column] if options.group_column else [],
-        "--split-column": [options.split_column] if options.split_column else [],
+    special: dict[str, tuple[Any, Reader]] = {
+        "group": (options.group_column, _group),
+        "split": (options.split_column, _part),
     }
-    for what, wanted in named.items():
+    others = {kind: (names.index(name), read) for kind, (name, read) in special.items() if name in rest}
+    for what, wanted in (
+        ("attribute", attributes),
+        ("column for --ignore-columns:", ignored),
+        *((f"column for --{kind}-column:", [name] * (name is not None)) for kind, (name, _) in special.items()),
+    ):
         if unknown := [name for name in wanted if name not in rest]:
-            kind = what if what == "attribute" else f"column for {what}:"
-            raise AimonkError(f"{path} has no {kind} {unknown[0]!r}{near_names(unknown[0], rest)}")
-    for kind, name, read in (("group", options.group_column, _group), ("split", options.split_column, _part)):
-        if name is not None:
-            others[kind] = names.index(name), read
+            near = shown_name(near_names(str(unknown[0]), rest))
+            raise AimonkError(f"{path} has no {what} {unknown[0]!r}{near}")
     for place, name in enumerate(names):
         is_index = name == _PANDAS_INDEX or (place == 0 and name.casefold() in _INDEX_NAMES)
         if is_index and place != image and name not in (*attributes, *ignored):
@@ -80,13 +80,13 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
 
 
 def _no_image_column(names: list[str], image_columns: Sequence[str]) -> str:
-    found = ",".join(names)[:60]
+    found, first = ",".join(names)[:60], image_columns[0]
     if len(image_columns) == 1:
-        return f"There is no column {image_columns[0]!r} (--image-column){near_names(image_columns[0], names)}"
+        return f"There is no column {first!r} (--image-column){shown_name(near_names(first, names))}"
     if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names):
-        return f"The first row is no header: write {image_columns[0]},<attribute>,... above it (found {found!r})"
-    told = f"The header must be {image_columns[0]},<attribute>,... (found {found!r})"
-    return f"{told}: --image-column names the column of the images"
+        return f"The first row is no header: write {first},<attribute>,... above it (found {found!r})"
+    told = f"The header must be {first},<attribute>,... (found {found!r}), divided by commas, semicolons or tabs"
+    return f"{told}: --image-column names the column of the images, and a line sep=| above it another delimiter"
 
 
 def _check_names(where: str, names: list[str]) -> None:
@@ -122,7 +122,7 @@ def _part(cell: Any) -> str:
     return PART_OF[text.casefold()]
 
 
-def _index_reader(name: str) -> Callable[[Any], str]:
+def _index_reader(name: str) -> Reader:
     """Return a reader that lets only whole numbers through, in a column with a name only those that count rows."""
     rows = count()
 

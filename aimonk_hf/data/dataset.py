@@ -118,12 +118,13 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         path = self.images_dir / self.labels.images[index]
         try:
             image = read_image(path)
+            pixels = image if self.transform is None else self.transform(image)
         except ImageError as error:
             raise ImageError(f"{shown_name(path)}: {error}") from error
-        return {
-            "pixel_values": image if self.transform is None else self.transform(image),
-            "labels": torch.from_numpy(self.labels.values[index]),
-        }
+        except Exception as error:  # of the transform
+            error.add_note(f"The image is {shown_name(path)}")
+            raise
+        return {"pixel_values": pixels, "labels": torch.from_numpy(self.labels.values[index])}
 
     def select(self, rows: Iterable[int]) -> "AttributeDataset":
         """Return the dataset of the given rows."""

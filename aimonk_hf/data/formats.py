@@ -1,6 +1,5 @@
 """Formats of label files. To add one, write a function that returns its `Table`, and name it in `FORMATS`."""
 
-import codecs
 import csv
 import json
 import re
@@ -10,9 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aimonk_hf.data.images import IMAGE_EXTENSIONS
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.storage import explained
+from aimonk_hf.storage import explained, text_lines
 
 # Line number and cells.
 Row = tuple[int, Sequence[Any]]
@@ -66,14 +65,14 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
     """Open a table divided by commas, semicolons or tabs; an Excel line `sep=;` and comments may come before it."""
     delimiter, notes, before, line = "", [], 0, ""
     for before, line in enumerate(text_lines(path, encoding)):  # noqa: B007
-        if found := re.fullmatch(r'"?sep=(.)"?', line.strip("\r\n"), re.IGNORECASE):
+        if found := re.fullmatch(r'"?sep=([,;|\t])"?', line.strip("\r\n"), re.IGNORECASE):
             delimiter = found[1]
         elif line.strip().strip(_DELIMITERS + '" ') and not re.match(r"#(?!\s*[,;\t])", line):
             break
     else:
         raise AimonkError(_EMPTY.format(path))
-    columns = [image_column] if image_column else list(IMAGE_COLUMNS)
-    delimiter = delimiter or _choose_delimiter(path, before + 1, line, columns)
+    names = [image_column] if image_column else IMAGE_COLUMNS
+    delimiter = delimiter or _choose_delimiter(path, before + 1, line, names)
     if delimiter != ",":
         notes.append(f"cells are divided by {'tabs' if delimiter == chr(9) else delimiter}")
 
@@ -84,13 +83,15 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
             for cells in reader:
                 yield before + reader.line_num, cells
         except csv.Error as error:
-            raise AimonkError(f"{path}:{before + reader.line_num}: {error}") from error
+            told = f"The row cannot be divided into cells ({shown_name(str(error))})"
+            raise AimonkError(f"{path}:{before + reader.line_num}: {told}") from error
 
     _, header = next(records())
     header = [cell.strip() for cell in header]
     while header and not header[-1]:  # a delimiter at the end of each line
         header.pop()
-    width = len(header)
+    if not (width := len(header)):
+        raise AimonkError(_EMPTY.format(path))
 
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         pick = itemgetter(*columns) if len(columns) > 1 else lambda cells: (cells[columns[0]],)
@@ -112,18 +113,21 @@ def csv_table(path: Path, encoding: str | None = None, image_column: str | None 
     return Table(header, before + 1, rows, notes)
 
 
-def _choose_delimiter(path: Path, number: int, line: str, columns: list[str]) -> str:
+def _choose_delimiter(path: Path, number: int, line: str, image_columns: Sequence[str]) -> str:
     """Return the delimiter by which the header has a column of images; without one, the commonest."""
-    order = "\t,;" if path.suffix.lower() == ".tsv" else _DELIMITERS
-    try:
-        headers = {one: next(csv.reader([line], delimiter=one, skipinitialspace=True)) for one in order}
-    except csv.Error as error:
-        raise AimonkError(f"{path}:{number}: {error}") from error
-    fitting = [one for one in order if len(headers[one]) > 1 and find_image_column(headers[one], columns) is not None]
+    widths, fitting = {}, []
+    for one in "\t,;" if path.suffix.lower() == ".tsv" else _DELIMITERS:
+        try:
+            header = next(csv.reader([line], delimiter=one, skipinitialspace=True))
+        except csv.Error as error:
+            raise AimonkError(f"{path}:{number}: The header cannot be divided into cells ({error})") from error
+        widths[one] = len(header)
+        if len(header) > 1 and find_image_column(header, image_columns) is not None:
+            fitting.append(one)
     if len(fitting) > 1:
         told = f"The header can be divided by {fitting[0]!r} and by {fitting[1]!r}"
         raise AimonkError(f"{path}:{number}: {told}: write the line sep={fitting[0]} before it, or sep={fitting[1]}")
-    return fitting[0] if fitting else max(order, key=lambda one: len(headers[one]))
+    return fitting[0] if fitting else max(widths, key=lambda one: widths[one])
 
 
 def text_table(path: Path, encoding: str | None = None, image_column: str | None = None) -> Table:
@@ -203,7 +207,8 @@ def json_table(path: Path, encoding: str | None = None, image_column: str | None
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         wanted = [names[column] for column in columns]
         for number, value in objects():
-            yield number, [value.get(name) for name in wanted]
+            cells = map(value.get, wanted)
+            yield number, [str(cell) if cell is True or cell is False else cell for cell in cells]
 
     return Table(names, 1, rows, [])
 
@@ -242,6 +247,8 @@ def parquet_table(path: Path, encoding: str | None = None, image_column: str | N
                 for place, own in enumerate(cells):
                     if pa.types.is_floating(own.type):
                         cells[place] = pc.if_else(pc.is_nan(own), None, own)  # None is found again in a dictionary
+                    elif pa.types.is_boolean(own.type):
+                        cells[place] = own.cast(pa.string())
                 for row in zip(*(own.to_pylist() for own in cells), strict=True):
                     number += 1
                     yield number, row
@@ -278,34 +285,3 @@ def format_of(path: Path) -> Format:
         raise AimonkError(f"{path}: {told}: save it as CSV, or use `aimonk-hf import {path} --output DATA`")
     ending = {".json": ".jsonl", ".ndjson": ".jsonl", ".pq": ".parquet"}.get(ending, ending)
     return FORMATS.get(path.name.lower()) or FORMATS.get(f"labels{ending}") or FORMATS["labels.txt"]
-
-
-def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
-    """Yield the lines of a text file with their ends; in UTF-8, bytes that are no text, as in names, are surrogates.
-
-    UTF-16 is known by its mark; any other encoding must be named. Raises `AimonkError` with the line.
-    """
-    with explained(f"read {path}"), open(path, "rb") as file:
-        head = file.read(4)
-    if head.startswith(b"PK\x03\x04"):
-        raise AimonkError(f"{path} is not a text file but an archive or an Excel table: save the table as CSV")
-    marked = not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        codec = "utf-16" if marked else codecs.lookup(encoding or "utf-8").name
-    except (LookupError, ValueError) as error:
-        raise AimonkError(
-            f"--encoding {encoding}: there is no such encoding; usual ones are utf-8 and cp1252"
-        ) from error
-    codec, errors = ("utf-8-sig", "surrogateescape") if codec == "utf-8" else (codec, "strict")
-    number = 0
-    with explained(f"read {path}"):
-        try:
-            with open(path, encoding=codec, errors=errors, newline="") as file:
-                for number, line in enumerate(file, start=1):
-                    if "\0" in line:
-                        told = "A zero byte: not a text file, or UTF-16 without its mark (then --encoding utf-16-le)"
-                        raise AimonkError(f"{path}:{number}: {told}")
-                    yield line.removeprefix("\ufeff") if number == 1 else line
-        except (UnicodeError, LookupError) as error:
-            told = f"The text from here on is not {codec} ({reason_of(error)}): name its encoding with --encoding"
-            raise AimonkError(f"{path}:{number + 1}: {told}") from error

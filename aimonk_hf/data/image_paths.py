@@ -101,13 +101,15 @@ def _within(folders: tuple[str, ...], above: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _keys(name: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the keys of the files that a name may mean, the surest first: of an absolute one the ends of its path."""
+    """Yield the keys of the files that a name may mean, the surest first: the ends of its path, with a folder.
+
+    An absolute one, of another machine, may also mean the only file of its name.
+    """
     folders, stem, extension = _take_apart(name)
-    is_absolute = bool(folders) and re.fullmatch(r"|[A-Za-z]:", folders[0]) is not None
-    ends = (folders[number:] for number in range(1, len(folders))) if is_absolute else _within(folders, above)
+    ends = [*_within(folders, above), *(folders[number:] for number in range(1, len(folders)))]
     for end in ends:
         yield "/".join((*end, stem)) + (extension or _ANY_EXTENSION)
-    if is_absolute:
+    if folders and re.fullmatch(r"|[A-Za-z]:", folders[0]):  # absolute
         yield _ANYWHERE + stem + (extension or _ANY_EXTENSION)
 
 
@@ -124,7 +126,7 @@ def _files(folder: Path) -> Iterator[str]:
     for place, _, names in os.walk(folder):
         within = os.path.relpath(place, folder)
         for name in names:
-            if name.lower().endswith(IMAGE_EXTENSIONS):
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("._"):  # of macOS, no image
                 yield name if within == "." else f"{within}/{name}"
 
 

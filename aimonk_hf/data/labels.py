@@ -93,8 +93,8 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
         except (KeyError, TypeError):
             odd = [place for place in range(n_labels) if not meaning.knows(cells[place + 1])]
             told = f"{str(cells[odd[0] + 1])[:40]!r} in column {columns.names[odd[0]]} is not a label (1, 0 or NA)"
-            flags = advice(cells[odd[0] + 1], [columns.names[place] for place in odd])
-            raise AimonkError(f"{path}:{line}: {told}: {flags}") from None
+            told += f": {advice(cells[odd[0] + 1], [columns.names[place] for place in odd])}"
+            raise AimonkError(f"{path}:{line}: {shown_name(told)}") from None
         except ValueError as error:
             raise AimonkError(f"{path}:{line}: {error}") from None
     if not images:
@@ -113,7 +113,8 @@ def _refused_name(name: str, table: Table, columns: Columns) -> str:
         fetch = "wget --input-file=urls.txt --directory-prefix=images"
         return f"{shown_name(name)[:80]} is a URL: fetch the images first ({fetch}), and list their file names"
     same = (line for line, (cell, *_) in table.rows(columns.places) if str(cell).strip() == name)
-    return f"{shown_name(name)} is listed already in line {next(same)}"
+    told = f"{shown_name(name)} is listed already in line {next(same)}"
+    return f"{told}: keep one row (`aimonk-hf import` merges the rows of several annotators)"
 
 
 def find_labels(data_dir: Path) -> Path:
@@ -131,9 +132,8 @@ def find_labels(data_dir: Path) -> Path:
 
 def write_labels(path: Path, labels: Labels) -> None:
     """Write a table as labels.csv, with the columns `group` and `split` where it has groups and parts."""
-    others = {
-        name: column for name, column in (("group", labels.groups), ("split", labels.parts)) if column is not None
-    }
+    columns = {"group": labels.groups, "split": labels.parts}
+    others = {name: column for name, column in columns.items() if column is not None}
     if taken := [name for name in others if name in labels.attributes]:
         raise AimonkError(f"{path}: The attribute {taken[0]!r} has the name of the column of {taken[0]}s: rename it")
     rows = zip(labels.images, labels.values, *others.values(), strict=True)

@@ -30,7 +30,10 @@ _MOST_KEPT = 10_000  # spellings whose meaning is remembered
 
 
 class Vocabulary(dict[Any, float]):
-    """Map cells to 1.0, 0.0 and NaN; any other cell raises `KeyError`, or `TypeError` where it is a list."""
+    """Map cells to 1.0, 0.0 and NaN; any other cell raises `KeyError`, or `TypeError` where it is a list.
+
+    Booleans must come as text: as keys True and 1 are the same, and 1 may be a count.
+    """
 
     def __init__(self, options: ReadOptions) -> None:
         self._above = options.present_above
@@ -59,10 +62,7 @@ class Vocabulary(dict[Any, float]):
         else:
             raise KeyError(cell)
         if len(self.spellings) < _MOST_KEPT:
-            self.spellings[text] = label
-            # True equals 1 as a key, which may mean something else by the options
-            if isinstance(cell, str) or not (self._told or self._above is not None):
-                self[cell] = label
+            self.spellings[text] = self[cell] = label
         return label
 
     def knows(self, cell: Any) -> bool:

@@ -54,7 +54,7 @@ class TrainConfig:
     output_dir: str = _setting("run directory that is written", "", required=True)
     recipe: str = _setting("preset (see `aimonk-hf recipes`) or a TOML file of yours", "default")
 
-    labels: str | None = _setting("label file other than DATA_DIR/labels.csv or labels.txt")
+    labels: str | None = _setting("label file (.csv, .tsv, .txt, .jsonl, .parquet), if not the folder's own")
     images_dir: str | None = _setting("folder of the images, if not images/ beside the labels")
     attributes: list[str] | None = _setting(READ_HELP["attributes"])
     ignore_columns: list[str] | None = _setting(READ_HELP["ignore_columns"])
