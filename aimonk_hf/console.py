@@ -43,3 +43,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"
     return f"{minutes}:{rest:02d}" if minutes else f"{rest}s"
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Return names for a sentence, the first `most` where there are more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

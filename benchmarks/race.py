@@ -4,7 +4,7 @@
         [--recipes fast default] [--peers "transformers Trainer" fastai] [--json FILE] [--plot FILE]
 
 Every run starts in a process of its own, one after the other, from the same weights, on the same training images: those
-that the first recipe's split.csv names. The clock of a loop (the plain one, or one of peers.py) runs while it trains;
+of fixed_split.py. The clock of a loop (the plain one, or one of peers.py) runs while it trains;
 that of a recipe from the start of the command to its end: imports, checks of the images, decoding into an empty cache,
 validation, report and plots included. A loop's mAP is measured after each epoch, with its clock stopped, and the plain
 loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole command's.
@@ -33,6 +33,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from fixed_split import write_fixed_split
 from peers import PEERS
 from plain import Loop, Score, Task, plain_loop
 from processes import PeakMemory, kill_family
@@ -42,7 +43,7 @@ from training_speed import FOR_EVER, Contestant, train_as_a_script
 from aimonk_hf import AttributeDataset
 
 BATCH_SIZE = 32
-SHARES = {"val_split": 0.3, "report_split": 0.7}  # search.py chooses settings on the other images
+SPLIT = "fixed_split.csv"
 PACE_STEPS = 8
 MOST_TIME = 1.25  # of the plain loop's
 LOOPS: dict[str, Loop] = {"plain loop": plain_loop, **PEERS}
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
+        write_fixed_split(options.data_dir, Path(temporary) / SPLIT)
         recipes = [run_recipe(options, recipe, Path(temporary) / recipe) for recipe in options.recipes]
         train_set, report_set = split_parts(options.data_dir, Path(temporary) / options.recipes[0] / "split.csv")
         task = Task(train_set, options.architecture, True, BATCH_SIZE, options.plain_epochs, Path(temporary))
@@ -86,7 +88,8 @@ def run_recipe(options: argparse.Namespace, recipe: str, out: Path) -> Run:
     """Run the command and return its only row: the whole run."""
     flags = ["--data-dir", str(options.data_dir), "--architecture", options.architecture, "--output-dir", str(out)]
     flags += ["--batch-size", str(BATCH_SIZE), "--recipe", recipe]
-    flags += [part for name, share in SHARES.items() for part in (f"--{name.replace('_', '-')}", str(share))]
+    flags += ["--labels", str(out.parent / SPLIT), "--split-column", "split"]
+    flags += ["--images-dir", str(AttributeDataset.from_folder(options.data_dir).images_dir)]
     command = [sys.executable, "-m", "aimonk_hf", "train", *flags, *options.flags.split()]
     own_cache = {"AIMONK_CACHE": str(out.parent / f"cache of {recipe}")}  # empty: decoding counts
     start = time.perf_counter()

@@ -45,23 +45,14 @@ def main() -> None:
 
 def training_part(data: Path) -> tuple[Any, Any]:
     """Return the images that choices may look at, and their groups of near-duplicates."""
-    from race import SHARES
+    from fixed_split import fixed_parts
 
     from aimonk_hf import AttributeDataset
-    from aimonk_hf.data.dataset import duplicate_groups
-    from aimonk_hf.data.duplicates import find_duplicates, group_numbers, thumbnail
-    from aimonk_hf.data.splits import split_rows
+    from aimonk_hf.data.duplicates import image_groups
 
     dataset = AttributeDataset.from_folder(data)
-    share, report = SHARES["val_split"], SHARES["report_split"]
-    fractions = [1 - share, share - share * report, share * report]
-    part_of = split_rows(
-        dataset.labels.values, fractions, seed=42, groups=duplicate_groups(dataset.paths)
-    )  # as `train` divides
-    dataset = dataset.select(np.flatnonzero(part_of < 2))
-    return dataset, group_numbers(
-        len(dataset), find_duplicates(dataset.paths, [thumbnail(path) for path in dataset.paths])
-    )
+    dataset = dataset.select([row for row, part in enumerate(fixed_parts(dataset)) if part != "report"])
+    return dataset, image_groups(dataset)
 
 
 def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) -> Row:

@@ -16,7 +16,7 @@ from aimonk_hf.audit.report import audit_markdown, summary
 from aimonk_hf.audit.suspects import find_fillable, find_suspects, read_scores
 from aimonk_hf.cli.main import main
 from aimonk_hf.data import duplicates as near_duplicates
-from aimonk_hf.data.duplicates import SIDE, find_duplicates
+from aimonk_hf.data.duplicates import SIDE, find_duplicates, group_numbers
 from aimonk_hf.data.label_checks import copied_attributes, missing_patterns, one_sided_attributes
 from aimonk_hf.data.labels import accept_suggestions, read_labels
 from aimonk_hf.data.sample_data import write_sample_data
@@ -89,6 +89,11 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds(block: int, m
     assert [[pair.first, pair.second] for pair in pairs] == expected.tolist()
     assert {pair.kind for pair in pairs} == {"near"}
     np.testing.assert_allclose([pair.correlation for pair in pairs], correlation[tuple(expected.T)], atol=5e-6)
+
+    paths = [Path(f"{number}.none") for number in range(len(thumbnails))]
+    fewer = find_duplicates(paths, list(thumbnails), spanning=True)
+    assert len(fewer) < len(pairs) / 2
+    np.testing.assert_array_equal(*(group_numbers(len(thumbnails), found) for found in (pairs, fewer)))
 
 
 def _crowd() -> NDArray[np.uint8]:

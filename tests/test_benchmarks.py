@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimonk_hf import AttributeDataset, TrainConfig, train
+from aimonk_hf import AttributeDataset, TrainConfig, read_labels, train
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.onnx_export import export_folder
@@ -184,14 +184,20 @@ def test_the_search_for_settings(load: Any, run: Any, model: Path, sample: Path)
 def test_the_search_never_reads_what_the_race_reports_from(
     load: Any, sample: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    race, search = load("race"), load("search")
+    """The fixed split is that of a run that ignores near-duplicates, and of a run that is given it as a column."""
+    race, search, fixed = load("race"), load("search"), load("fixed_split")
     monkeypatch.setattr("aimonk_hf.training.parts._SMALLEST_REPORT", 1)
     dataset, groups = search.training_part(sample)
     assert len(groups) == len(dataset) < 60
-    settings = {"architecture": f"local-dir:{model}", "epochs": 1, "image_size": 32, "num_workers": 0, **race.SHARES}
-    train(TrainConfig(str(sample), str(tmp_path / "out"), **settings))
-    _, report_set = race.split_parts(sample, tmp_path / "out" / "split.csv")
-    assert not set(report_set.labels.images) & set(dataset.labels.images)
+    fixed.write_fixed_split(sample, tmp_path / "fixed.csv")
+    settings = {"architecture": f"local-dir:{model}", "epochs": 1, "image_size": 32, "num_workers": 0}
+    by_column = {"labels": str(tmp_path / "fixed.csv"), "images_dir": str(sample / "images"), "split_column": "split"}
+    by_rule = {"val_split": 0.3, "report_split": 0.7, "near_duplicates": "ignore", "split": "iterative", "seed": 42}
+    for name, division in (("column", by_column), ("rule", by_rule)):
+        train(TrainConfig(str(sample), str(tmp_path / name), **settings, **division))
+        _, report_set = race.split_parts(sample, tmp_path / name / "split.csv")
+        assert {*report_set.labels.images} == {*read_labels(sample).images} - {*dataset.labels.images}
+    assert (tmp_path / "column" / "split.csv").read_bytes() == (tmp_path / "rule" / "split.csv").read_bytes()
 
 
 def test_prediction_of_a_folder_and_of_one_image(

@@ -259,7 +259,7 @@ def test_columns_in_another_order_are_the_same_data(
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("command", JUDGES, ids=lambda command: command[0])
+@pytest.mark.parametrize("command", [JUDGES[0], *JUDGES[2:]], ids=lambda command: command[0])
 def test_columns_of_other_names_are_refused_before_anything_is_written(
     command: list[str],
     tiny_model: AimonkModel,

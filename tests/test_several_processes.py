@@ -14,8 +14,9 @@ import numpy as np
 import psutil
 import pytest
 from forked_runs import ENVIRONMENT, ROOT, ForkedRuns
+from PIL import Image
 from safetensors.torch import load_file
-from train_support import places, rows_of
+from train_support import column, places, rows_of
 
 from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
@@ -35,6 +36,7 @@ JOBS: dict[str, dict[str, Any]] = {
     | {"epochs": 1, "stage_epochs": [1, 1], "stage_freeze": ["backbone", "first-2"]},
     "half": SAME | {"batch_size": 2, "val_split": 0.0},  # every second image has no label at all
     "single": SAME | {"batch_size": 2, "val_split": 0.0},  # fewer images than processes
+    "twins": SAME | {"val_split": 0.4},  # an image and its twin are read by different processes
     "norm": SAME | {"architecture": "test_resnet", "batch_size": 12, "epochs": 1, "val_split": 0.0},  # one step
 }
 ALL_JOBS = """
@@ -62,6 +64,19 @@ def few_labels(sample: Path, folder: Path, rows: int, observed: Callable[[int], 
     return folder
 
 
+def with_twins(sample: Path, folder: Path) -> Path:
+    """Seven drawings, and each once more at another size: the eighth to the fourteenth image."""
+    (folder / "images").mkdir(parents=True)
+    header, *lines = (sample / "labels.csv").read_text().splitlines()[:8]
+    for number, line in enumerate(lines):
+        with Image.open(sample / "images" / line.split(",")[0]) as image:
+            image.convert("RGB").save(folder / "images" / f"{number}.png")
+            image.convert("RGB").resize((100, 100)).save(folder / "images" / f"{number + 7}.png")
+    rows = [f"{number}.png,{lines[number % 7].partition(',')[2]}" for number in range(14)]
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
 class Runs(NamedTuple):
     """The folders of each job's run by one process and by two, and the output of the two."""
 
@@ -82,6 +97,7 @@ def runs(sample: Path, few: Path, forked: ForkedRuns, tmp_path_factory: pytest.T
         "folds": few,
         "half": few_labels(sample, folder / "half", 11, lambda row: row % 2 == 0),
         "single": few_labels(sample, folder / "single", 1, lambda row: True),
+        "twins": with_twins(sample, folder / "twins"),
         "norm": few_labels(sample, folder / "norm", 12, lambda row: True),
     }
     halved = []
@@ -96,9 +112,9 @@ def runs(sample: Path, few: Path, forked: ForkedRuns, tmp_path_factory: pytest.T
 
 
 def check_close(tables: list[list[dict[str, str]]], columns: Iterable[str], tolerance: float = 1e-4) -> None:
-    for column in columns:
-        one, two = ([float(row[column]) for row in table] for table in tables)
-        np.testing.assert_allclose(one, two, atol=tolerance, err_msg=column)
+    for name in columns:
+        one, two = ([float(row[name]) for row in table] for table in tables)
+        np.testing.assert_allclose(one, two, atol=tolerance, err_msg=name)
 
 
 def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) -> None:
@@ -111,6 +127,14 @@ def test_two_processes_give_the_curve_of_one_with_the_doubled_batch(runs: Runs) 
     for checkpoints in runs.pair("curve", "checkpoints"):
         # 48 images in at most 14 a step: four steps of 12, of which one process takes 6
         assert sorted(path.name for path in checkpoints.glob("step-*"))[-1] == "step-00000008"
+
+
+def test_two_processes_find_the_twins_that_each_has_half_of(runs: Runs) -> None:
+    one, two = (column(path, "part") for path in runs.pair("twins", "split.csv"))
+    assert one == two
+    assert {*one.values()} == {"train", "validation"}
+    assert all(one[f"{number}.png"] == one[f"{number + 7}.png"] for number in range(7))
+    assert "14 images, 7 of them different" in runs.printed[0]
 
 
 def test_two_processes_freeze_fold_and_score_as_one(runs: Runs) -> None:

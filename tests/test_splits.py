@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
+from aimonk_hf import AttributeDataset, TrainConfig
 from aimonk_hf.data.dataset import duplicate_groups
+from aimonk_hf.data.labels import Labels
 from aimonk_hf.data.splits import SPLIT_METHODS, split_rows
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.training.parts import keep_parts
 
 RNG = np.random.default_rng(0)
 
@@ -61,3 +64,16 @@ def test_byte_identical_files_form_groups(tmp_path) -> None:
     for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one"), ("d", b"longer")):
         (tmp_path / name).write_bytes(content)
     assert duplicate_groups([tmp_path / name for name in "abcd"]).tolist() == [0, 1, 0, 3]
+
+
+@pytest.mark.parametrize(("report_split", "n_report"), [(0.5, 25), (0.0, 0), (0.3, 0)])
+def test_given_validation_images_report_by_the_share_that_is_asked_for_if_these_are_twenty(
+    report_split: float, n_report: int
+) -> None:
+    given, labels = ["train"] * 30 + ["validation"] * 50, skewed_labels(80)
+    dataset = AttributeDataset(Labels([f"{row}.png" for row in range(80)], list("abcd"), labels, parts=given), "none")
+    dataset.groups = np.arange(80)
+    parts = keep_parts(TrainConfig(report_split=report_split), dataset, [1.0], given)
+    assert parts[:30].tolist() == [0] * 30
+    assert set(parts[30:]) == {1, 2} if n_report else {1}
+    assert (parts == 2).sum() == pytest.approx(n_report, abs=2)

@@ -1,16 +1,21 @@
 """Small runs, and what they have written."""
 
 import csv
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 
-from aimonk_hf import AimonkModel, TrainConfig, train
+from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.training.callbacks import TrainCallback
 from aimonk_hf.training.checkpoints import load_checkpoint
 
+N_DRAWN, N_TWINS = 24, 12  # of `write_twins`
 # of the command line, as `small` has them
 FLAGS = ["--recipe", "demo", "--epochs", "1", "--batch-size", "16", "--image-size", "32"]
 FLAGS += ["--num-workers", "0", "--mixed-precision", "float32"]
@@ -82,3 +87,47 @@ def train_until(step: int, config: TrainConfig) -> None:
     """Train, end as a killed process does, and leave the checkpoint of `step`."""
     with pytest.raises(Killed):
         train(config, callbacks=[KillAfter(step)])
+
+
+def write_twins(folder: Path) -> Path:
+    """Draw 24 images, the first twelve once more at another size and exposure, and the last once more as a copy."""
+    write_sample_data(folder, n_images=N_DRAWN, seed=3)
+    images, table = folder / "images", (folder / "labels.csv").read_text().splitlines()
+    for number in range(N_TWINS):
+        with Image.open(images / f"garment_{number:04d}.png") as image:
+            ImageEnhance.Brightness(image.convert("RGB").resize((100, 100))).enhance(1.04).save(
+                images / f"twin_{number:04d}.jpg", quality=90
+            )
+        table.append(f"twin_{number:04d}.jpg,{table[1 + number].partition(',')[2]}")
+    shutil.copy(images / f"garment_{N_DRAWN - 1:04d}.png", images / "copy.png")
+    table.append(f"copy.png,{table[N_DRAWN].partition(',')[2]}")
+    (folder / "labels.csv").write_text("\n".join(table) + "\n")
+    return folder
+
+
+def original(image: str) -> str:
+    """Return the drawing that an image shows."""
+    last = f"garment_{N_DRAWN - 1:04d}.png"
+    return last if image == "copy.png" else image.replace("twin_", "garment_").replace(".jpg", ".png")
+
+
+def in_several(of_image: dict[str, str]) -> set[str]:
+    """Return the drawings whose images have different values."""
+    found: dict[str, set[str]] = {}
+    for image, value in of_image.items():
+        found.setdefault(original(image), set()).add(value)
+    return {name for name, values in found.items() if len(values) > 1}
+
+
+def with_labels(data: Path, **columns: Any) -> AttributeDataset:
+    """Return the data with a group or a part for each image."""
+    dataset = AttributeDataset.from_folder(data)
+    dataset.labels = replace(dataset.labels, **columns)
+    return dataset
+
+
+def given_parts(counts: list[int]) -> list[str]:
+    """Return the first drawings as training images, and so on; twins and copy are where the drawings are."""
+    names = ("train", "validation", "report", "")
+    parts = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    return [*parts, *parts[:N_TWINS], parts[-1]]

@@ -32,7 +32,7 @@ class Audit:
 
 
 def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool = False) -> Audit:
-    """Look at every image and label of a dataset; `split` is a split.csv whose parts are checked for leakage."""
+    """Look at every image and label of a dataset; `split` is a split.csv whose parts, or given ones, are checked."""
     files, thumbnails = _look_at_files(dataset, progress)
     pairs = find_duplicates(dataset.paths, thumbnails)
     labels, names = dataset.labels.values.astype(float), dataset.attributes
@@ -55,9 +55,10 @@ def audit(dataset: AttributeDataset, split: Path | None = None, progress: bool =
     }
     if annotators := read_agreement(dataset.labels.source, names):
         findings["agreement"] = annotators
-    if split is not None:
-        findings["leakage"] = _find_leakage(split, dataset, pairs)
-    return Audit(dataset, findings, pairs, group_numbers(len(dataset), pairs))
+    groups = group_numbers(len(dataset), pairs, dataset.labels.groups)
+    if split is not None or dataset.labels.parts is not None:
+        findings["leakage"] = _find_leakage(split, dataset, pairs, groups)
+    return Audit(dataset, findings, pairs, groups)
 
 
 def add_suspects(audited: Audit, scores: NDArray[np.floating[Any]], source: str) -> None:
@@ -149,14 +150,17 @@ def _describe_pairs(pairs: list[Pair], dataset: AttributeDataset, labels: NDArra
     return described
 
 
-def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> dict[str, Any]:
-    """Return the pairs of duplicates in two parts, images that are in two parts, and the number of those in none."""
-    rows = read_parts(split)
-    by_content = bool(rows) and all(digest for _, _, digest in rows)
+def _find_leakage(
+    split: Path | None, dataset: AttributeDataset, pairs: list[Pair], groups: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return duplicates, groups and images that are in two parts, and the numbers of twins in training, by part."""
+    labels = dataset.labels
+    rows = read_parts(split) if split else list(zip(labels.images, labels.parts or [], labels.images, strict=True))
+    by_content = bool(split and rows) and all(digest for _, _, digest in rows)
     parts: dict[str, set[str]] = {}  # by content or by name
     for image, part, digest in rows:
-        parts.setdefault(digest if by_content else image, set()).add(part)
-    images = dataset.labels.images
+        parts.setdefault(digest if by_content else image, set()).update({part} - {""})
+    images = labels.images
     held = [parts.get(key, set()) for key in (map(content_hash, dataset.paths) if by_content else images)]
     across = []
     for pair in pairs:
@@ -164,8 +168,16 @@ def _find_leakage(split: Path, dataset: AttributeDataset, pairs: list[Pair]) -> 
         if first and second and first != second:
             names = [images[pair.first], images[pair.second]]
             across.append({"images": names, "kind": pair.kind, "parts": [*sorted(first), *sorted(second)]})
+    of_part = {part: groups[[part in one for one in held]] for part in ("train", "validation", "report")}
+    trained = of_part.pop("train")
+    twins = {part: {"n_images": len(own), "n_twins": int(np.isin(own, trained).sum())} for part, own in of_part.items()}
+    parts_of_group: dict[str, set[str]] = {}
+    for value, one in zip(labels.groups or [], held, strict=False):
+        parts_of_group.setdefault(value, set()).update(one)
     return {
-        "split": str(split),
+        "split": str(split or labels.source),
+        "twins": twins,
+        "groups_across_parts": [value for value, one in parts_of_group.items() if value and len(one) > 1],
         "pairs_across_parts": across,
         "in_two_parts": sorted({image for image, _, digest in rows if len(parts[digest if by_content else image]) > 1}),
         "n_in_no_part": sum(not one for one in held),

@@ -51,6 +51,10 @@ def summary(findings: dict[str, Any]) -> list[str]:
         lines.append(describe_agreement(annotators))
     if leakage := findings.get("leakage"):
         lines.append(f"{len(leakage['pairs_across_parts'])} pairs of duplicates lie in different parts of the split")
+        for part, one in leakage["twins"].items():
+            if one["n_twins"]:
+                told = f"{one['n_twins']} of {one['n_images']} {part} images"
+                lines.append(f"{told} have a twin or an image of their group in training")
     if probed := findings.get("probe"):
         lines.append(f"probe: {probed['verdict']}")
     if suspects := findings.get("suspects"):
@@ -113,6 +117,7 @@ def _leakage(findings: dict[str, Any]) -> Iterator[str]:
         pairs = leakage["pairs_across_parts"]
         told = [f"{' and '.join(map(as_code, pair['images']))}: {as_text(', '.join(pair['parts']))}" for pair in pairs]
         yield from _bullets([*told, *(f"{as_code(name)} is in two parts" for name in leakage["in_two_parts"])])
+        yield from _bullets(f"the group {as_code(name)} is in several parts" for name in leakage["groups_across_parts"])
 
 
 def _probe(findings: dict[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimonk_hf.cli.flags import Command, add_data_flags, add_model_flag, add_predictor_flags, load_predictor, read_data
+from aimonk_hf.data.splits import NEAR_DUPLICATES
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import make_folder, write_json, write_text
 
@@ -19,6 +20,8 @@ def add_evaluation_commands(command: Command) -> None:
     file: dict[str, Any] = {"type": Path, "metavar": "CSV"}
     part: dict[str, Any] = {"choices": ("train", "validation", "report")}
     part["help"] = "only the images of that part of MODEL/split.csv"
+    near: dict[str, Any] = {"choices": NEAR_DUPLICATES, "default": "group"}
+    near["help"] = "group counts near-duplicates as one image where chance is judged, as copies are (group)"
 
     evaluate = command("evaluate", _evaluate, "judge a model on labelled images, beside the trivial predictors")
     add_model_flag(evaluate)
@@ -26,6 +29,7 @@ def add_evaluation_commands(command: Command) -> None:
     add_data_flags(evaluate)
     evaluate.add_argument("--output", **folder, help="write metrics.json and plots there")
     evaluate.add_argument("--part", **part)
+    evaluate.add_argument("--near-duplicates", **near)
 
     compare = command("compare", _compare, "compare models on the same unseen images, with intervals and p-values")
     sides = "model folder, repository or CSV of scores; seeds of one recipe are joined by commas: a1,a2,a3"
@@ -43,6 +47,7 @@ def add_evaluation_commands(command: Command) -> None:
     tune.add_argument("--objective", default="f1", help=objectives)
     tune.add_argument("--output", **folder, help="save the model there instead of in its own folder")
     tune.add_argument("--part", **part)
+    tune.add_argument("--near-duplicates", **near)
 
     audit = command("audit", _audit, "list problems of a data folder, and test whether its labels carry any signal")
     add_predictor_flags(audit)
@@ -55,18 +60,23 @@ def add_evaluation_commands(command: Command) -> None:
     flag("--model", help="model whose scores find suspect labels; its training images are left out")
     flag("--scores", **file, help="out-of-fold scores that find suspect labels, such as a run's oof.csv")
     flag("--split", **file, help="split.csv of a run: find duplicates in different parts")
+    flag("--val-labels", **file, help="label file of the validation images: find duplicates in different parts")
+    flag("--report-labels", **file, help="label file of the report images, likewise")
     accepted = "suggestions.csv with yes in `accept`, or reviews.csv"
     flag("--accept", **file, help=f"{accepted}: write OUTPUT/labels.csv with these changes")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from aimonk_hf.data.duplicates import image_groups
     from aimonk_hf.evaluation.report import judge_dataset
     from aimonk_hf.evaluation.report_table import metrics_table
     from aimonk_hf.evaluation.split_file import choose_part
 
     dataset = read_data(options)
     model = load_predictor(options)
-    judged = judge_dataset(model, choose_part(model, dataset, options.part), progress=True)
+    dataset = choose_part(model, dataset, options.part)
+    dataset.groups = image_groups(dataset, near=options.near_duplicates == "group")
+    judged = judge_dataset(model, dataset, progress=True)
     print(metrics_table(judged.report))
     if options.output:
         from aimonk_hf.evaluation.plots import write_report_plots
@@ -94,7 +104,6 @@ def _compare(options: argparse.Namespace) -> int:
         return load_predictor(options, name)
 
     sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
-    sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
     report = compare(sides, dataset, options.part)
     print(f"{report['n_images']} images", *report["notes"], sep="\n")
     for found in report["comparisons"]:
@@ -112,7 +121,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from aimonk_hf.evaluation.report import score_images
+    from aimonk_hf.data.duplicates import image_groups
+    from aimonk_hf.evaluation.report import match_known, score_images
     from aimonk_hf.evaluation.report_table import metrics_table, thresholds_table
     from aimonk_hf.evaluation.split_file import choose_part, record_tuning
     from aimonk_hf.evaluation.tuning import choose_and_judge
@@ -123,12 +133,13 @@ def _tune(options: argparse.Namespace) -> int:
         raise AimonkError(f"{folder} is no folder: name a folder for the tuned model with --output")
     dataset = read_data(options)
     model = AimonkModel.from_pretrained(options.model)
-    dataset = choose_part(model, dataset, options.part).match(model.config.attributes)
+    dataset, _ = match_known(choose_part(model, dataset, options.part), model.config.attributes, whole=True)
     problems = dataset.find_problems(progress=True)
     usable = dataset.select(row for row in range(len(dataset)) if row not in problems)
     if not len(usable):
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
     usable.labels.check_observed("images that can be read")
+    usable.groups = image_groups(usable, near=options.near_duplicates == "group")
     before, earlier = dict(model.config.thresholds), model.metrics or {}
     predictor = load_predictor(options)
 

@@ -73,7 +73,8 @@ def read_data(options: argparse.Namespace) -> Any:
     from aimonk_hf.modeling.hub import data_folder
 
     place = data_folder(options.data_dir), options.labels, options.images_dir
-    dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(options))
+    parts = (getattr(options, name, None) for name in ("val_labels", "report_labels"))
+    dataset = AttributeDataset.from_folder(*place, None, None, ReadOptions.of(options), *parts)
     print(f"labels:   {dataset.labels.told}", file=sys.stderr)
     return dataset
 

@@ -37,6 +37,7 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         self.labels = labels
         self.images_dir = Path(images_dir)
         self.transform = transform
+        self.groups: NDArray[np.int64] | None = None  # of `duplicates.image_groups`, once a run has found them
         self._temporary: TemporaryDirectory[str] | None = None  # of images in memory; removed with the last dataset
 
     @classmethod
@@ -48,12 +49,24 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         attributes: list[str] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         options: ReadOptions = NO_OPTIONS,
+        val_labels: str | Path | None = None,
+        report_labels: str | Path | None = None,
     ) -> "AttributeDataset":
         """Read a data folder: its label file, or `labels`; images in `images/` beside it, or in `images_dir`.
 
         The images of a metadata.csv are where its file names say, relative to its own folder. `labels.images` become
-        the files' paths, where they are spelled in another way (`image_paths.locate_images`).
+        the files' paths, where they are spelled in another way (`image_paths.locate_images`). `val_labels` and
+        `report_labels` are the label files of these parts; the others then train.
         """
+        if val_labels or report_labels:
+            if options.split_column:
+                raise AimonkError("--split-column and label files of parts exclude each other: leave one out")
+            files = {"train": labels, "validation": val_labels, "report": report_labels}
+            given = {part: file for part, file in files.items() if file or part == "train"}
+            read = (
+                cls.from_folder(data_dir, file, images_dir, attributes, transform, options) for file in given.values()
+            )
+            return _join_parts(dict(zip(given, read, strict=True)))
         path = Path(labels) if labels else find_labels(Path(data_dir))
         table = read_labels(path, attributes, options)
         return cls(*locate_images(table, Path(images_dir) if images_dir else None), transform)
@@ -115,7 +128,10 @@ class AttributeDataset(Dataset[dict[str, Any]]):
 
     def select(self, rows: Iterable[int]) -> "AttributeDataset":
         """Return the dataset of the given rows."""
-        return self._with(self.labels.select(rows))
+        rows = list(rows)
+        dataset = self._with(self.labels.select(rows))
+        dataset.groups = None if self.groups is None else self.groups[rows]
+        return dataset
 
     def columns_of(self, attributes: list[str]) -> list[int]:
         """Return the label columns of a model's `attributes`, by name; raises `AimonkError` where one is missing."""
@@ -135,14 +151,34 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         dataset.labels = labels
         return dataset
 
-    def find_problems(self, progress: bool = False, known_good: Callable[[Path], bool] | None = None) -> dict[int, str]:
-        """Decode every image once, but for those `known_good`; return the reason per row that cannot be used."""
-
-        def check(path: Path) -> str | None:
-            return None if known_good and known_good(path) else check_image(path)
-
+    def find_problems(
+        self, progress: bool = False, check: Callable[[Path], str | None] = check_image
+    ) -> dict[int, str]:
+        """Return the reason per row that cannot be used; `check` decodes an image and returns it, or None."""
         reasons = for_each(self.paths, check, "checking images", progress)
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def _join_parts(parts: dict[str, AttributeDataset]) -> AttributeDataset:
+    """Return one dataset of those by part; names of images in another folder than the first one's become absolute."""
+    first = parts["train"]
+    source_of: dict[str, str] = {}
+    tables = []
+    for dataset in parts.values():
+        first.columns_of(dataset.attributes)  # neither file may have more
+        tables.append(dataset.match(first.attributes).labels)
+        here = dataset.images_dir == first.images_dir
+        names = dataset.labels.images if here else [str(path.absolute()) for path in dataset.paths]
+        if twice := next((name for name in names if name in source_of), None):
+            told = f"{shown_name(twice)} is also in {source_of[twice]}, and can be in one part only"
+            raise AimonkError(f"{dataset.labels.source}: {told}")
+        source_of |= dict.fromkeys(names, dataset.labels.source)
+    values = np.concatenate([table.values for table in tables])
+    groups = [value for table in tables for value in table.groups or [""] * len(table)]
+    of_row = [part for part, table in zip(parts, tables, strict=True) for _ in table.images]
+    notes = tuple(note for table in tables for note in table.notes)
+    joined = Labels(list(source_of), first.attributes, values, first.labels.source, groups, of_row, notes)
+    return first._with(joined)
 
 
 def for_each(paths: list[Path], look: Callable[[Path], Any], doing: str, progress: bool) -> list[Any]:

@@ -1,7 +1,8 @@
-"""Find images that are copies of each other: byte for byte, or nearly so, confirmed on their pixels."""
+"""Find images that belong together: copies byte for byte, near-duplicates, images of one value in a group column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from aimonk_hf.data.dataset import duplicate_groups
+from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import open_image, read_image, shrink
+from aimonk_hf.errors import ImageError
 
 SIDE = 32
 # Thumbnails of near-duplicates correlate above the first number and differ by no more than the second, a mean step of
@@ -46,10 +49,20 @@ def thumbnail(path: Path) -> Thumbnails:
         return np.asarray(read_image(image, in_place=True).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) -> list[Pair]:
+def keep_thumbnail(kept: dict[Path, Thumbnails], cache: ImageCache | None, path: Path) -> str | None:
+    """Enter an image's thumbnail in `kept`, from the cache if it has it; return the reason if it cannot be read."""
+    try:
+        kept[path] = thumbnail(path) if cache is None else cache.get(path, lambda: thumbnail(path))
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None], spanning: bool = False) -> list[Pair]:
     """Return the pairs of rows with identical bytes, and those whose thumbnails agree in structure and in colour.
 
     No pair is missed, as those of different hashes would be; n copies of one file give n - 1 pairs with its first row.
+    Pairs that are `spanning` join the same groups, but are no more than these need: a still camera gives millions.
     """
     small = {row: image for row, image in enumerate(thumbnails) if image is not None}
     rows = list(small)
@@ -58,17 +71,46 @@ def find_duplicates(paths: list[Path], thumbnails: Sequence[Thumbnails | None]) 
     }
     pairs = [Pair(first, row, "exact", 1.0) for row, first in first_of.items() if first != row]
     distinct = [row for row, first in first_of.items() if first == row]
-    near = sorted(zip(*_near_pairs([small[row] for row in distinct]), strict=True))
+    near = sorted(zip(*_near_pairs([small[row] for row in distinct], spanning), strict=True))
     return pairs + [Pair(distinct[i], distinct[j], "near", float(correlation)) for i, j, correlation in near]
 
 
-def group_numbers(n_rows: int, pairs: list[Pair]) -> Places:
-    """Return a group number per row [n_rows], its first row; rows joined by pairs, also through others, share one."""
-    ends = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), tuple(ends)), shape=(n_rows, n_rows))
+def group_numbers(n_rows: int, pairs: list[Pair], values: list[str] | None = None) -> Places:
+    """Return a group number per row [n_rows], its first row; rows that share one are joined, also through others.
+
+    They are joined by pairs, and by one value of `values` [n_rows], where "" joins nothing.
+    """
+    first: dict[str, int] = {}
+    joined = [(pair.first, pair.second) for pair in pairs]
+    joined += [(first.setdefault(value, row), row) for row, value in enumerate(values or []) if value]
+    return _components(n_rows, np.array(joined, dtype=np.int64).reshape(-1, 2).T)
+
+
+def _components(n_rows: int, ends: Places) -> Places:
+    """Return the first row [n_rows] of the rows that edges with these `ends` [2, E] connect to each row."""
+    graph = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(n_rows, n_rows))
     component = connected_components(graph, directed=False)[1]
     _, first, group = np.unique(component, return_index=True, return_inverse=True)
     return first[group]
+
+
+def image_groups(dataset: AttributeDataset, near: bool = True, kept: dict[Path, Thumbnails] | None = None) -> Places:
+    """Return a group number per image [N]; those of one group stay on one side of every division.
+
+    They are copies, near-duplicates unless `near` is off, and images of one value in the group column. Thumbnails are
+    taken from `kept`, where they are given. A run finds its groups once, and its parts have them.
+    """
+    if dataset.groups is not None:
+        return dataset.groups
+    paths, pairs = dataset.paths, []
+    if near and kept is None:
+        kept = {}
+        dataset.find_problems(check=partial(keep_thumbnail, kept, None))
+    if near and kept is not None:
+        pairs = find_duplicates(paths, list(map(kept.get, paths)), spanning=True)
+    else:
+        pairs = [Pair(first, row, "exact", 1.0) for row, first in enumerate(duplicate_groups(paths).tolist())]
+    return group_numbers(len(dataset), pairs, dataset.labels.groups)
 
 
 def conflicts(pair: Pair, labels: NDArray[Any], attributes: list[str]) -> dict[str, tuple[int, int]]:
@@ -77,8 +119,8 @@ def conflicts(pair: Pair, labels: NDArray[Any], attributes: list[str]) -> dict[s
     return {attributes[k]: (int(labels[pair.first, k]), int(labels[pair.second, k])) for k in both}
 
 
-def _near_pairs(small: list[Thumbnails]) -> tuple[Places, Places, Points]:
-    """Return i < j and correlation [P] of the thumbnails that agree.
+def _near_pairs(small: list[Thumbnails], spanning: bool) -> tuple[Places, Places, Points]:
+    """Return i < j and correlation [P] of the thumbnails that agree; `spanning` passes over those that are connected.
 
     Comparing every pair in full would take hours for 100,000 images, so those that agree with less detail come first.
     """
@@ -87,14 +129,22 @@ def _near_pairs(small: list[Thumbnails]) -> tuple[Places, Places, Points]:
     structured = np.flatnonzero(~np.isnan(coarse[:, 0]))
     points = coarse[structured]
     found = [(structured[:0], structured[:0], np.empty(0, np.float32))]
+    group = np.arange(len(small))
     for row in range(0, len(points), _BLOCK):
         for column in range(row, len(points), 8 * _BLOCK):
             agree = points[row : row + _BLOCK] @ points[column : column + 8 * _BLOCK].T >= _LEAST_PRODUCT
             i, j = np.divmod(np.flatnonzero(agree), agree.shape[1])  # np.nonzero takes far longer
-            i, j = row + i[row + i < column + j], column + j[row + i < column + j]
+            i, j = structured[row + i], structured[column + j]
+            new = (i < j) & (group[i] != group[j])
+            i, j = i[new], j[new]
             for start in range(0, len(i), _BLOCK):
-                some = slice(start, start + _BLOCK)
-                found.append(_confirmed(small, structured[i[some]], structured[j[some]]))
+                one, other = i[start : start + _BLOCK], j[start : start + _BLOCK]
+                apart = group[one] != group[other]
+                if apart.any():
+                    found.append(_confirmed(small, one[apart], other[apart]))
+                    if spanning and len(found[-1][0]):
+                        ends = zip((group, np.arange(len(small))), found[-1][:2], strict=True)
+                        group = _components(len(small), np.stack([np.concatenate(both) for both in ends]))
     i, j, correlation = map(np.concatenate, zip(*found, strict=True))
     return i, j, correlation
 

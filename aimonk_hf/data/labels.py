@@ -70,7 +70,7 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
     columns, by name, of the others. Raises `AimonkError` with file and line for a row of another width, a value that is
     not a label, a repeated file name, an attribute name that is no text, or an empty file; the message names the flag.
     """
-    path = Path(path)
+    path, attributes = Path(path), attributes or options.attributes
     if path.is_dir():
         path = find_labels(path)
     options = replace(options, attributes=attributes or options.attributes)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from aimonk_hf.errors import AimonkError
 
 SPLIT_METHODS = ("iterative", "rarest", "random")
+NEAR_DUPLICATES = ("group", "ignore")
 
 
 def split_rows(

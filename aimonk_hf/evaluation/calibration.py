@@ -13,7 +13,7 @@ from torch import nn
 from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.metrics import Floats, Ints
-from aimonk_hf.modeling.backbones import heads
+from aimonk_hf.modeling.backbones import classifier_layers
 
 N_BINS = 10
 # Two numbers are fitted; with fewer labels of either kind than this they would follow chance.
@@ -130,8 +130,7 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
     Several heads whose outputs are averaged are all changed. Raises `AimonkError`, and changes nothing, where the
     logits would not follow.
     """
-    layers = [layer for head in heads(network) for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    last = [layer for layer in layers if layer.bias is not None and len(layer.bias) == len(scale)]
+    last = [layer for layer in classifier_layers(network, len(scale)) if layer.bias is not None]
     before = [deepcopy(layer.state_dict()) for layer in last]
     size = resolve_data_config(model=network)["input_size"]
     with torch.no_grad():

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.console import listed
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation import metrics
@@ -40,16 +42,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the dict of metrics.json for the model's stored thresholds; unreadable images are logged and left out.
 
-    Columns are matched by name; an attribute of the model that the labels lack raises `AimonkError`. Where the model
-    was trained or tuned on some of the images, by the record in its folder, there is no verdict; without a record this
-    is unknown, and the verdict holds only if it was not.
+    Columns are matched by name, and the attributes of the model that the labels have are judged, as `match_known` does.
+    Where the model was trained or tuned on some of the images, by the record in its folder, there is no verdict;
+    without a record this is unknown, and the verdict holds only if it was not.
     """
     return judge_dataset(model, dataset, batch_size, progress).report
 
 
 def judge_dataset(model: Predicting, dataset: AttributeDataset, batch_size: int = 32, progress: bool = False) -> Judged:
     """Evaluate the model on the dataset and keep the scores beside the report."""
-    dataset = dataset.match(model.config.attributes)
+    dataset, columns = match_known(dataset, model.config.attributes)
     scores, failures = score_images(model, dataset.paths, batch_size, progress)
     for path, reason in failures.items():
         _logger.warning("left out %s: %s", shown_name(path), reason)
@@ -58,11 +60,30 @@ def judge_dataset(model: Predicting, dataset: AttributeDataset, batch_size: int 
         raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
     seen, note = seen_images(model, dataset)
     dataset, scores = dataset.select(np.flatnonzero(readable)), scores[readable]
-    labels, decisions = dataset.labels.values, decide(scores, model.config.threshold_values)
+    labels, scores = dataset.labels.values, scores[:, columns]
+    decisions = decide(scores, np.asarray(model.config.threshold_values)[columns])
     given = (labels, scores, decisions, dataset.attributes, model.config.thresholds)
-    report = build_report(*given, held_out=seen != "some", groups=duplicate_groups(dataset.paths))
+    report = build_report(*given, held_out=seen != "some", groups=image_groups(dataset))
     report["measured_on"] = {"images": "the images of this dataset", "note": note, "seen_by_model": seen}
     return Judged(dataset.paths, labels, scores, decisions, report)
+
+
+def match_known(
+    dataset: AttributeDataset, attributes: list[str], whole: bool = False
+) -> tuple[AttributeDataset, list[int]]:
+    """Return the dataset with the label columns that a model's `attributes` know, and their places in the model [M].
+
+    What either side lacks is logged by name. Raises `AimonkError` where the labels have none of them, or not all of
+    them and the `whole` model is needed.
+    """
+    shared = [name for name in attributes if name in dataset.attributes]
+    found = dataset.match(shared if shared and not whole else attributes)
+    source, n_shared = dataset.labels.source, len(shared)
+    if absent := [name for name in attributes if name not in shared]:
+        _logger.warning("%s has no labels of %s: judged on the other %d", source, listed(absent), n_shared)
+    if unknown := [name for name in dataset.attributes if name not in shared]:
+        _logger.warning("%s has labels that the model does not know, left out: %s", source, listed(unknown))
+    return found, [attributes.index(name) for name in found.attributes]
 
 
 def score_images(
@@ -109,7 +130,7 @@ def build_report(
     `decisions` are given rather than derived, because thresholds tuned on the same images must not judge them (see
     `thresholds.cross_fit`); `calibrated` are likewise the scores of whose calibration error is told. Only for images
     that chose nothing of the model (`held_out`) are there intervals, p-values and a verdict; images with one number in
-    `groups` [N] are copies of each other. The trivial predictors know the prevalences of the very labels they are
+    `groups` [N] belong together. The trivial predictors know the prevalences of the very labels they are
     judged on.
     """
     counts = metrics.count_decisions(labels, decisions)
@@ -156,7 +177,7 @@ def _evidence(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return intervals and p-values by attribute, and the averages' intervals with signal and verdict."""
     intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
-    # the permutations take one of the images that are copies of each other
+    # the permutations take one image of each group
     first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
     p_values = permutation_p_values(labels[first], scores[first], seed=seed)
     columns: dict[str, Any] = {f"{name}_ci95": list(map(_ends, column)) for name, column in intervals.items()}

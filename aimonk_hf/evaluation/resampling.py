@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from aimonk_hf.console import listed
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
 
 METRICS = ("auroc", "average_precision", "f1")
@@ -12,7 +13,6 @@ MIN_OF_EACH = 5
 # The chance of one or more false alarms among all attributes, if none had signal.
 ALPHA = 0.05
 _CACHE_BYTES = 1 << 18  # weights or permutations that are worked on together: so many stay in a core's cache
-_MOST_NAMES = 20
 
 
 def bootstrap_intervals(
@@ -21,23 +21,24 @@ def bootstrap_intervals(
     """Return, by metric, the 95% intervals of each attribute [K, 2] and of their mean [2].
 
     Images with one number in `groups` [N] are drawn together; all attributes share the resamples. An attribute with
-    fewer than 5 positives or negatives has NaN, and the mean is over the others. The percentiles are widened for small
-    samples (Hesterberg, "What teachers should know about the bootstrap", 2015); where every resample is perfect, the
-    other end is the exact bound for that many successes in a row.
+    fewer than 5 groups that hold a positive, or a negative, has NaN, and the mean is over the others. The percentiles
+    are widened for small samples (Hesterberg, "What teachers should know about the bootstrap", 2015); where every
+    resample is perfect, the other end is the exact bound for that many successes in a row.
     """
-    n_positive, n_negative = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    groups = np.arange(len(labels)) if groups is None else groups
+    n_positive, n_negative = (np.array([len(set(groups[rows])) for rows in (labels == one).T]) for one in (1, 0))
     enough = np.minimum(n_positive, n_negative) >= MIN_OF_EACH
     per_attribute = {name: np.full((labels.shape[1], 2), np.nan) for name in METRICS}
     mean = {name: np.full(2, np.nan) for name in METRICS}
     if not enough.any():
         return per_attribute, mean
     values = resample_metrics(labels[:, enough], scores[:, enough], decisions[:, enough], n_resamples, groups, seed)
-    n_images = len(labels) if groups is None else len(np.unique(groups))
+    n_groups = len(np.unique(groups))
     for name, resampled in values.items():
         successes = n_positive if name == "average_precision" else np.minimum(n_positive, n_negative)
         columns = zip(resampled.T, successes[enough], strict=True)
         per_attribute[name][enough] = [_percentiles(column, int(n)) for column, n in columns]
-        mean[name] = _percentiles(np.nanmean(resampled[~np.isnan(resampled).all(axis=1)], axis=1), n_images)
+        mean[name] = _percentiles(np.nanmean(resampled[~np.isnan(resampled).all(axis=1)], axis=1), n_groups)
     return per_attribute, mean
 
 
@@ -166,20 +167,15 @@ def judge_signal(attributes: list[str], p_values: Floats, actor: str = "better t
     silent = [name for name, p_value in named if p_value > ALPHA]
     n_tested = len(named) - len(untested)
     n_found = n_tested - len(silent)
-    remainder = f"; not tested for want of labels of both kinds: {_listed(untested)}" if untested else ""
+    remainder = f"; not tested for want of labels of both kinds: {listed(untested)}" if untested else ""
     if not n_tested:
-        return None, f"nothing can be said: no attribute has labels of both kinds ({_listed(attributes)})"
+        return None, f"nothing can be said: no attribute has labels of both kinds ({listed(attributes)})"
     if not n_found:
         return "none", f"no better than chance on any attribute{remainder}"
     if silent:
-        found = f"{n_found} of {n_tested} attributes; no evidence of signal on {_listed(silent)}"
+        found = f"{n_found} of {n_tested} attributes; no evidence of signal on {listed(silent)}"
         return "some", f"{actor} on {found}{remainder}"
     return "all", f"{actor} on {'1 attribute' if n_tested == 1 else f'all {n_tested} attributes'}{remainder}"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _ranks(labels: Floats, scores: Floats) -> tuple[Floats, list[Ints], Ints]:

@@ -57,6 +57,14 @@ def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | N
     return known, "" if complete else f"{path} does not name every image by its content"
 
 
+def rows_of_seen(model: Predicting, dataset: AttributeDataset) -> list[Row]:
+    """Return the rows of split.csv that trained or tuned a model; one without a content hash where they are unknown."""
+    reason = parts_of(model, dataset.select([]))[1]
+    if reason or model.folder is None:
+        return [(f"unknown images of {model.folder}", "train", "")]
+    return [row for row in read_parts(model.folder / SPLIT_FILE) if row[1] != "report"]
+
+
 def seen_images(model: Predicting, dataset: AttributeDataset) -> tuple[str, str]:
     """Return "some", "none" or "unknown", by the images that trained or tuned the model; and a sentence about it."""
     parts, reason = parts_of(model, dataset)

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from aimonk_hf.data.agreement import describe_agreement, read_agreement
 from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import (
     copied_attributes,
@@ -172,14 +173,14 @@ def _complete(report: dict[str, Any], chosen: _Chosen, measured_on: dict[str, An
 
 
 def _score_readable(model: AimonkModel, dataset: AttributeDataset, score: Score) -> tuple[Labels, Scores, Ints]:
-    """Return labels and scores [N, K] and duplicate groups [N] of the images that can still be read."""
+    """Return labels and scores [N, K] and groups [N] of the images that can still be read."""
     dataset = dataset.match(model.config.attributes)
     scores, failures = score(model, dataset.paths)
     for path, reason in failures.items():
         _logger.warning("%s can no longer be read (%s): its labels count nowhere", shown_name(path), reason)
     readable = ~np.isnan(scores).all(axis=1)
     dataset = dataset.select(np.flatnonzero(readable))
-    return dataset.labels.values, scores[readable], duplicate_groups(dataset.paths)
+    return dataset.labels.values, scores[readable], image_groups(dataset)
 
 
 def _fold_figures(labels: Labels, chosen: _Chosen, fold_of: Ints) -> dict[str, Any]:

@@ -107,6 +107,12 @@ def heads(network: Any) -> list[nn.Module]:
     return found
 
 
+def classifier_layers(network: Any, width: int) -> list[nn.Linear | nn.Conv2d]:
+    """Return the layers of a timm network's heads that have `width` outputs."""
+    layers = [layer for head in heads(network) for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return [layer for layer in layers if len(layer.weight) == width]
+
+
 def trim_pretrained_cfg(pretrained_cfg: dict[str, Any], num_classes: int) -> dict[str, Any]:
     """Keep the keys that describe preprocessing and head, in JSON types."""
     kept = {key: pretrained_cfg[key] for key in _KEPT_KEYS if pretrained_cfg.get(key) is not None}

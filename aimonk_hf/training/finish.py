@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
 from aimonk_hf.modeling.hub import push_model_folder
@@ -36,9 +37,10 @@ def finish(
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
+            from_folder = config.init_from or ":" in config.architecture
             model.metrics["training"] = {
                 "recipe": Path(config.recipe).stem,
-                "backbone": model.config.architecture if ":" in config.architecture else config.architecture,
+                "backbone": model.config.architecture if from_folder else config.architecture,
                 "epochs": len(trainer.state.history),
                 "n_train": len(trainer.train_set),
                 "n_validation": len(validation),
@@ -82,7 +84,7 @@ def _judge(
     }
     shown = validation if len(validation) else trainer.train_set
     if out_of_fold is not None:
-        shown, fold_of, groups = out_of_fold.dataset, out_of_fold.fold_of, out_of_fold.groups
+        shown, fold_of, groups = out_of_fold.dataset, out_of_fold.fold_of, image_groups(out_of_fold.dataset)
         labels, scores = shown.labels.values, out_of_fold.scores
         model.metrics, scores = choose_and_judge_out_of_fold(model, labels, scores, fold_of, groups, **choices)
     elif len(validation):

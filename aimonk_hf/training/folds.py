@@ -15,7 +15,7 @@ from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.splits import split_rows
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.loop import Trainer
-from aimonk_hf.training.parts import groups_of_copies, split
+from aimonk_hf.training.parts import split
 from aimonk_hf.training.processes import score_together
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
@@ -25,12 +25,11 @@ from aimonk_hf.training.setup import machine_settings
 
 @dataclass
 class OutOfFold:
-    """Images with out-of-fold scores [N, K] (NaN: unreadable), their folds [N] and groups of copies [N]."""
+    """Images with out-of-fold scores [N, K] (NaN: unreadable) and their folds [N]."""
 
     dataset: AttributeDataset
     scores: NDArray[np.float64]
     fold_of: NDArray[np.int64]
-    groups: NDArray[np.int64]
 
 
 def cross_validate(
@@ -42,12 +41,12 @@ def cross_validate(
 ) -> OutOfFold:
     """Train a model without each fold, in `folds/fold-K` of the run directory; return the scores of held-out images.
 
-    Folds are stratified as the settings divide images, and copies of one image share a fold. Where the settings choose
+    Folds are stratified as the settings divide images, and images of one group share a fold. Where the settings choose
     an epoch, each model takes its validation images from those it trains on: a held-out fold chooses nothing. Finished
     folds are kept at --resume.
     """
-    groups, labels = groups_of_copies(dataset), dataset.labels.values
-    fold_of = split_rows(labels, [1 / config.folds] * config.folds, config.split, config.seed, groups)
+    labels = dataset.labels.values
+    fold_of = split_rows(labels, [1 / config.folds] * config.folds, config.split, config.seed, dataset.groups)
     if accelerator.is_main_process:
         run.write_folds(dataset, fold_of)
     for name, column in zip(dataset.attributes, labels.T, strict=True):
@@ -62,13 +61,13 @@ def cross_validate(
         told = f"fold {fold + 1} of {config.folds}: {len(inside)} images to train on, {len(held_out)} left out"
         accelerator.print(told)
         fold_config = _fold_config(config, run.folds / f"fold-{fold + 1}")
-        model = _fold_model(fold_config, accelerator, dataset.select(inside), groups[inside], new_model)
+        model = _fold_model(fold_config, accelerator, dataset.select(inside), new_model)
         scores[held_out], failures = score_together(accelerator, model, dataset.select(held_out).paths)
         for path, reason in failures.items():
             accelerator.print(f"{shown_name(path)} can no longer be read ({reason}): its labels count nowhere")
     if accelerator.is_main_process:
         run.write_out_of_fold(dataset, scores)
-    return OutOfFold(dataset, scores, fold_of, groups)
+    return OutOfFold(dataset, scores, fold_of)
 
 
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -81,7 +80,6 @@ def _fold_model(
     config: TrainConfig,
     accelerator: Accelerator,
     dataset: AttributeDataset,
-    groups: NDArray[np.int64],
     new_model: Callable[[], AimonkModel],
 ) -> AimonkModel:
     """Return the model of one fold, from its folder where it is finished."""
@@ -94,7 +92,7 @@ def _fold_model(
         run.open()
     accelerator.wait_for_everyone()
     fractions = [1 - config.val_split, config.val_split]
-    train_set, validation, _ = split(config, dataset, fractions, groups, run, accelerator)
+    train_set, validation, _ = split(config, dataset, fractions, run, accelerator)
     seed_everything(config.seed)
     trainer = Trainer(config, accelerator, new_model(), train_set, validation)
     trainer.fit(run)

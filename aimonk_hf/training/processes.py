@@ -1,8 +1,9 @@
 """Several processes of one run: waiting, sharing scores, sharing the model."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from aimonk_hf.evaluation.report import score_images
 from aimonk_hf.modeling.model import AimonkModel
+
+T = TypeVar("T")
 
 
 class Processes(Accelerator):
@@ -60,6 +63,14 @@ def score_together(
         scores[number::n_processes] = part
         failures |= unread
     return scores, failures
+
+
+def compute_once(accelerator: Accelerator, compute: Callable[[], T]) -> T:
+    """Return to every process the value that the first one computes, as long as that takes."""
+    found: list[Any] = [compute() if accelerator.is_main_process else None]
+    accelerator.wait_for_everyone()
+    value: T = broadcast_object_list(found)[0]
+    return value
 
 
 def hand_on(accelerator: Accelerator, model: AimonkModel) -> None:

@@ -27,7 +27,14 @@ from aimonk_hf.training.processes import Processes
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import TrainConfig
-from aimonk_hf.training.setup import build_model, computing_line, machine_settings, try_steps
+from aimonk_hf.training.setup import (
+    build_model,
+    computing_line,
+    describe_start,
+    load_earlier,
+    machine_settings,
+    try_steps,
+)
 from aimonk_hf.training.stopping import stopped_line
 
 
@@ -48,7 +55,10 @@ def train(
     """
     if not config.output_dir or (not config.data_dir and dataset is None):
         raise AimonkError("TrainConfig needs an output_dir, and a data_dir unless train() is given a dataset")
+    if model is not None and config.init_from:
+        raise AimonkError("train() is given a model to start from: leave out init_from")
     run = RunDirectory(config)
+    config = run.config
     run.check()
     if run.finished:
         try:
@@ -63,9 +73,11 @@ def train(
     listed.labels.check_observed("listed images")
     with _own_accelerate_state():
         accelerator = _start_accelerator(config)
-        new_model = partial(build_model, config, listed.attributes) if model is None else partial(copy.deepcopy, model)
         try:
-            return _run(config, accelerator, run, listed, new_model, callbacks)
+            earlier = load_earlier(config)
+            fresh = partial(build_model, config, listed.attributes, earlier)
+            new_model = fresh if model is None else partial(copy.deepcopy, model)
+            return _run(config, accelerator, run, listed, new_model, earlier, callbacks)
         except (RuntimeError, MemoryError, ValueError) as error:
             size = config.image_size or (224 if model is None else model.transform.size[0])
             if explained := explain_failure(error, config.batch_size, size, len(listed)):
@@ -85,11 +97,14 @@ def _run(
     run: RunDirectory,
     listed: AttributeDataset,
     new_model: Callable[[], AimonkModel],
+    earlier: AimonkModel | None,
     callbacks: Sequence[TrainCallback],
 ) -> AimonkModel:
     """Check, divide and train; each refusal comes before the slow work that it would waste."""
     run.check_machine(machine_settings(accelerator))
     accelerator.print(computing_line(accelerator))
+    if earlier is not None and not config.resume:
+        accelerator.print(describe_start(config, earlier, listed.attributes))
     if accelerator.is_main_process:
         if config.push_to_hub:  # a wrong token or a public repository is refused now
             create_repository(config.push_to_hub, config.private or None)
@@ -100,11 +115,11 @@ def _run(
     seed_everything(config.seed)
     model = new_model()
     try_steps(config, accelerator, model)
-    dataset = usable_images(config, listed, model, accelerator)
+    dataset = usable_images(config, listed, accelerator)
     if accelerator.is_main_process:
         run.check_data(dataset)
     out_of_fold = cross_validate(config, accelerator, run, dataset, new_model) if config.folds else None
-    train_set, validation, report_set = divide(config, dataset, run, accelerator)
+    train_set, validation, report_set = divide(config, dataset, run, accelerator, earlier)
     seed_everything(config.seed)
     trainer = Trainer(config, accelerator, model, train_set, validation)
     trainer.fit(run, callbacks)
@@ -114,7 +129,10 @@ def _run(
 def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
     if dataset is None:
         place = data_folder(config.data_dir), config.labels, config.images_dir
-        dataset = AttributeDataset.from_folder(*place, options=ReadOptions.of(config))
+        parts = config.val_labels, config.report_labels
+        dataset = AttributeDataset.from_folder(*place, None, None, ReadOptions.of(config), *parts)
+    if config.folds and dataset.labels.parts is not None:
+        raise AimonkError("--folds divides the images itself: leave it out, or leave out the given parts")
     return dataset if model is None else dataset.match(model.config.attributes)
 
 

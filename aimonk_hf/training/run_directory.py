@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.images import check_image
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.split_file import SPLIT_FILE, write_parts
+from aimonk_hf.evaluation.split_file import SPLIT_FILE, Row, read_parts, write_parts
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import make_folder, read_json, score_columns, write_csv, write_json
 from aimonk_hf.training.settings import TrainConfig
@@ -24,10 +25,14 @@ HISTORY_COLUMNS = (
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
 _CONFIG, _HISTORY, _DATA, _FOLDS, _OUT_OF_FOLD = "train_config.json", "history.csv", "data.csv", "folds.csv", "oof.csv"
 
+# of each image, in data.csv
+_NOTED = ("bytes", "labels", "group", "part")
+
 # Settings that may differ between a run and its continuation: places, and what the machine offers.
 _FREE_TO_CHANGE = (
     *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite"),
     *("strict", "push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache", "device", "onnx"),
+    *("val_labels", "report_labels"),
 )
 
 
@@ -39,6 +44,8 @@ class RunDirectory:
         self.checkpoints, self.folds = self.path / "checkpoints", self.path / "folds"
         earlier = self.path / _CONFIG
         self.earlier: dict[str, Any] | None = read_json(earlier) if earlier.is_file() else None
+        if config.resume and self.earlier and "near_duplicates" not in _settings(self.earlier, earlier):
+            self.config = replace(config, near_duplicates="ignore")  # as earlier versions divided the images
 
     @property
     def finished(self) -> bool:
@@ -49,6 +56,11 @@ class RunDirectory:
         """Raise `AimonkError` for another run here without --resume or --overwrite, and for other settings."""
         if self.config.resume and self.earlier:
             own, earlier = self.config.to_dict(), _settings(self.earlier, self.path / _CONFIG)
+            epochs = [settings.get("stage_epochs", own["stage_epochs"]) for settings in (earlier, own)]
+            if self.finished and epochs[0] != epochs[1]:
+                ended, wanted = (" + ".join(map(str, one)) for one in epochs)
+                told = f"{self.path} is finished: a schedule of {ended} epochs cannot go on as one of {wanted}"
+                raise AimonkError(f"{told}; train further with --init-from {self.path} and another --output-dir")
             kept = {name: old for name, old in earlier.items() if name in own and name not in _FREE_TO_CHANGE}
             changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in kept.items() if own[name] != old]
             self._refuse(changed, " with other settings: {}; use the old ones")
@@ -66,19 +78,23 @@ class RunDirectory:
             self._refuse(changed, " on this machine: {}; go on as the run began")
 
     def check_data(self, dataset: AttributeDataset) -> None:
-        """Note attributes, images, their sizes and labels; at --resume, raise `AimonkError` naming the changes since.
+        """Note attributes, images and all about them; at --resume, raise `AimonkError` naming the changes since.
 
         Other attributes are refused even with --ignore-changes: the checkpoint's outputs would be trained under other
         names.
         """
         names = "\n".join(dataset.attributes)  # in a row without an image name, which no image can have
-        rows = zip(dataset.labels.images, dataset.paths, dataset.labels.values, strict=True)
-        now = {image: (_size(path), ",".join(map(cell_text, row))) for image, path, row in rows}
+        labels, none = dataset.labels, [""] * len(dataset)
+        rows = zip(
+            labels.images, dataset.paths, labels.values, labels.groups or none, labels.parts or none, strict=True
+        )
+        now = {image: (_size(path), ",".join(map(cell_text, row)), *own) for image, path, row, *own in rows}
         path = self.checkpoints / _DATA
         if self.config.resume and path.is_file():
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                before = {row["image"]: (row["bytes"], row["labels"]) for row in csv.DictReader(file)}
-            _, noted = before.pop("", ("", names))  # earlier versions noted no attributes
+                found = csv.DictReader(file)
+                before = {row["image"]: tuple(row.get(name, "") for name in _NOTED) for row in found}
+            _, noted, *_ = before.pop("", ("", names))  # earlier versions noted no attributes
             if noted != names:
                 was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
                 told = f"it was trained on {was}, and the labels now hold {now_named}"
@@ -88,7 +104,7 @@ class RunDirectory:
                     del now[image]
             self._refuse(_changes(before, now), ": the data has changed since ({}); restore it")
         if not self.finished:
-            write_csv(path, ["image", "bytes", "labels"], [["", "", names], *([key, *now[key]] for key in now)])
+            write_csv(path, ["image", *_NOTED], [["", "", names, "", ""], *([key, *now[key]] for key in now)])
 
     def _refuse(self, changes: list[str], reason: str) -> None:
         if changes and not self.config.ignore_changes:
@@ -116,10 +132,19 @@ class RunDirectory:
             record[FINGERPRINT] = read_json(self.path / CONFIG_FILE)[FINGERPRINT]
         write_json(self.path / _CONFIG, record)
 
-    def write_split(self, dataset: AttributeDataset, parts: list[str]) -> None:
-        """Write split.csv: the part and the content hash of each image."""
-        hashes = map(content_hash, dataset.paths)
-        write_parts(self.path / SPLIT_FILE, zip(dataset.labels.images, parts, hashes, strict=True))
+    def write_split(self, dataset: AttributeDataset, parts: list[str], seen: list[Row]) -> None:
+        """Write split.csv: the part and the content hash of each image, and the rows of those `seen` before.
+
+        At --resume, raise `AimonkError` where the images would be divided otherwise than when the run began.
+        """
+        path = self.path / SPLIT_FILE
+        rows = list(zip(dataset.labels.images, parts, map(content_hash, dataset.paths), strict=True))
+        if self.config.resume and path.is_file():
+            pairs = zip(rows, read_parts(path), strict=False)
+            moved = [f"{now[0]} was in {before[1]}, now in {now[1]}" for now, before in pairs if now[1] != before[1]]
+            self._refuse(moved[:1], ": the images are divided otherwise ({}); restore the data")
+        own = {row[1:] for row in rows}
+        write_parts(path, rows + [row for row in seen if row[1:] not in own])
 
     def write_folds(self, dataset: AttributeDataset, fold_of: NDArray[np.int64]) -> None:
         """Write folds.csv: the fold (1, 2, ...) that holds each image out."""
@@ -157,13 +182,14 @@ def _settings(record: dict[str, Any], path: Path) -> dict[str, Any]:
     return settings
 
 
-def _changes(before: dict[str, tuple[str, str]], now: dict[str, tuple[str, str]]) -> list[str]:
-    """Name the images that are gone, new, labelled otherwise, of another size, or in another order."""
+def _changes(before: dict[str, tuple[str, ...]], now: dict[str, tuple[str, ...]]) -> list[str]:
+    """Name the images that are gone, new, of other labels, groups, parts or sizes, or in another order."""
     both = [image for image in before if image in now]
     groups = {
         "gone": [image for image in before if image not in now],
         "new": [image for image in now if image not in before],
         "with other labels": [image for image in both if before[image][1] != now[image][1]],
+        "in another group or given part": [image for image in both if before[image][2:] != now[image][2:]],
         "of another file size": [image for image in both if before[image][0] != now[image][0]],
     }
     found = [f"{len(images)} image(s) {words}, first {images[0]}" for words, images in groups.items() if images]

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args, get_origin
 
 from aimonk_hf.data.read_options import READ_HELP
-from aimonk_hf.data.splits import SPLIT_METHODS
+from aimonk_hf.data.splits import NEAR_DUPLICATES, SPLIT_METHODS
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
 from aimonk_hf.modeling.config import PRECISIONS
@@ -67,6 +67,9 @@ class TrainConfig:
     group_column: str | None = _setting(READ_HELP["group_column"])
     split_column: str | None = _setting(READ_HELP["split_column"])
     reviews: bool = _setting(READ_HELP["reviews"], True)
+    val_labels: str | None = _setting("label file of the validation images, in place of a share of DATA_DIR's")
+    report_labels: str | None = _setting("label file of the images that report the figures, in place of a share")
+    near_duplicates: str = _setting("group keeps them in one part and fold, as copies are", "group", NEAR_DUPLICATES)
     strict: bool = _setting("refuse data with missing or unreadable images instead of leaving them out", False)
     val_split: float = _from_recipe("share of the images kept for validation; 0 trains on all", 0.2)
     report_split: float = _from_recipe("share of the validation images that choose nothing and report the figures", 0.0)
@@ -76,6 +79,7 @@ class TrainConfig:
 
     architecture: str = _from_recipe("timm name, hf-hub:user/repo or local-dir:PATH", "mobilenetv2_100")
     pretrained: bool = _from_recipe("start from the architecture's pretrained weights", True)
+    init_from: str | None = _setting("model folder or Hub repository to start from; its head is matched by attribute")
     drop_rate: float | None = _from_recipe("dropout before the linear head; default: the backbone's own")
     drop_path_rate: float | None = _from_recipe("stochastic depth; default: the backbone's own")
     image_size: int | None = _from_recipe("pixels per side; default: the backbone's own")
@@ -203,6 +207,10 @@ class TrainConfig:
         for refused, told in (
             (self.resume and self.overwrite, "--resume and --overwrite exclude each other"),
             (self.private and not self.push_to_hub, "--private is about the repository of --push-to-hub: give both"),
+            (
+                self.init_from and self.folds,
+                f"--init-from {self.init_from} may have seen the images: leave out --folds",
+            ),
             (self.folds == 1, "--folds must be 0 or at least 2, found 1"),
             (
                 self.chooses_epoch and not self.val_split,

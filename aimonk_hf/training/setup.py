@@ -3,14 +3,16 @@
 import copy
 from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from aimonk_hf.console import listed
 from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute
+from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute, classifier_layers, find_backbone
 from aimonk_hf.modeling.devices import explain_failure
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.augmentation import sizes_by_epoch
@@ -20,20 +22,58 @@ from aimonk_hf.training.optimisation import build_optimizer, unusable_optimizer
 from aimonk_hf.training.settings import TrainConfig
 
 
-def build_model(config: TrainConfig, attributes: list[str]) -> AimonkModel:
-    """Return a model with a fresh head of one output per attribute, as the settings say."""
+def build_model(config: TrainConfig, attributes: list[str], earlier: AimonkModel | None = None) -> AimonkModel:
+    """Return a model with one output per attribute, as the settings say: fresh ones, or those of an `earlier` model."""
 
     def given(*names: str) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(config, name)) is not None}
 
-    return AimonkModel.from_timm(
-        config.architecture,
+    model = AimonkModel.from_timm(
+        config.architecture if earlier is None else f"local-dir:{earlier.folder}",
         attributes,
-        pretrained=config.pretrained,
+        pretrained=config.pretrained or earlier is not None,
         image_size=config.image_size,
         preprocessing=given("crop_mode", "crop_pct"),
         **given("drop_rate", "drop_path_rate"),
     )
+    if earlier is not None:
+        _copy_rows(earlier, model)
+    return model
+
+
+def load_earlier(config: TrainConfig) -> AimonkModel | None:
+    """Return the model of --init-from; raises `AimonkError` for another --architecture, and for the run's own model."""
+    if not config.init_from:
+        return None
+    earlier = AimonkModel.from_pretrained(config.init_from)
+    own, wanted = earlier.config.architecture, config.given["architecture"][1]  # type: ignore[attr-defined]
+    if wanted and find_backbone(wanted, pretrained=False).architecture != own:
+        raise AimonkError(f"--init-from {config.init_from} is a {own}, not a {wanted}: leave out --architecture")
+    if earlier.folder and earlier.folder.resolve() == Path(config.output_dir).resolve():
+        raise AimonkError("--init-from names the run directory itself: give another --output-dir")
+    return earlier
+
+
+def describe_start(config: TrainConfig, earlier: AimonkModel, attributes: list[str]) -> str:
+    """Return the line about the rows of the head that are copied from the model of --init-from."""
+    known = earlier.config.attributes
+    told = [f"{len({*attributes} & {*known})} of {len(attributes)} rows of the head are copied by name"]
+    for words, names, others in (("new", attributes, known), ("left out", known, attributes)):
+        if alone := [name for name in names if name not in others]:
+            told.append(f"{words}: {listed(alone)}")
+    return f"Starting from {config.init_from}: {'; '.join(told)}"
+
+
+@torch.no_grad()
+def _copy_rows(earlier: AimonkModel, model: AimonkModel) -> None:
+    """Copy the rows of the head, weights and biases, by attribute name."""
+    names = [one.config.attributes for one in (model, earlier)]
+    shared = [name for name in names[0] if name in names[1]]
+    rows, earlier_rows = ([own.index(name) for name in shared] for own in names)
+    layers = (classifier_layers(one.timm_model, len(one.config.attributes)) for one in (model, earlier))
+    for layer, earlier_layer in zip(*layers, strict=True):
+        for values, earlier_values in zip(layer.parameters(), earlier_layer.parameters(), strict=True):
+            values[rows] = earlier_values[earlier_rows]
 
 
 def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel) -> None:
