@@ -8,7 +8,8 @@ import numpy as np
 from scipy.stats import norm, rankdata, t
 
 from aimonk_hf.console import table
-from aimonk_hf.data.dataset import AttributeDataset, duplicate_groups
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined, nan_to_none
 from aimonk_hf.evaluation.report import score_images
@@ -73,7 +74,7 @@ def compare(
     if not known.all():
         notes.append(f"{int((~known).sum())} images are left out, because one side has no scores of them.")
     labels = chosen.match(names).labels.values[known].astype(float)
-    groups = duplicate_groups(chosen.paths)[known]
+    groups = image_groups(chosen)[known]
     made = [
         Side(name, [scores[known] for scores, _ in side], [decisions[known] for _, decisions in side])
         for name, side in scored.items()
