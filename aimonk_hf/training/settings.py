@@ -270,10 +270,7 @@ _LOWEST = {
     **dict.fromkeys(("mixup", "cutmix", "focal_gamma", "checkpoint_minutes"), 0),
     "image_size": 8,
 }
-_SHARES = (
-    *("val_split", "report_split", "drop_rate", "drop_path_rate", "ema_decay", "warmup", "label_smoothing"),
-    "asymmetric_clip",
-)
+_SHARES = "val_split report_split drop_rate drop_path_rate ema_decay warmup label_smoothing asymmetric_clip".split()
 _FACTORS = ("layer_decay", "plateau_factor")
 
 
@@ -285,9 +282,8 @@ def _check_value(setting: "Field[Any]", value: Any) -> None:
     element = get_args(kind)[0] if is_list else kind
     values = value if is_list and isinstance(value, list | tuple) else [value]
     allowed = {float: Real, int: Integral}.get(element, element)
-    if (is_list and values is not value) or not all(
-        isinstance(one, allowed) and (element is bool or not isinstance(one, bool)) for one in values
-    ):
+    fits = (isinstance(one, allowed) and (element is bool or not isinstance(one, bool)) for one in values)
+    if (is_list and values is not value) or not all(fits):
         wanted = f"a list of {element.__name__}" if is_list else element.__name__
         raise AimonkError(f"{name} must be {wanted}, found {value!r}")
     low, choices = _LOWEST.get(setting.name), setting.metadata["choices"]
