@@ -270,7 +270,7 @@ _LOWEST = {
     **dict.fromkeys(("mixup", "cutmix", "focal_gamma", "checkpoint_minutes"), 0),
     "image_size": 8,
 }
-_SHARES = "val_split report_split drop_rate drop_path_rate ema_decay warmup label_smoothing asymmetric_clip".split()
+_SHARES = "val_split report_split drop_rate drop_path_rate ema_decay warmup label_smoothing asymmetric_clip"
 _FACTORS = ("layer_decay", "plateau_factor")
 
 
@@ -291,7 +291,7 @@ def _check_value(setting: "Field[Any]", value: Any) -> None:
         (any(isinstance(one, float) and not math.isfinite(one) for one in values), "be finite"),
         (choices and value not in choices, f"be one of {', '.join(choices)}"),
         (low is not None and value < low, f"be at least {low}" if low else "not be negative"),
-        (setting.name in _SHARES and not 0 <= value < 1, "lie in [0, 1)"),
+        (setting.name in _SHARES.split() and not 0 <= value < 1, "lie in [0, 1)"),
         (setting.name in _FACTORS and not 0 < value <= 1, "lie in (0, 1]"),
     ):
         if refused:
