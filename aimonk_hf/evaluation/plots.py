@@ -16,6 +16,7 @@ from aimonk_hf.errors import ImageError
 from aimonk_hf.evaluation.calibration import expected_calibration_error, reliability
 from aimonk_hf.evaluation.metrics import Floats
 from aimonk_hf.evaluation.report import Judged
+from aimonk_hf.evaluation.resampling import ALPHA
 from aimonk_hf.storage import atomic_path
 
 Style = dict[str, Any]
@@ -221,15 +222,14 @@ def plot_differences(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.5, 1.5 + 0.26 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for place, (_, row) in enumerate(rows):
-        clear = row["ci95"][0] > 0 or row["ci95"][1] < 0
-        colour = (BLUE if row["difference"] > 0 else ORANGE) if clear else GREY
+        colour = (BLUE if row["difference"] > 0 else ORANGE) if row["p_value"] <= ALPHA else GREY
         axes.plot(row["ci95"], [place, place], color=colour, linewidth=2 if place else 3)
         axes.plot(row["difference"], place, "D" if not place else "o", color=colour, markersize=7 if not place else 5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axhline(0.5, **_DASHES)
     axes.set_yticks(range(len(rows)), [shorten(name, 32) for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("difference in average precision, with its 95% interval")
+    axes.set_xlabel(f"difference in average precision, with its 95% interval; coloured: corrected p at most {ALPHA}")
     other, base = (shorten(found[side], 40, keep_end=True) for side in ("other", "baseline"))
     axes.set_title(f"{other} against {base}, {found['n_images']} images", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
