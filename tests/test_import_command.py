@@ -187,7 +187,7 @@ def test_an_image_that_is_listed_twice(tmp_path: Path, capsys: pytest.CaptureFix
     draw(tmp_path, "a.jpg")
     source = write(tmp_path / "list_attr_celeba.txt", "2\nYoung\na.jpg 1\nA.JPG -1\n")
     assert run(source, "--output", tmp_path / "DATA") == 1
-    assert f"refused:  {source}:4: A.JPG stands already in {source}:3\n" == capsys.readouterr().err
+    assert f"refused:  {source}:4: A.JPG is listed already in {source}:3\n" == capsys.readouterr().err
 
 
 def test_imported_label_studio_reports_its_agreement(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

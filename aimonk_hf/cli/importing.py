@@ -14,7 +14,7 @@ FORMAT_NAMES = [
 
 def add_import_command(command: Command) -> None:
     """Add the command to the parser."""
-    parser = command("import", _import, "turn the labels of another tool into a data folder, whatever it wrote")
+    parser = command("import", _import, "make a data folder of another tool's labels")
     flag = parser.add_argument
     flag("source", metavar="SOURCE", help="file or folder of the labels, or hf://datasets/user/name")
     flag("--output", type=Path, required=True, metavar="DATA", help="new data folder: labels.csv and import.md")

@@ -138,7 +138,7 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
             values = _values(cells, table, rows.attributes, place)
             image = finder.find(row) if row.content is None else _write_image(row, stage)
             if earlier := rows.places.get((image, row.annotator)):
-                raise ImageError(f"{shown_name(row.image)} stands already in {earlier}")
+                raise ImageError(f"{shown_name(row.image)} is listed already in {earlier}")
         except ImageError as error:
             rows.refused.append(f"{place}: {error}")
             continue
