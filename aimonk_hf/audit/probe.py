@@ -27,7 +27,7 @@ Floats = NDArray[np.floating[Any]]
 
 FOLDS = 5
 MOST_IMAGES = 3000  # more take long and show the same
-_COMPONENTS = 192
+COMPONENTS = 192
 _BLOCK = 4000  # permuted label columns at a time
 
 
@@ -150,7 +150,7 @@ def ridge_scorer(features: Floats, seed: int) -> Callable[[Floats], Floats]:
     from sklearn.preprocessing import StandardScaler
 
     n_images = len(features)
-    pca = PCA(min(_COMPONENTS, n_images // 2, features.shape[1]), random_state=seed)
+    pca = PCA(min(COMPONENTS, n_images // 2, features.shape[1]), random_state=seed)
     components = pca.fit_transform(StandardScaler().fit_transform(features.astype(np.float32)))
     weight = components.var(axis=0) * n_images
     # leaves about one degree of freedom for ten images

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from aimonk_hf.audit.forecast import learning_curve_line
 from aimonk_hf.console import figure
 from aimonk_hf.data.agreement import describe_agreement
 from aimonk_hf.data.label_checks import describe_copy, describe_pattern
@@ -57,6 +58,10 @@ def summary(findings: dict[str, Any]) -> list[str]:
                 lines.append(f"{told} have a twin or an image of their group in training")
     if probed := findings.get("probe"):
         lines.append(f"probe: {probed['verdict']}")
+    if curve := findings.get("learning_curve"):
+        lines.append(f"learning curve: {learning_curve_line(curve)}")
+    if compared := findings.get("backbones"):
+        lines.append(f"best of {len(compared['rows'])} backbones by the probe: {compared['best']}")
     if suspects := findings.get("suspects"):
         filled = f"{suspects['n_fillable']} of {suspects['n_missing']} missing ones could be filled"
         lines.append(f"{suspects['n_suspect']} suspect labels, {filled} ({suspects['source']})")

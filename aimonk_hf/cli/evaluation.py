@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimonk_hf.cli.flags import Command, add_data_flags, add_model_flag, add_predictor_flags, load_predictor, read_data
+from aimonk_hf.cli.flags import (
+    Command,
+    add_data_flags,
+    add_model_flag,
+    add_predictor_flags,
+    load_predictor,
+    names,
+    read_data,
+)
 from aimonk_hf.data.splits import NEAR_DUPLICATES
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import make_folder, write_json, write_text
@@ -57,6 +65,10 @@ def add_evaluation_commands(command: Command) -> None:
     flag("--probe", action="store_true", help="test for signal: a linear probe on the features of a frozen backbone")
     backbone = "the probe's backbone: timm name, hf-hub:user/repo, local-dir:PATH"
     flag("--architecture", default="mobilenetv2_100", help=backbone)
+    curve = "what the next 500 images would bring, by the probe at 1/8 to all of the images"
+    flag("--learning-curve", action="store_true", help=curve)
+    several = "compare the probe on several backbones: mAP, AUROC, features a second, size"
+    flag("--backbones", type=names, metavar="A,B,C", help=several)
     flag("--model", help="model whose scores find suspect labels; its training images are left out")
     flag("--scores", **file, help="out-of-fold scores that find suspect labels, such as a run's oof.csv")
     flag("--split", **file, help="split.csv of a run: find duplicates in different parts")
@@ -172,6 +184,14 @@ def _audit(options: argparse.Namespace) -> int:
         from aimonk_hf.audit.probe import probe_audit
 
         probe_audit(audited, options.architecture, options.device, with_suspects=not (options.model or options.scores))
+    if options.learning_curve:
+        from aimonk_hf.audit.forecast import add_learning_curve
+
+        add_learning_curve(audited, options.architecture, options.device)
+    if options.backbones:
+        from aimonk_hf.audit.forecast import backbones_table, compare_backbones
+
+        print(backbones_table(compare_backbones(audited, options.backbones, options.device)))
     if options.scores:
         from aimonk_hf.audit.suspects import read_scores
 
@@ -200,6 +220,11 @@ def _write_audit(audited: "Audit", folder: Path) -> None:
     written = ["audit.md", "audit.json"]
     if write_contact_sheet(audited, folder / "contact_sheet.png"):
         written.append("contact_sheet.png")
+    if "learning_curve" in findings:
+        from aimonk_hf.evaluation.plots import plot_learning_curve
+
+        plot_learning_curve(findings["learning_curve"], folder / "learning_curve.png")
+        written.append("learning_curve.png")
     if "suspects" in findings:
         write_suggestions(folder / "suggestions.csv", audited.suggestions, labels.images, labels.attributes)
         written.append("suggestions.csv")

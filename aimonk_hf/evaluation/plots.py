@@ -234,3 +234,37 @@ def plot_differences(found: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{other} against {base}, {found['n_images']} images", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
+
+
+def plot_learning_curve(found: dict[str, Any], path: Path) -> None:
+    """Write mAP by number of training images with its forecast, and what more images bring to each attribute."""
+    rows = [(name, own) for name, own in found["per_attribute"].items() if "gain" in own]
+    rows.sort(key=lambda item: -item[1]["gain"])
+    figure = Figure(figsize=(11, max(4.0, 1.4 + 0.24 * len(rows))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    numbers, macro, more = np.array(found["numbers"]), found["macro"], found["more"]
+    if "gain" in macro:
+        limit, scale, exponent = macro["curve"]
+        along = np.linspace(numbers[0], numbers[-1] + more, 100)
+        left.plot(along, limit - scale * (along / 100) ** -exponent, "--", color=GREY, label="a - b n^-c")
+        left.errorbar(numbers, macro["average_precision"], macro["deviation"], fmt="o", color=BLUE, label="measured")
+        last = macro["average_precision"][-1]
+        ends = [[last + end] for end in macro["gain_ci95"]]
+        middle = last + macro["gain"]
+        left.errorbar(
+            numbers[-1] + more, middle, np.abs(np.array(ends) - middle), fmt="D", color=ORANGE, label=f"{more} more"
+        )
+        left.legend(frameon=False, loc="lower right")
+    left.set_xlabel("training images")
+    left.set_ylabel("mAP of the probe")
+    for place, (_, own) in enumerate(rows):
+        colour = BLUE if own["limited_by"] == "number" else GREY
+        right.plot(own["gain_ci95"], [place, place], color=colour, linewidth=2)
+        right.plot(own["gain"], place, "o", color=colour, markersize=5)
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_yticks(range(len(rows)), [shorten(name, 28) for name, _ in rows])
+    right.set_ylim(len(rows) - 0.5, -0.5)
+    right.set_xlabel(f"gain in average precision by {more} more images (blue: clear)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
