@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aimonk_hf.evaluation.resampling import _Ranking, bootstrap_intervals, draw_weights, resample_metrics
+from aimonk_hf.evaluation.resampling import Ranking, bootstrap_intervals, draw_weights, resample_metrics
 
 NAN = np.nan
 
@@ -76,7 +76,7 @@ def test_a_perfect_ranking_has_the_exact_bound() -> None:
 
 
 def test_a_resample_without_one_class_is_undefined() -> None:
-    ranking = _Ranking(np.array([1.0, 0.0]), np.array([0.9, 0.1]), np.array([True, False]))
+    ranking = Ranking(np.array([1.0, 0.0]), np.array([0.9, 0.1]), np.array([True, False]))
     only_negative, only_positive = np.transpose(ranking.metrics(np.array([[0, 2], [2, 0]], dtype=np.uint8)))
     assert np.isnan(only_negative).all()
     assert np.isnan(only_positive[:2]).all()

@@ -38,6 +38,8 @@ def test_both_heads_of_a_distilled_network_are_trained_calibrated_and_saved(samp
 def without_images(tmp_path: Path) -> Path:
     """A data folder without a readable image, which a run reports when it reads them."""
     (tmp_path / "data" / "images").mkdir(parents=True)
+    for number in range(24):
+        (tmp_path / "data" / "images" / f"{number}.jpg").touch()
     rows = "".join(f"{number}.jpg,{number % 2},{number % 3 % 2}\n" for number in range(24))
     (tmp_path / "data" / "labels.csv").write_text("image,collar,sleeves\n" + rows)
     return tmp_path / "data"

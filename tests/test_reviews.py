@@ -121,7 +121,7 @@ def test_training_and_a_merged_file_take_the_answers(sample: Path, tmp_path: Pat
         str(tmp_path / "merged"),
     ]
     assert main(command) == 0
-    assert "1 reviewed label(s), 1 of them changed" in capsys.readouterr().out
+    assert "1 reviewed label(s), 1 of them changed" in capsys.readouterr().err
     merged = read_labels(tmp_path / "merged", options=ReadOptions(reviews=False))
     assert merged.values[0, 0] == float(wanted)
     assert merged.images == before.images

@@ -198,7 +198,7 @@ def test_any_bytes_are_labels_or_an_error_in_one_line(
 def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "split.csv").write_bytes(content)
     dataset = AttributeDataset(Labels(["a.jpg"], ["a"], np.ones((1, 1), np.float32)), tmp_path)
-    read_or_refuse(tmp_path / "split.csv", lambda path: _find_leakage(path, dataset, []))
+    read_or_refuse(tmp_path / "split.csv", lambda path: _find_leakage(path, dataset, [], np.arange(1)))
 
 
 @pytest.mark.parametrize(

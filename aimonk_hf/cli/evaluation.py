@@ -1,6 +1,7 @@
 """The commands that judge a model or a data folder: evaluate, tune, audit."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,13 @@ def add_evaluation_commands(command: Command) -> None:
     flag("--accept", **file, help=f"{accepted}: write OUTPUT/labels.csv with these changes")
 
 
+def _load(options: argparse.Namespace, model: str | None = None) -> Any:
+    """Return the predictor that the flags name, and say on which device it computes."""
+    predictor = load_predictor(options, model)
+    print(predictor.computing_line, file=sys.stderr)
+    return predictor
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from aimonk_hf.data.duplicates import image_groups
     from aimonk_hf.evaluation.report import judge_dataset
@@ -85,7 +93,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from aimonk_hf.evaluation.split_file import choose_part
 
     dataset = read_data(options)
-    model = load_predictor(options)
+    model = _load(options)
     dataset = choose_part(model, dataset, options.part)
     dataset.groups = image_groups(dataset, near=options.near_duplicates == "group")
     judged = judge_dataset(model, dataset, progress=True)
@@ -113,7 +121,7 @@ def _compare(options: argparse.Namespace) -> int:
     def scorer(name: str) -> Any:
         if Path(name).suffix.lower() == ".csv":
             return GivenScores(dataset.attributes, read_scores(Path(name), dataset.labels.images, dataset.attributes))
-        return load_predictor(options, name)
+        return _load(options, name)
 
     sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
     report = compare(sides, dataset, options.part)
@@ -153,7 +161,7 @@ def _tune(options: argparse.Namespace) -> int:
     usable.labels.check_observed("images that can be read")
     usable.groups = image_groups(usable, near=options.near_duplicates == "group")
     before, earlier = dict(model.config.thresholds), model.metrics or {}
-    predictor = load_predictor(options)
+    predictor = _load(options)
 
     def score(_: AimonkModel, paths: list[Path]) -> tuple[Any, dict[Path, str]]:
         return score_images(predictor, paths, progress=True)
@@ -200,7 +208,7 @@ def _audit(options: argparse.Namespace) -> int:
     elif options.model:
         from aimonk_hf.evaluation.report import score_unseen
 
-        scores, note = score_unseen(load_predictor(options), dataset)
+        scores, note = score_unseen(_load(options), dataset)
         add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
     print("\n".join(summary(audited.findings)))
     if options.output:

@@ -37,13 +37,11 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any:
-    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name, and say what computes."""
+    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name."""
     from aimonk_hf.modeling.predictor import AimonkPredictor
 
     chosen = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    predictor = AimonkPredictor.from_pretrained(model or options.model, **chosen)
-    print(predictor.computing_line, file=sys.stderr)
-    return predictor
+    return AimonkPredictor.from_pretrained(model or options.model, **chosen)
 
 
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,7 @@ def _scores(options: argparse.Namespace, dataset: "AttributeDataset") -> tuple[A
         from aimonk_hf.evaluation.report import score_unseen
 
         model = load_predictor(options)
+        print(model.computing_line, file=sys.stderr)
         scores, _ = score_unseen(model, dataset)
         parts = [part or "" for part in parts_of(model, dataset)[0]]
     if options.split:

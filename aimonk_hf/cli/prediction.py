@@ -64,6 +64,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     def results(own: Iterable[Path], total: int) -> "Results":
         stream = model.stream(own, thresholds, options.batch_size, options.tta, options.num_workers)
+        print(model.computing_line, file=sys.stderr)  # wrong thresholds were refused before
         return reported(stream, total, "predicting")
 
     if options.format == "parquet":
