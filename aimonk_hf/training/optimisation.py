@@ -31,17 +31,12 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     if config.optimizer not in names:
         raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     layer_decay = config.layer_decay if config.layer_decay < 1 else None
-    has_fused = "fused" in signature(get_optimizer_class(config.optimizer, bind_defaults=False)).parameters
-    fused: dict[str, Any] = {"fused": True} if has_fused and next(network.parameters()).device.type in FUSED_ON else {}
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "layer_decay": layer_decay}
     try:
-        return create_optimizer_v2(
-            network,
-            opt=config.optimizer,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=layer_decay,
-            **fused,
-        )
+        accepted = signature(get_optimizer_class(config.optimizer, bind_defaults=False)).parameters
+        if "fused" in accepted and next(network.parameters()).device.type in FUSED_ON:
+            settings["fused"] = True
+        return create_optimizer_v2(network, opt=config.optimizer, **settings)
     except REFUSALS as error:
         raise unusable_optimizer(config, error) from error
 
