@@ -118,10 +118,10 @@ def _unseen(
             usable &= [held == part if part else held in (None, "report") for held in parts]
             if reason and not number:
                 notes.append(f"{name}: unknown whether it has seen the images ({reason}).")
-    if not usable.any():
-        advice = "give images that none of them has seen"
-        where = f"in the part {part} of every split.csv" if part else "that all models have not seen"
-        raise AimonkError(f"There is no image {where}: {advice}")
+    if (n_usable := int(usable.sum())) < min(FEWEST_IMAGES, len(dataset)):
+        where = f"in the part {part} of every model's split.csv" if part else "unseen by every model"
+        advice = "train both with the same parts (--split-column), or give other images"
+        raise AimonkError(f"Of {len(dataset)} images {n_usable} are {where}, {FEWEST_IMAGES} are needed: {advice}")
     return np.flatnonzero(usable).tolist(), notes
 
 
