@@ -136,7 +136,7 @@ def test_only_images_that_no_model_has_seen_and_common_attributes_are_compared(
     with pytest.raises(AimonkError, match="--part report: other has no such part"):
         compare({"one": [one], "other": [other]}, data, "report")
     write_parts(tmp_path / "m1" / "split.csv", zip(data.labels.images, ["train"] * 80, hashes, strict=True))
-    with pytest.raises(AimonkError, match="Of 80 images 0 are unseen by every model, 20 are needed: train both with the same parts"):
+    with pytest.raises(AimonkError, match="Of 80 images 0 are unseen by every model, 20 are needed: train both"):
         compare({"one": [one], "other": [other]}, data)
 
 
