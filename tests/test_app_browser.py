@@ -304,10 +304,6 @@ def test_whatever_is_reached_by_keyboard_has_a_name_and_shows_its_focus(desktop:
     assert reached >= {"Predict", "Batch", "Model", *(f"Threshold of {name}" for name in app.served.stored)}
 
 
-def test_the_footer_holds_one_link_and_no_stray_dot(desktop: Any) -> None:
-    assert desktop.inner_text("footer").split() == ["Use", "via", "API"]
-
-
 def test_without_a_model_there_is_a_page(browser: Any, tmp_path: Path) -> None:
     with app_folder() as folder:
         served = open_page(str(tmp_path / "nowhere"), folder)
@@ -535,8 +531,8 @@ def test_names_in_a_batch_are_shown_as_text(hostile: Any, tmp_path: Path) -> Non
 
 
 def test_names_in_the_description_of_the_api_are_shown_as_text(hostile: Any) -> None:
-    hostile.click("footer button")
-    hostile.wait_for_selector("text=/predict_batch")
+    hostile.click("#api a")
+    hostile.wait_for_selector("text=/v1/predict")
     hostile.wait_for_selector("text=constructor")
 
 
