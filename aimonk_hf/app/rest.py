@@ -107,8 +107,8 @@ class PlainApi:
                 files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
                 fields += [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             else:
-                file = UploadFile(SpooledTemporaryFile(SPOOLED), size=0, filename="image")
-                opened.push_async_callback(file.close)
+                spool = opened.enter_context(SpooledTemporaryFile(SPOOLED))
+                file = UploadFile(spool, size=0, filename="image")
                 async for chunk in request.stream():
                     await file.write(chunk)
                 files = [file] if file.size else []

@@ -48,7 +48,7 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     **computing: Any,
 ) -> None:
-    """Serve a model folder or Hub repository until interrupted; None is $AIMONK_MODEL, else outputs/demo, else the sample.
+    """Serve a model folder or Hub repository until interrupted; None: $AIMONK_MODEL, outputs/demo, or the sample.
 
     `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
     backend, device and precision of `AimonkPredictor.from_pretrained`. Raises `AimonkError` where the port is taken,
@@ -95,7 +95,9 @@ def open_page(
     except AimonkError as error:
         print(f"No model: {error}", file=sys.stderr)
         return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
-    served.note = _SAMPLE_NOTE if is_sample else ""
+    if is_sample:
+        served.name, served.note = "Sample model", _SAMPLE_NOTE
+        print(_SAMPLE_NOTE, file=sys.stderr)
     return build_page(served, write_examples(Path(wanted) if is_folder else None, list(served.stored), folder))
 
 
