@@ -44,7 +44,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
             with gr.Tab("Model", id="model"):
                 shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
                 gr.HTML(shown, elem_id="model-page")
-        gr.HTML('<a href="docs">Use via API</a>', elem_id="api")
+        gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
         add_endpoints(served)
     page.plain_api = PlainApi(served, examples)  # type: ignore[attr-defined]
     check_inputs_first(page, served.limits.folder)

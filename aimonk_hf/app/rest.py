@@ -107,7 +107,7 @@ class PlainApi:
                 files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
                 fields += [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             else:
-                spool = opened.enter_context(SpooledTemporaryFile(SPOOLED))
+                spool = opened.enter_context(SpooledTemporaryFile(SPOOLED))  # noqa: SIM115
                 file = UploadFile(spool, size=0, filename="image")
                 async for chunk in request.stream():
                     await file.write(chunk)
