@@ -45,7 +45,7 @@ def shared_host(page: gr.Blocks) -> str | None:
 def public_address(request: Request) -> str:
     """Return the address of the app as the caller of a request wrote it, also through a proxy."""
     own = request.url.path.removeprefix(root := request.scope.get("root_path", "").rstrip("/"))
-    return get_root_url(request, own, root or None)  # type: ignore[arg-type]
+    return get_root_url(request, own, root or None)
 
 
 def has_answer(page: gr.Blocks, path: str, query: bytes) -> bool:

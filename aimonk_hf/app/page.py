@@ -46,7 +46,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
                 gr.HTML(shown, elem_id="model-page")
         gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
         add_endpoints(served)
-    page.plain_api = PlainApi(served, examples)  # type: ignore[attr-defined]
+    page.plain_api = PlainApi(served, examples)
     check_inputs_first(page, served.limits.folder)
     return page
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -108,7 +108,7 @@ class PlainApi:
                 fields += [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             else:
                 spool = opened.enter_context(SpooledTemporaryFile(SPOOLED))  # noqa: SIM115
-                file = UploadFile(spool, size=0, filename="image")
+                file = UploadFile(cast(BinaryIO, spool), size=0, filename="image")
                 async for chunk in request.stream():
                     await file.write(chunk)
                 files = [file] if file.size else []
@@ -145,7 +145,7 @@ class PlainApi:
         try:
             pixels, notes = self.served.read(upload)
             scores = self.served.scorer.score(pixels)
-            row = {"image": upload.name, "attributes": Prediction(scores, thresholds).attributes}
+            row: dict[str, Any] = {"image": upload.name, "attributes": Prediction(scores, thresholds).attributes}
             row |= {"scores": rounded(scores)} | ({"notes": notes} if notes else {})
             if heatmap:
                 drawn = _png(draw_heat_map(self.served, pixels, heatmap))
@@ -166,40 +166,27 @@ class PlainApi:
 
     def _description(self, address: str) -> dict[str, Any]:
         """Return the OpenAPI description."""
-        number = {"type": "number", "minimum": 0, "maximum": 1}
-        fields = {slug: number | {"default": self.served.stored[name]} for slug, name in self.parameters.items()}
-        fields["heatmap"] = {"type": "string", "enum": list(self.parameters)}
-        about = dict.fromkeys(self.parameters, "threshold in place of the stored one")
-        about["heatmap"] = "attribute whose heat map is added; for one image"
+        text, image = {"type": "string"}, {"type": "string", "format": "binary"}
         scores = {"type": "object", "additionalProperties": {"type": "number"}}
-        texts = {name: {"type": "string"} for name in ("image", "notes", "error", "heatmap")}
-        row = texts | {"scores": scores, "attributes": {"type": "array", "items": {"type": "string"}}}
-        answer = {"model": {"type": "string"}, "thresholds": scores}
-        answer["predictions"] = {"type": "array", "items": {"type": "object", "properties": row}}
-        image: dict[str, Any] = {"type": "string", "format": "binary"}
-        form = {"files": {"type": "array", "items": image}} | fields
+        row = {"image": text, "attributes": {"type": "array", "items": text}, "scores": scores, "notes": text}
+        rows = {"type": "array", "items": {"type": "object", "properties": row | {"heatmap": text, "error": text}}}
+        answer = {"type": "object", "properties": {"model": text, "thresholds": scores, "predictions": rows}}
+        fields: dict[str, Any] = {
+            slug: {"type": "number", "minimum": 0, "maximum": 1, "default": self.served.stored[name]}
+            for slug, name in self.parameters.items()
+        }
+        fields["heatmap"] = text | {"enum": list(self.parameters), "description": "draw one, for one image"}
+        form = {"type": "object", "properties": {"files": {"type": "array", "items": image}} | fields}
+        bodies = {"application/octet-stream": {"schema": image}, "multipart/form-data": {"schema": form}}
         refused = {"description": "refused, for the reason in `detail`"}
         predict = {
-            "summary": "Score the image of the body, or the files of a form",
-            "parameters": [
-                {"name": name, "in": "query", "description": about[name], "schema": schema}
-                for name, schema in fields.items()
-            ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/octet-stream": {"schema": image},
-                    "multipart/form-data": {"schema": {"type": "object", "properties": form, "required": ["files"]}},
-                },
-            },
-            "responses": {"200": _answer({"type": "object", "properties": answer})}
-            | dict.fromkeys(("400", "411", "413", "422", "507"), refused),
+            "summary": "Score the image of the body, or the files of a form; numbers are thresholds",
+            "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()],
+            "requestBody": {"required": True, "content": bodies},
+            "responses": _answer(answer) | dict.fromkeys(("400", "411", "413", "422", "507"), refused),
         }
-        model = {
-            "summary": "Tell attributes, thresholds and metrics",
-            "responses": {"200": _answer({"type": "object"})},
-        }
-        example = {"summary": "Give an image to try", "responses": {"200": _answer(image, "image/png")}}
+        model = {"summary": "Tell attributes, thresholds and metrics", "responses": _answer({"type": "object"})}
+        example = {"summary": "Give an image to try", "responses": _answer(image, "image/png")}
         return {
             "openapi": "3.1.0",
             "info": {"title": f"Attributes of images: {self.served.name}", "version": "1"},
@@ -213,7 +200,7 @@ def _is_form(headers: Headers) -> bool:
 
 
 def _answer(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
-    return {"description": "the answer", "content": {kind: {"schema": schema}}}
+    return {"200": {"description": "the answer", "content": {kind: {"schema": schema}}}}
 
 
 def _png(image: Image.Image) -> bytes:

@@ -80,7 +80,7 @@ def open_page(
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
     wanted = model or os.environ.get("AIMONK_MODEL") or DEFAULT_MODEL
-    is_sample = wanted == DEFAULT_MODEL and model is None and not Path(wanted).is_dir() and not allow_save
+    is_sample = model is None and wanted == DEFAULT_MODEL and not (Path(wanted).is_dir() or allow_save)
     wanted = str(SAMPLE_MODEL) if is_sample else wanted
     is_folder = Path(wanted).is_dir()
     can_save = allow_save and not on_space()
