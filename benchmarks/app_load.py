@@ -4,8 +4,8 @@
         FILE]
 
 Without --model a mobilenetv2_100 with random weights is served (speed does not depend on the weights). Clients are
-threads of one other process, which speak plain HTTP as curl would (upload, call, answer); they share the machine's
-cores with the app.
+threads of one other process, which speak plain HTTP as curl would, once to /v1/predict and once to gradio's /predict
+(upload, call, answer); they share the machine's cores with the app.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from prediction_speed import draw, write_model
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 5
+WAYS = {"/v1/predict": 0.7, "gradio's /predict": 0.4}  # interfaces, and the wanted share of the bare model
 
 
 def main() -> None:
@@ -33,12 +34,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--memory-requests", type=int, default=1000)
+    parser.add_argument("--way", choices=WAYS, default="/v1/predict", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--as-client", nargs=3, metavar=("URL", "PICTURES", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_client:
         url, folder, count = options.as_client
-        print(json.dumps(run_clients(url, sorted(Path(folder).iterdir()), int(count), options.clients)))
+        print(json.dumps(run_clients(url, sorted(Path(folder).iterdir()), int(count), options.clients, options.way)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         model = options.model or write_model(Path(temporary) / "model", "mobilenetv2_100")
@@ -95,32 +97,35 @@ def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> d
 
 
 def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
-    """Alternate between the bare model and the app in short rounds, because other work comes and goes."""
-    bare, app, times = [], [], []
-    n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
+    """Take turns of the bare model and the app's two interfaces in short rounds, because other work comes and goes."""
+    bare: list[float] = []
+    loads: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(ROUNDS):
         bare.append(bare_seconds(served.scorer.model, pictures))
-        load = clients(url, pictures, options.requests, options)
-        app.append(load["seconds"])
-        times += load["times"]
-    per_batch = (served.scorer.n_images - n_images) / (served.scorer.n_batches - n_batches)
-    ratios = sorted(each / other for each, other in zip(bare, app, strict=True))
-    times.sort()
-    rate = options.requests * ROUNDS / sum(app)
-    late = times[int(0.95 * (len(times) - 1))]
+        for way in WAYS:
+            n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
+            load = clients(url, pictures, options.requests, options, way)
+            load["per_batch"] = (served.scorer.n_images - n_images) / (served.scorer.n_batches - n_batches)
+            loads[way].append(load)
+    per_second = len(pictures) * ROUNDS / sum(bare)
+    print(f"bare model:       {per_second:.1f} images a second, decoding included, batches of 16")
+    return {"bare_pictures_per_second": per_second} | {way: summary(way, loads[way], bare, options) for way in WAYS}
+
+
+def summary(way: str, loads: list[dict[str, Any]], bare: list[float], options: argparse.Namespace) -> dict[str, Any]:
+    """Print the figures of one interface, and return them."""
+    seconds = [load["seconds"] for load in loads]
+    times = sorted(chain.from_iterable(load["times"] for load in loads))
+    ratios = sorted(alone / app for alone, app in zip(bare, seconds, strict=True))
+    rate, late = options.requests * ROUNDS / sum(seconds), times[int(0.95 * (len(times) - 1))]
+    per_batch = statistics.mean(load["per_batch"] for load in loads)
     print(
-        f"bare model:       {len(pictures) * ROUNDS / sum(bare):.1f} images a second, decoding included, batches of 16"
-    )
-    print(
-        f"the app:          {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} pictures a batch"
-    )
-    print(f"                  {statistics.median(times) * 1000:.0f} ms median, {late * 1000:.0f} ms p95")
-    print(
-        f"                  {statistics.median(ratios):.2f} of the bare model (wanted: 0.70), "
+        f"{way + ':':<17} {rate:.1f} requests a second by {options.clients} clients, {per_batch:.1f} images a batch\n"
+        f"                  {statistics.median(times) * 1000:.0f} ms median, {late * 1000:.0f} ms p95\n"
+        f"                  {statistics.median(ratios):.2f} of the bare model (wanted: {WAYS[way]:.2f}), "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds"
     )
     return {
-        "bare_pictures_per_second": len(pictures) * ROUNDS / sum(bare),
         "requests_per_second": rate,
         "pictures_per_batch": per_batch,
         "median_seconds": statistics.median(times),
@@ -173,13 +178,17 @@ def threshold_moves(page: Any, url: str, served: Any, count: int) -> list[float]
     return times
 
 
-def clients(url: str, pictures: list[Path], count: int, options: argparse.Namespace) -> dict[str, Any]:
+def clients(
+    url: str, pictures: list[Path], count: int, options: argparse.Namespace, way: str = "/v1/predict"
+) -> dict[str, Any]:
     """Run the clients in a process of their own and return what they measured."""
     command = [
         sys.executable,
         __file__,
         "--clients",
         str(options.clients),
+        "--way",
+        way,
         "--as-client",
         url,
         str(pictures[0].parent),
@@ -189,7 +198,7 @@ def clients(url: str, pictures: list[Path], count: int, options: argparse.Namesp
     return answer
 
 
-def run_clients(url: str, pictures: list[Path], count: int, n_clients: int) -> dict[str, Any]:
+def run_clients(url: str, pictures: list[Path], count: int, n_clients: int, way: str) -> dict[str, Any]:
     """Share `count` predictions among threads; return the seconds that all took, and those of each."""
     address = url.split("//")[1].rstrip("/")
 
@@ -198,7 +207,7 @@ def run_clients(url: str, pictures: list[Path], count: int, n_clients: int) -> d
         times = []
         for number in numbers:
             started = time.perf_counter()
-            predict(connection, pictures[number % len(pictures)])
+            (plain_predict if way == "/v1/predict" else predict)(connection, pictures[number % len(pictures)])
             times.append(time.perf_counter() - started)
         connection.close()
         return times
@@ -210,22 +219,28 @@ def run_clients(url: str, pictures: list[Path], count: int, n_clients: int) -> d
     return {"seconds": time.perf_counter() - started, "times": times}
 
 
+def plain_predict(connection: http.client.HTTPConnection, picture: Path) -> None:
+    """Send a picture and read its prediction."""
+    if b'"scores"' not in ask(connection, "POST", "/v1/predict", picture.read_bytes(), "image/jpeg"):
+        raise SystemExit("a prediction failed")
+
+
 def predict(connection: http.client.HTTPConnection, picture: Path) -> None:
     """Upload a picture, ask for its prediction, and wait for the answer."""
     edge = "edge-of-the-parts"
     head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{picture.name}"\r\n'
     head += "Content-Type: image/jpeg\r\n\r\n"
     form = head.encode() + picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
-    place = json.loads(ask(connection, "POST", "upload", form, f"multipart/form-data; boundary={edge}"))[0]
+    place = json.loads(ask(connection, "POST", "/gradio_api/upload", form, f"multipart/form-data; boundary={edge}"))[0]
     body = json.dumps({"image": {"path": place, "meta": {"_type": "gradio.FileData"}}}).encode()
-    event = json.loads(ask(connection, "POST", "call/v2/predict", body, "application/json"))["event_id"]
-    answer = ask(connection, "GET", f"call/predict/{event}", None, "text/plain")
+    event = json.loads(ask(connection, "POST", "/gradio_api/call/v2/predict", body, "application/json"))["event_id"]
+    answer = ask(connection, "GET", f"/gradio_api/call/predict/{event}", None, "text/plain")
     if b"event: complete" not in answer:
         raise SystemExit(f"a prediction failed: {answer[:300]!r}")
 
 
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, kind: str) -> bytes:
-    connection.request(method, f"/gradio_api/{path}", body, {"Content-Type": kind})
+    connection.request(method, path, body, {"Content-Type": kind})
     response = connection.getresponse()
     content = response.read()
     if response.status != 200:

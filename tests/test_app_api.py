@@ -147,10 +147,17 @@ def test_only_the_page_itself_can_save(writable: RunningApp, app: RunningApp, ti
 
 def test_parameters_are_named_by_attribute(client: Client, tiny_model: AimonkModel) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/predict", "/predict_batch"}
-    found = {each["parameter_name"]: each.get("parameter_default") for each in endpoints["/predict"]["parameters"]}
-    assert found == {"image": None} | tiny_model.config.thresholds
-    assert [parameter["parameter_name"] for parameter in endpoints["/predict_batch"]["parameters"]] == ["files"]
+    defaults = {
+        name: {each["parameter_name"]: each.get("parameter_default") for each in endpoint["parameters"]}
+        for name, endpoint in endpoints.items()
+    }
+    stored = tiny_model.config.thresholds
+    assert defaults == {
+        "/predict": {"image": None} | stored,
+        "/predict_batch": {"files": None} | stored,
+        "/heatmap": {"image": None, "attribute": "sleeves"},
+        "/model": {},
+    }
     assert [output["label"] for output in endpoints["/predict_batch"]["returns"]] == ["table", "csv"]
     with pytest.raises(ValueError, match="api_name"):
         client.predict(None, api_name="/show")
@@ -222,7 +229,27 @@ def test_batch_returns_table_and_csv(client: Client, tmp_path: Path, tiny_model:
     assert table["headers"] == ["image", "attributes", *tiny_model.config.attributes, "notes", "error"]
     assert [(row[0], bool(row[-1])) for row in table["data"]] == [(path.name, path == files[2]) for path in files]
     rows = list(csv.reader(Path(csv_path).read_text().splitlines()))
-    assert rows == [[*row[:-2], row[-1]] for row in (table["headers"], *table["data"])]
+    assert [row[:2] + row[-1:] for row in rows[1:]] == [row[:2] + row[-1:] for row in table["data"]]
+    numbers = [row[2:-2] for row in table["data"]]
+    assert numbers == [[float(cell) if cell else None for cell in row[2:-1]] for row in rows[1:]]
+    assert numbers[0] == pytest.approx(list(tiny_model.predict(files[0]).scores.values()), abs=2e-6)
+    moved = {"sleeves": 1, "stripes": 1, "collar": 0, "belt": 1}
+    table, _ = client.predict(files=[handle_file(str(files[0]))], **moved, api_name="/predict_batch")
+    assert json.loads(table["data"][0][1]) == ["collar"]
+    with pytest.raises(AppError, match="between 0 and 1"):
+        client.predict(files=[handle_file(str(files[0]))], belt=2, api_name="/predict_batch")
+
+
+def test_heat_map_and_facts_of_the_model(client: Client, image_path: Path, tiny_model: AimonkModel) -> None:
+    image = handle_file(str(image_path))
+    with Image.open(client.predict(image=image, attribute="belt", api_name="/heatmap")) as drawn:
+        assert (drawn.format, drawn.mode, drawn.size) == ("PNG", "RGB", (448, 448))
+    with pytest.raises(AppError, match="The model has no attribute 'hat'"):
+        client.predict(image=image, attribute="hat", api_name="/heatmap")
+    facts = client.predict(api_name="/model")
+    assert facts["thresholds"] == tiny_model.config.thresholds
+    assert facts["parameters"] == {name: name for name in tiny_model.config.attributes}
+    assert (facts["architecture"], facts["image_size"], facts["metrics"]) == ("test_resnet", [64, 64], None)
 
 
 def test_examples_are_served_as_pixels_and_nothing_else(

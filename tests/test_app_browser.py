@@ -305,8 +305,18 @@ def test_whatever_is_reached_by_keyboard_has_a_name_and_shows_its_focus(desktop:
     assert reached >= {"Predict", "Batch", "Model", *(f"Threshold of {name}" for name in app.served.stored)}
 
 
-def test_the_footer_holds_one_link_and_no_stray_dot(desktop: Any) -> None:
-    assert desktop.inner_text("footer").split() == ["Use", "via", "API"]
+def test_the_page_on_the_api_fits_and_its_examples_are_copied(browser: Any, app: RunningApp) -> None:
+    for screen in (DESKTOP, PHONE):
+        page = browser.new_page(**screen)
+        page.goto(app.url)
+        page.click("#api a")
+        page.wait_for_selector("text=Stored threshold")
+        assert fits_the_screen(page)
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.click("pre:has-text('requests.get') >> xpath=preceding-sibling::button[1]")
+        page.wait_for_selector("button:text('Copied')")
+        assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("pre:has-text('requests.get')")
+        page.close()
 
 
 def test_without_a_model_there_is_a_page(browser: Any, tmp_path: Path) -> None:
@@ -536,8 +546,8 @@ def test_names_in_a_batch_are_shown_as_text(hostile: Any, tmp_path: Path) -> Non
 
 
 def test_names_in_the_description_of_the_api_are_shown_as_text(hostile: Any) -> None:
-    hostile.click("footer button")
-    hostile.wait_for_selector("text=/predict_batch")
+    hostile.click("#api a")
+    hostile.wait_for_selector("text=POST /v1/predict")
     hostile.wait_for_selector("text=constructor")
 
 

@@ -22,8 +22,9 @@ from app_support import NOTES, bad_images, odd_images, write_images, write_zip
 from PIL import Image
 
 from aimonk_hf.app.batch_tab import Row, gallery_items, score_batch, table_value, write_table
+from aimonk_hf.app.endpoints import slugs
 from aimonk_hf.app.page import build_missing_page, model_page
-from aimonk_hf.app.predict_tab import panel_rows, slugs, summary
+from aimonk_hf.app.predict_tab import panel_rows, summary
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
 from aimonk_hf.app.uploads import Budget, Limits, decoded, expand_uploads, open_upload, sentence

@@ -7,6 +7,6 @@ try:
 except ImportError as error:
     raise AimonkError("The app needs gradio: pip install 'aimonk_hf[app]'") from error
 
-from aimonk_hf.app.serve import serve
+from aimonk_hf.app.serve import mount, serve
 
-__all__ = ["serve"]
+__all__ = ["mount", "serve"]

@@ -1,4 +1,4 @@
-"""Build the second tab: many files or a zip, their table, CSV file and gallery; and the endpoint /predict_batch."""
+"""Build the second tab: many files or a zip, their table, CSV file and gallery."""
 
 import html
 import tempfile
@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.scoring import Served
-from aimonk_hf.app.uploads import Upload, expand_uploads, in_words, sentence
+from aimonk_hf.app.uploads import Upload, expand_uploads, sentence
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.predict_files import csv_cells
 from aimonk_hf.modeling.prediction import Prediction
@@ -107,7 +107,6 @@ def build_batch_tab(served: Served, thresholds: gr.State) -> None:
                 gallery = gr.Gallery(label="Images", columns=4, fit_columns=False, elem_id="gallery", **fixed)
         headers = table_value([], served.stored)["headers"]
         table = gr.Dataframe(headers=headers, label="Table", interactive=False, max_height=420, elem_id="table")
-        _add_endpoint(served, headers)
 
     def score(
         sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = _PROGRESS
@@ -134,26 +133,6 @@ def build_batch_tab(served: Served, thresholds: gr.State) -> None:
     run.click(score, [files, thresholds, chosen], outputs, show_progress_on=report, concurrency_limit=2, **private)
     chosen.input(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
     tab.select(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
-
-
-def _add_endpoint(served: Served, headers: list[str]) -> None:
-    """Offer /predict_batch: files in, the table and the CSV file out, by the stored thresholds."""
-
-    def predict_batch(*, files: Any) -> tuple[Any, str]:
-        with in_words():
-            table = table_value(score_batch(served, files), served.stored)
-        return table, write_table(table, served.limits.folder)
-
-    gr.Button(visible=False).click(
-        predict_batch,
-        inputs_kwargs={"files": gr.File(label="files", file_count="multiple", visible=False)},
-        outputs=[gr.Dataframe(label="table", headers=headers, visible=False), gr.File(label="csv", visible=False)],
-        api_name="predict_batch",
-        api_description="Score images, or zips of images. Returns a table, whose last columns say what was done to an "
-        "image and why it has no scores, and a CSV file.",
-        preprocess=False,
-        concurrency_limit=2,
-    )
 
 
 def _report(rows: list[Row]) -> str:

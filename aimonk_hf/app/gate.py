@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aimonk_hf.app.gradio_internals import CALLS, PAGES, has_answer, shared_host
+from aimonk_hf.app.rest import PLACES, PlainApi
 
 MAX_SESSION_NAME = 100  # letters; gradio keeps the names that visitors give to their sessions
 UPLOAD_SECONDS = 1800  # for one upload, also by a slow line; files are kept as long
@@ -42,6 +43,7 @@ class Gate:
     max_upload: int
     allowed_hosts: Sequence[str] = ()
     is_writable: bool = False
+    plain: PlainApi | None = None
 
     def __post_init__(self) -> None:
         self.is_everywhere = self.host in ("0.0.0.0", "::", "")
@@ -61,6 +63,11 @@ class Gate:
             self._check_sender(Headers(scope=scope))
             # gradio copies all headers of a request for a part of a file into its answer
             scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+            if self.plain is not None and PLACES.fullmatch(path):
+                # an application that this one is mounted in has handlers of its own for errors
+                scope = {name: value for name, value in scope.items() if name != "starlette.exception_handlers"}
+                await self._call("plain", scope, receive, send)
+                return
             if call is not None:
                 await self._call(call["kind"], scope, receive, send)
                 return
@@ -93,22 +100,32 @@ class Gate:
 
     async def _call(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in an upload for which the disk has room, or a call whose JSON is not too large."""
+        app: ASGIApp = self.app
         try:
             async with timeout(UPLOAD_SECONDS):
-                if kind != "upload":
-                    receive = await self._checked_json(scope, receive)
-                elif shutil.disk_usage(self.folder).free < self.max_upload:
-                    raise HTTPException(507, "The disk of this app is nearly full: try again later")
+                if kind == "plain" and self.plain is not None:
+                    app = self.plain
+                    if scope["method"] == "POST":
+                        await self._check_upload(scope, receive, *app.longest_body(Headers(scope=scope)))
+                elif kind == "upload":
+                    await self._check_upload(scope, receive, self.max_upload, "send the files in parts")
                 else:
-                    await _check_length(scope, receive, self.max_upload, "send the files in parts")
-                await self.app(scope, receive, send)
+                    receive = await self._checked_json(scope, receive)
+                await app(scope, receive, send)
         except (ClientDisconnect, TimeoutError):
             return  # nobody is there to be answered; the parts of an interrupted upload are swept like old files
         except HTTPException:
             raise
         except Exception as error:  # gradio's, of any kind, for a request that is not of the form which it expects
+            if kind == "plain":
+                raise
             words = "This request does not fit the app: /gradio_api/info lists its endpoints and their parameters"
             raise HTTPException(422, words) from error
+
+    async def _check_upload(self, scope: Scope, receive: Receive, limit: int, remedy: str) -> None:
+        if shutil.disk_usage(self.folder).free < self.max_upload:
+            raise HTTPException(507, "The disk of this app is nearly full: try again later")
+        await _check_length(scope, receive, limit, remedy)
 
     async def _checked_json(self, scope: Scope, receive: Receive) -> Receive:
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()

@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
+from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError
+from starlette.requests import Request
 
 from aimonk_hf.app.uploads import MAX_FILES, check_place, in_words
 from aimonk_hf.errors import AimonkError
@@ -35,14 +37,15 @@ def event_value(event: gr.EventData, name: str) -> Any:
     return event._data.get(name) if isinstance(event._data, dict) else None
 
 
-def has_functions(page: gr.Blocks) -> bool:
-    """Return whether the page calls the server at all; the page without a model does not."""
-    return bool(page.fns)
-
-
 def shared_host(page: gr.Blocks) -> str | None:
     """Return the name of the public address of an app that is shared."""
     return urlsplit(page.share_url).hostname if page.share_url else None
+
+
+def public_address(request: Request) -> str:
+    """Return the address of the app as the caller of a request wrote it, also through a proxy."""
+    own = request.url.path.removeprefix(root := request.scope.get("root_path", "").rstrip("/"))
+    return get_root_url(request, own, root or None)
 
 
 def has_answer(page: gr.Blocks, path: str, query: bytes) -> bool:

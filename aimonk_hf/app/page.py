@@ -8,8 +8,10 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.batch_tab import build_batch_tab
+from aimonk_hf.app.endpoints import add_endpoints
 from aimonk_hf.app.gradio_internals import check_inputs_first
 from aimonk_hf.app.predict_tab import build_predict_tab, read_static
+from aimonk_hf.app.rest import PlainApi
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.modeling.config import AimonkConfig
 
@@ -33,6 +35,8 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
     line = f"{len(served.stored)} attributes, each with a score and a threshold of its own"
     with _blocks(f"{served.name} - {TITLE}") as page:
         gr.HTML(f"<h1>{html.escape(served.name)}</h1><p>{line}</p>", elem_id="title")
+        if served.note:
+            gr.HTML(f"<p>{html.escape(served.note)}</p>", elem_id="note")
         with gr.Tabs():
             with gr.Tab("Predict", id="predict"):
                 thresholds = build_predict_tab(served, examples, page)
@@ -40,6 +44,9 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
             with gr.Tab("Model", id="model"):
                 shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
                 gr.HTML(shown, elem_id="model-page")
+        gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
+        add_endpoints(served)
+    page.plain_api = PlainApi(served, examples)
     check_inputs_first(page, served.limits.folder)
     return page
 

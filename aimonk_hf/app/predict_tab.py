@@ -1,9 +1,6 @@
-"""Build the first tab: an image, a bar with a movable threshold per attribute, heat maps; and the endpoint /predict."""
+"""Build the first tab: an image, a bar with a movable threshold per attribute, and heat maps."""
 
 import html
-import inspect
-import keyword
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,6 @@ from aimonk_hf.modeling.prediction import Prediction
 CLOSE_CALL = 0.05  # a score this near to its threshold would be decided otherwise by a slightly different threshold
 NAMED = 8  # present attributes in the sentence above the bars, which has two lines
 IMAGE_HEIGHT = 380
-# Names that gradio's clients keep for themselves, beside the endpoint's own parameters.
-_TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
 def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> gr.State:
@@ -63,7 +58,6 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
-    _add_endpoint(served)
     return thresholds
 
 
@@ -178,52 +172,3 @@ def _sent(served: Served, event: gr.EventData) -> tuple[dict[str, float], int]:
         thresholds = served.thresholds(event_value(event, "thresholds"))
     moves = event_value(event, "moves")
     return thresholds, moves if isinstance(moves, int) else 0
-
-
-def slugs(attributes: list[str]) -> list[str]:
-    """Return a parameter name for each attribute: lower case, `_` for other characters, `attr_` before a collision."""
-    names: list[str] = []
-    for number, attribute in enumerate(attributes, start=1):
-        slug = re.sub(r"\W+", "_", attribute.lower(), flags=re.ASCII).strip("_") or str(number)
-        if not slug.isidentifier() or keyword.iskeyword(slug) or slug in (*_TAKEN, *names):
-            slug = f"attr_{slug}"
-        base, count = slug, 2
-        while slug in names:
-            slug, count = f"{base}_{count}", count + 1
-        names.append(slug)
-    return names
-
-
-def _add_endpoint(served: Served) -> None:
-    """Offer /predict with one parameter per attribute, named by its slug; its fields lie on no page."""
-    image = gr.Image(label="image", type="filepath", visible=False)
-    attribute_of = dict(zip(slugs(list(served.stored)), served.stored, strict=True))
-    # clients fill in the defaults that they read once; where stored thresholds can change, None stands for them
-    numbers = {
-        slug: gr.Number(None if served.save_folder else served.stored[name], label=name, visible=False)
-        for slug, name in attribute_of.items()
-    }
-
-    def predict(*, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
-        with in_words():
-            resolved = served.thresholds({attribute_of[slug]: value for slug, value in thresholds.items()})
-            pixels, notes = served.read(open_upload(image, served.limits))
-            scores = served.scorer.score(pixels)
-        if notes:
-            gr.Info(notes)  # a log message beside the answer
-        return {name: round(score, 6) for name, score in scores.items()}, Prediction(scores, resolved).attributes
-
-    # gradio takes a parameter without a value as optional only if the signature names it, and it can be None there
-    named = [inspect.Parameter(slug, inspect.Parameter.KEYWORD_ONLY, default=None) for slug in numbers]
-    fixed = list(inspect.signature(predict).parameters.values())[:-1]
-    predict.__signature__ = inspect.Signature([*fixed, *named])  # type: ignore[attr-defined]
-    gr.Button(visible=False).click(
-        predict,
-        inputs_kwargs={"image": image, **numbers},
-        outputs=[gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)],
-        api_name="predict",
-        api_description="Score one image. Each number is that attribute's threshold, the stored one where it is left "
-        "out. Returns the scores and the present attributes.",
-        preprocess=False,
-        concurrency_limit=None,
-    )

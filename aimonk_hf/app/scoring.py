@@ -77,12 +77,16 @@ class Scorer:
 
 @dataclass
 class Served:
-    """Hold the model behind the app; in a `save_folder` visitors who send the `token` may write thresholds."""
+    """Hold the model behind the app; in a `save_folder` visitors who send the `token` may write thresholds.
+
+    `note` is a sentence on the page about the model.
+    """
 
     scorer: Scorer
     name: str
     limits: Limits
     save_folder: Path | None = None
+    note: str = ""
     token: str = field(default_factory=secrets.token_urlsafe)
 
     @property

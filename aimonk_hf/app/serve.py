@@ -1,32 +1,40 @@
 """Start the app: load the model, listen, and say who may do what."""
 
+import atexit
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.folder import app_folder, sweep_regularly
 from aimonk_hf.app.gate import Gate
-from aimonk_hf.app.gradio_internals import has_functions, upload_folder
+from aimonk_hf.app.gradio_internals import upload_folder
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer, Served
-from aimonk_hf.app.uploads import MEGABYTE, Limits
+from aimonk_hf.app.uploads import MAX_AT_ONCE, MEGABYTE, Limits
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.devices import give_back_freed_memory
 from aimonk_hf.modeling.predictor import AimonkPredictor
 
 DEFAULT_MODEL = "outputs/demo"
+SAMPLE_MODEL = Path(__file__).parent / "sample_model"  # `make sample-model` trains it
+_SAMPLE_NOTE = (
+    "This is a small sample model for drawn garments. Serve your own with aimonk-hf app --model FOLDER_OR_USER/REPO, "
+    "or name it in the variable AIMONK_MODEL (in a Space: Settings, Variables)."
+)
 MAX_FILE_SIZE = 100  # megabytes
-MAX_AT_ONCE = 20  # files of the largest size in one upload
+MAX_SESSIONS = 1000  # visitors whose scores are kept
 MAX_JSON = 15 * MEGABYTE  # of a call: room for an image of 11 MB as a data URL; reading JSON holds up everybody
 
 
@@ -40,7 +48,7 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     **computing: Any,
 ) -> None:
-    """Serve a model folder or Hub repository (None: $AIMONK_MODEL, else outputs/demo) until interrupted.
+    """Serve a model folder or Hub repository until interrupted; None: $AIMONK_MODEL, outputs/demo, or the sample.
 
     `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
     backend, device and precision of `AimonkPredictor.from_pretrained`. Raises `AimonkError` where the port is taken,
@@ -72,6 +80,8 @@ def open_page(
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
     wanted = model or os.environ.get("AIMONK_MODEL") or DEFAULT_MODEL
+    is_sample = model is None and wanted == DEFAULT_MODEL and not (Path(wanted).is_dir() or allow_save)
+    wanted = str(SAMPLE_MODEL) if is_sample else wanted
     is_folder = Path(wanted).is_dir()
     can_save = allow_save and not on_space()
     if max_file_size < 1:
@@ -85,6 +95,9 @@ def open_page(
     except AimonkError as error:
         print(f"No model: {error}", file=sys.stderr)
         return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
+    if is_sample:
+        served.name, served.note = "Sample model", _SAMPLE_NOTE
+        print(_SAMPLE_NOTE, file=sys.stderr)
     return build_page(served, write_examples(Path(wanted) if is_folder else None, list(served.stored), folder))
 
 
@@ -117,28 +130,62 @@ def launch(
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
         allowed_hosts = ["*"]  # the Space's proxy decides
-    folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
-    gate = Middleware(Gate, page, host, folder, MAX_JSON, MAX_AT_ONCE * max_bytes, allowed_hosts, is_writable)
-    kept = set(folder.rglob("*"))  # the examples
-    threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
         server_name=host,
         server_port=port,
         share=share,
         prevent_thread_lock=not wait,
-        show_error=True,  # else clients are told nothing but "Error"
-        max_file_size=max_bytes,
-        footer_links=["api"] if has_functions(page) else [],  # without a model there is no API
-        run_history=False,
-        state_session_capacity=1000,  # visitors whose scores are kept
-        enable_monitoring=False,
-        ssr_mode=False,
+        state_session_capacity=MAX_SESSIONS,
         quiet=not wait,
-        app_kwargs={"middleware": [gate]},
-        **look(),
+        **_protected(page, host, max_file_size, allowed_hosts, is_writable),
     )
     return url
+
+
+def mount(
+    app: FastAPI,
+    path: str,
+    model: str,
+    *,
+    max_file_size: int = MAX_FILE_SIZE,
+    allowed_hosts: Sequence[str] = (),
+    **computing: Any,
+) -> FastAPI:
+    """Put page, API, look and protection of a model into an application, at a path such as "/attributes"; return it.
+
+    Parameters are those of `serve`. Raises `AimonkError` where the model cannot be loaded.
+    """
+    kept = ExitStack()
+    atexit.register(kept.close)
+    give_back_freed_memory()
+    folder = kept.enter_context(app_folder())
+    local = Path(model) if Path(model).is_dir() else None
+    served = load_served(model, max_file_size, **computing)
+    page = build_page(served, write_examples(local, list(served.stored), folder))
+    page.queue(max_size=200, status_update_rate=2, api_open=False).state_session_capacity = MAX_SESSIONS
+    return gr.mount_gradio_app(app, page, path, **_protected(page, "", max_file_size, allowed_hosts))
+
+
+def _protected(
+    page: gr.Blocks, host: str, max_file_size: int, allowed_hosts: Sequence[str], is_writable: bool = False
+) -> dict[str, Any]:
+    """Return the options of gradio for look and protection, and begin to remove old files."""
+    folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
+    limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
+    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, getattr(page, "plain_api", None))
+    kept = set(folder.rglob("*"))  # the examples
+    threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
+    return {
+        "show_error": True,  # else clients are told nothing but "Error"
+        "max_file_size": max_bytes,
+        "footer_links": [],  # the page has a link of its own, because gradio's examples are addresses
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "app_kwargs": {"middleware": [gate]},
+        **look(),
+    }
 
 
 def on_space() -> bool:

@@ -64,7 +64,8 @@ def write_space(folder: Path, model: str, title: str | None = None, backend: str
     local = Path(model) if Path(model).is_dir() else None
     serving = AimonkPredictor.from_pretrained(model, backend=backend, device="cpu").backend
     with staged_folder(folder) as stage:
-        shutil.copytree(_PACKAGE, stage / "aimonk_hf", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "sample_model")
+        shutil.copytree(_PACKAGE, stage / "aimonk_hf", ignore=ignored)
         if not (stage / "aimonk_hf" / "model_card.md").exists():
             shutil.copy(template_file(_PACKAGE), stage)
         if local:

@@ -20,6 +20,7 @@ from aimonk_hf.errors import AimonkError, ImageError
 
 MEGABYTE = 1_000_000
 MAX_FILES = 1000  # images in one batch, those in archives counted
+MAX_AT_ONCE = 20  # files of the largest size in one upload
 MAX_ARCHIVES = 50  # in one batch: each holds a file descriptor while the batch runs
 MAX_DIRECTORY = 4 * MEGABYTE  # of the archives of one batch: reading 1,000 ordinary names takes a tenth of that
 LONGEST_NAME = 120  # characters shown

@@ -40,7 +40,7 @@ def add_prediction_commands(command: Command) -> None:
 
     app = command("app", _app, "serve a model as a web page")
     flag = app.add_argument
-    flag("--model", help="model folder or Hub repository; $AIMONK_MODEL, else outputs/demo")
+    flag("--model", help="model folder or Hub repository; $AIMONK_MODEL, else outputs/demo, else a sample")
     add_predictor_flags(app)
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7860)
