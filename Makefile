@@ -7,7 +7,7 @@ BENCH := outputs/bench
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo app test soak check browser clean test-gpu bench-gpu
+.PHONY: demo app test soak check browser clean test-gpu bench-gpu sample-model
 .PHONY: bench bench-training bench-prediction bench-cold-start bench-scale bench-cache bench-app bench-race
 .DELETE_ON_ERROR:
 
@@ -21,6 +21,16 @@ $(DEMO_DATA)/labels.csv: | .venv/demo-installed
 
 app: .venv/demo-installed
 	$(BIN)/python app.py
+
+# The model that the app serves where there is no other; it lies in the package.
+SAMPLE := aimonk_hf/app/sample_model
+sample-model: .venv/demo-installed
+	$(BIN)/aimonk-hf sample-data outputs/sample-data --images 1000
+	$(BIN)/aimonk-hf train --recipe demo --architecture test_efficientnet --image-size 160 \
+	  --data-dir outputs/sample-data --output-dir outputs/sample --overwrite
+	mkdir -p $(SAMPLE)/onnx
+	cp outputs/sample/config.json outputs/sample/metrics.json outputs/sample/model.safetensors $(SAMPLE)/
+	cp outputs/sample/onnx/model.onnx $(SAMPLE)/onnx/
 
 test: .venv/dev-installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
