@@ -35,7 +35,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
         gr.HTML(f"<h1>{html.escape(served.name)}</h1><p>{line}</p>", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Predict", id="predict"):
-                thresholds = build_predict_tab(served, examples, page)
+                _, thresholds = build_predict_tab(served, examples, page)
             build_batch_tab(served, thresholds)
             with gr.Tab("Model", id="model"):
                 shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
