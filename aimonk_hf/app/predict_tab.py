@@ -3,6 +3,7 @@
 import inspect
 import keyword
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,18 @@ _BUSY = "(...sent) => { if (sent[0]) document.dispatchEvent(new CustomEvent('aim
 _TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token")
 
 
-def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> tuple[gr.Image, gr.State]:
-    """Lay out the tab and bind its events; return the image field and the visitor's thresholds (None: the stored)."""
-    thresholds: gr.State = gr.State(None)
+@dataclass
+class PredictTab:
+    """Hold what other tabs use: the image, the panel, a visitor's thresholds (None: the stored ones) and scores."""
+
+    image: gr.Image
+    panel: gr.HTML
+    thresholds: gr.State
+    scores: gr.State
+
+
+def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> PredictTab:
+    """Lay out the tab and bind its events."""
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=280, elem_id="predict-left"):
             with gr.Column(elem_id="stage"):
@@ -43,12 +53,13 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
                 gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
         with gr.Column(scale=8, min_width=280, elem_id="predict-right"):
             panel = scripted("panel", panel_value(served, None, None), "Attributes")
-    _bind(served, image, panel, heat, thresholds)
+    tab = PredictTab(image, panel, gr.State(None), gr.State(None))
+    _bind(served, tab, heat)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
     _add_endpoint(served)
-    return image, thresholds
+    return tab
 
 
 def read_static(name: str) -> str:
@@ -118,8 +129,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return f"Present: {named or 'none'}." + (f" {close} close {'call' if close == 1 else 'calls'}." if close else "")
 
 
-def _bind(served: Served, image: gr.Image, panel: gr.HTML, heat: gr.HTML, thresholds: gr.State) -> None:
-    kept: gr.State = gr.State(None)  # this visitor's last scores, by attribute
+def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
+    image, panel, thresholds, kept = tab.image, tab.panel, tab.thresholds, tab.scores
 
     def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, Any]:
         scores, message, failed, name = None, "", False, ""

@@ -84,6 +84,7 @@ class Served:
     name: str
     limits: Limits
     save_folder: Path | None = None
+    model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 
     @property

@@ -169,7 +169,7 @@ function receive() {
     if (late) return send();
   } else outdated = sentAt > 0; // the answer under way is about the image before
   const moved = new Map(rows.map((row) => [row.name, row.threshold]));
-  const late = value.kind !== "decided" && moves > value.moves;
+  const late = value.kind === "scored" && moves > value.moves;
   rows = value.rows.map((row) => ({ ...row, threshold: late ? moved.get(row.name) : row.threshold }));
   message.textContent = value.message;
   message.dataset.kind = value.error ? "error" : "";
