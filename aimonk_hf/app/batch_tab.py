@@ -35,6 +35,11 @@ class Row:
     notes: str = ""
     thumbnail: Path | None = None
 
+    def shown(self) -> dict[str, Any]:
+        """Return the row as JSON for the page, its scores in the model's order."""
+        scores = None if self.scores is None else list(self.scores.values())
+        return vars(self) | {"scores": scores, "thumbnail": self.thumbnail and str(self.thumbnail)}
+
 
 @dataclass
 class Batch:
@@ -119,10 +124,8 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
             told = _report(batch)
         except AimonkError as error:
             told = f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
-        shown = [vars(row) | {"scores": row.scores and list(row.scores.values())} for row in batch.rows]
-        shown = [row | {"thumbnail": row["thumbnail"] and str(row["thumbnail"])} for row in shown]
-        value = {"rows": shown, "names": list(served.stored), "thresholds": numbers(moved)}
-        return value, told, gr.update(interactive=False)
+        value = {"rows": [row.shown() for row in batch.rows], "names": list(served.stored)}
+        return value | {"thresholds": numbers(moved)}, told, gr.update(interactive=False)
 
     def numbers(moved: dict[str, float] | None) -> list[float]:
         return list((moved or served.stored).values())

@@ -24,6 +24,7 @@ _AVERAGES = {
     "hamming_accuracy": "Hamming accuracy",
     "exact_match": "Exact match",
 }
+_LEGEND = "In a bar, the thin line is the 95% interval, and the red marks are the trivial predictors."
 _PLAIN = {"threshold": "Threshold", "precision": "Precision", "recall": "Recall"}
 _COUNTS = {"n_positive": "Positive", "n_negative": "Negative", "n_missing": "Missing"}
 
@@ -37,16 +38,8 @@ def build_model_tab(served: Served) -> None:
         for path in write_plots(served.model_folder, served.limits.folder)
     ]
     if plots:
-        gr.Gallery(
-            plots,
-            label="Plots of the run",
-            interactive=False,
-            columns=2,
-            object_fit="contain",
-            fit_columns=False,
-            height="auto",
-            elem_id="plots",
-        )
+        fit: dict[str, Any] = {"columns": 2, "object_fit": "contain", "fit_columns": False, "height": "auto"}
+        gr.Gallery(plots, label="Plots of the run", interactive=False, elem_id="plots", **fit)
 
 
 def card_title(folder: Path | None) -> str:
@@ -74,7 +67,7 @@ def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, 
     if metrics:
         if verdict := (metrics.get("verdict") or "").rstrip("."):
             parts.append(f'<p class="verdict">{html.escape(verdict[:1].upper() + verdict[1:])}.</p>')
-        parts.append(f"<p>Measured on {metrics['n_images']} images. A missing label counts nowhere.</p>")
+        parts.append(f"<p>Measured on {metrics['n_images']} images. A missing label counts nowhere. {_LEGEND}</p>")
         parts += [_averages(metrics), _per_attribute(metrics), _training(metrics.get("training") or {})]
     elif problem:
         told = f"The figures of this model are not shown: {html.escape(problem)}."
