@@ -83,6 +83,7 @@ FLAWS = """(place) => {
         const [a, b] = [light(rgb(look.color)), light(behind(e))].sort((x, y) => y - x);
         if ((a + 0.05) / (b + 0.05) < 4.5) flaws.push(`contrast ${((a + 0.05) / (b + 0.05)).toFixed(1)}: ${told}`);
     }
+    for (const e of document.querySelectorAll(place + " input[type=number]")) if (e.checkVisibility() && e.scrollWidth > e.clientWidth + 1) flaws.push("cut: " + e.value);
     for (const row of document.querySelectorAll(place + " .row, " + place + " .tools")) {
         const boxes = [...row.children].filter((e) => e.checkVisibility() && getComputedStyle(e).visibility !== "hidden").map((e) => [e, e.getBoundingClientRect()]);
         for (const [e, p] of boxes) for (const [f, q] of boxes)

@@ -103,8 +103,8 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
         kept: gr.State = gr.State(Batch())
         with gr.Row(equal_height=False):
             label = "Images, or a zip of images"
-            files = gr.File(label=label, file_count="multiple", height=130, elem_id="files", scale=2, min_width=280)
-            with gr.Row(elem_id="batch-buttons"):
+            files = gr.File(label=label, file_count="multiple", height=130, elem_id="files", scale=5, min_width=280)
+            with gr.Row(elem_id="batch-buttons", scale=3):
                 run = gr.Button("Score the files", variant="primary", elem_id="run", min_width=130)
                 stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
         report = gr.HTML("<p>Thresholds are those of the Predict tab.</p>", elem_id="report")

@@ -48,7 +48,8 @@ function opener(row) {
 }
 
 function line(row) {
-  const box = make("tr", ""), image = make("td", ""), told = make("td", "told", row.scores ? present(row).join(", ") || "none" : "");
+  const found = row.scores ? present(row) : [], words = isOn(".scores") ? `${found.length} present` : found.join(", ") || "none";
+  const box = make("tr", ""), image = make("td", ""), told = make("td", "told", row.scores ? words : "");
   image.append(opener(row));
   if (row.error) told.append(make("b", "", row.error));
   if (row.notes) told.append(make("br", ""), make("small", "", row.notes));

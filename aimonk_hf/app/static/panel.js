@@ -20,7 +20,7 @@ function make(tag, className, attributes = {}, text = "") {
 function makeItem(row) {
   const item = {
     box: make("div", "row", { role: "listitem" }),
-    name: make("span", "name", {}, row.name),
+    name: make("span", "name"),
     state: make("span", "state"),
     scored: make("span", "scored"),
     score: make("span", "score"),
@@ -33,6 +33,7 @@ function makeItem(row) {
     back: make("button", "back", { type: "button", hidden: "", title: "Reset to " + three(row.stored), "aria-label": `Reset the threshold of ${row.name} to ${three(row.stored)}` }, "↺"),
     why: make("button", "why", { type: "button", "aria-pressed": "false", "aria-label": `Why ${row.name}? Heat map` }, "Why?"),
   };
+  item.name.append(...row.name.split(/(?<=_)/).flatMap((part) => [part, make("wbr", "")])); // names break behind an underscore
   item.track.append(item.fill, item.stored, item.range);
   item.scored.append(make("span", "word", {}, "score "), item.score);
   item.typed.append(make("span", "word", { "aria-hidden": "true" }, "threshold"), item.number);
