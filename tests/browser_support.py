@@ -1,5 +1,6 @@
 """Share Debian's chromium among the tests that use the page as a visitor does."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def clear(page: Any) -> None:
 
 
 def row(page: Any, attribute: str) -> Any:
-    return page.locator("#panel .row", has=page.locator(f".name:text-is('{attribute}')"))
+    return page.locator(f"#panel .row[data-name={json.dumps(attribute)}]")
 
 
 def wait_for_state(page: Any, attribute: str, state: str) -> None:

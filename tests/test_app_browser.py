@@ -62,8 +62,9 @@ def phone(browser: Any, app: RunningApp) -> Iterator[Any]:
 
 
 def numbers(page: Any) -> dict[str, str]:
-    names = page.locator("#panel .name").all_inner_texts()
-    return dict(zip(names, [each.input_value() for each in page.locator("#panel .number").all()], strict=True))
+    read = "(rows) => Object.fromEntries(rows.map((row) => [row.dataset.name, row.querySelector('.number').value]))"
+    found: dict[str, str] = page.locator("#panel .row").evaluate_all(read)
+    return found
 
 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ function layOut() {
   grid.hidden = !isHeated || !shown.length;
   viewer.dataset.heated = !grid.hidden;
   const n = shown.length, size = (columns) => Math.min(grid.clientWidth / columns / shape, grid.clientHeight / Math.ceil(n / columns) - 30);
-  const columns = [1, 2, 3, 4].slice(0, n || 1).sort((a, b) => size(b) - size(a))[0]; // those that make the images largest
+  const columns = [1, 2, 3, 4].slice(n > 1 ? 1 : 0, n || 1).sort((a, b) => size(b) - size(a))[0]; // those that make the images largest
   grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   grid.replaceChildren(...shown.map(figure));
   refresh();

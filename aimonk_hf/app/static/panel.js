@@ -19,7 +19,7 @@ function make(tag, className, attributes = {}, text = "") {
 
 function makeItem(row) {
   const item = {
-    box: make("div", "row", { role: "listitem" }),
+    box: make("div", "row", { role: "listitem", "data-name": row.name }),
     name: make("span", "name"),
     state: make("span", "state"),
     scored: make("span", "scored"),
