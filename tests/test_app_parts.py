@@ -15,16 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from app_support import NOTES, bad_images, odd_images, write_images, write_zip
 from PIL import Image
 
-from aimonk_hf.app.batch_tab import Row, score_batch, table_value, write_table
+from aimonk_hf.app.batch_tab import Batch, Row, score_batch, table_value, write_table
 from aimonk_hf.app.examples import write_plots
 from aimonk_hf.app.model_tab import card_title, model_page
-from aimonk_hf.app.page import build_missing_page
+from aimonk_hf.app.page import build_missing_page, build_page
 from aimonk_hf.app.predict_tab import panel_rows, slugs, summary
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
@@ -254,6 +255,21 @@ def test_a_batch_goes_through_with_bad_and_odd_files(served: Served, tmp_path: P
     assert all(row.thumbnail and row.thumbnail.is_file() for row in rows if row.scores)
     two = score_batch(served, [file_of(p) for p in paths], None, lambda done, total: done == 2)
     assert [row.image for row in two] == [path.name for path in paths[:2]], "stopped"
+
+
+def test_only_images_of_the_batch_are_written_and_opened(served: Served) -> None:
+    functions = {function.name: function.fn for function in build_page(served, []).fns.values()}
+    (path,) = write_images(served.limits.folder, 1)
+    batch = Batch([file_of(path)], [Row(path.name, dict.fromkeys(served.stored, 0.5))])
+    thresholds = {"thresholds": list(served.stored.values())}
+    for numbers in (None, 0, [1], [-1], [0.0], ["0"], [[]], [0, 0]):
+        with pytest.raises(gr.Error, match="not in the batch"):
+            functions["write"](batch, gr.EventData(None, thresholds | {"numbers": numbers}))
+        with pytest.raises(gr.Error, match="not in the batch"):
+            functions["open_in_predict"](batch, gr.EventData(None, {"number": numbers or 0.0}))
+    written = functions["write"](batch, gr.EventData(None, thresholds | {"numbers": [0]}))["csv"]
+    assert len(Path(written).read_text().splitlines()) == 2
+    assert functions["open_in_predict"](batch, gr.EventData(None, {"number": 0}))[0] == str(path)
 
 
 def test_the_table_and_the_csv_are_unambiguous_whatever_the_attributes_are_called(tmp_path: Path) -> None:

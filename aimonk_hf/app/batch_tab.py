@@ -139,7 +139,8 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
         numbers = event_value(event, "numbers")
         with in_words():
             decided = served.thresholds(event_value(event, "thresholds"))
-            if not isinstance(numbers, list) or not all(number in range(len(batch.rows)) for number in numbers):
+            n_rows = len(batch.rows)
+            if not isinstance(numbers, list) or len(numbers) > n_rows or not all(_is_row(n, n_rows) for n in numbers):
                 raise AimonkError("These images are not in the batch: score the files again")
             return {"csv": write_table(table_value([batch.rows[n] for n in numbers], decided), served.limits.folder)}
 
@@ -158,11 +159,15 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
     tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **private)
 
 
+def _is_row(number: Any, n_rows: int) -> bool:
+    return isinstance(number, int) and 0 <= number < n_rows
+
+
 def _image_file(served: Served, batch: Batch, number: Any) -> str:
     """Return the path of an image of the batch: the upload itself, or what an entry of an archive shows."""
     with ExitStack() as archives:
         uploads = expand_uploads(batch.files, served.limits, archives)
-        if number not in range(len(uploads)):
+        if not _is_row(number, len(uploads)):
             raise AimonkError("This image is not in the batch: score the files again")
         if isinstance(source := uploads[number].read(), str):
             return source
