@@ -75,7 +75,7 @@ def shown(browser: Any, app: RunningApp, is_foreign: bool = False, **screen: Any
         assert page.evaluate("window.ran") is None
         assert page.locator("[src*=trap], [href*=trap], [href^='javascript:'], [onerror], [onload]").count() == 0
     else:
-        assert [text for text in complaints if not text.startswith(NOT_OURS)] == []
+        assert [text for text in complaints if not text.startswith(NOT_OURS)] == [], complaints
     assert elsewhere == []
     context.close()
 
