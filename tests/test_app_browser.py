@@ -4,90 +4,36 @@ import base64
 import csv
 import importlib.util
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from app_support import NOTES, RunningApp, bad_images, odd_images, running_app, write_images, write_zip
+from browser_support import (
+    DESKTOP,
+    PHONE,
+    SCORED,
+    SCREENS,
+    browser,
+    clear,
+    fits_the_screen,
+    row,
+    shown,
+    upload,
+    wait_for_state,
+)
+from PIL import Image
 
 from aimonk_hf.app.serve import app_folder, launch, open_page
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.model import AimonkModel
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-SCREENS = [
-    pytest.param(screen | {"color_scheme": look}, id=f"{name}-{look}", marks=[pytest.mark.soak] * is_soak)
-    for screen, name, look, is_soak in (
-        (DESKTOP, "desktop", "light", False),
-        (PHONE, "phone", "dark", False),
-        (DESKTOP, "desktop", "dark", True),
-        (PHONE, "phone", "light", True),
-    )
-]
-# gradio's client cannot close the stream that tells how far an upload is, and says so each time
-NOT_OURS = "Method not implemented."
-SCORED = "() => [...document.querySelectorAll('#panel .score')].every((score) => score.textContent !== '')"
-
-
-def leave_out(reason: str) -> NoReturn:
-    """Skip, but where CI is set: there a missing browser is a failure."""
-    if os.environ.get("CI"):
-        pytest.fail(f"the browser tests cannot run: {reason}")
-    pytest.skip(f"the browser tests are left out: {reason}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        leave_out("there is no chromium: apt-get install chromium")
-    try:
-        import playwright.sync_api as playwright
-    except ImportError:
-        leave_out("there is no playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *CAMERA])
-        yield running
-        running.close()
-
-
-@contextmanager
-def shown(browser: Any, app: RunningApp, is_foreign: bool = False, **screen: Any) -> Iterator[Any]:
-    """Show the app's page; afterwards nothing was asked for elsewhere.
-
-    The console must hold neither errors nor warnings, but where the model `is_foreign`: there no script may have run.
-    """
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write", "camera"], **screen)
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    elsewhere: list[str] = []
-    complaints: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(error.message))
-    ours = (app.url, "data:", "blob:")
-    page.on("request", lambda asked: None if asked.url.startswith(ours) else elsewhere.append(asked.url))
-    page.goto(app.url)
-    page.wait_for_selector("#panel .row")
-    yield page
-    if is_foreign:  # images that were begun before have failed then too
-        page.evaluate("new Promise((done) => Object.assign(new Image(), { onerror: done, src: 'data:,' }))")
-        assert page.evaluate("window.ran") is None
-        assert page.locator("[src*=trap], [href*=trap], [href^='javascript:'], [onerror], [onload]").count() == 0
-    else:
-        assert [text for text in complaints if not text.startswith(NOT_OURS)] == []
-    assert elsewhere == []
-    context.close()
+__all__ = ["browser"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -116,35 +62,10 @@ def phone(browser: Any, app: RunningApp) -> Iterator[Any]:
         yield page
 
 
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#image input[type=file]", str(path))
-    page.wait_for_function(SCORED)
-
-
-def clear(page: Any) -> None:
-    page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
-    page.wait_for_selector("#panel .message[role=status]:has-text('Choose an image')")
-
-
-def row(page: Any, attribute: str) -> Any:
-    return page.locator("#panel .row", has=page.locator(f".name:text-is('{attribute}')"))
-
-
-def wait_for_state(page: Any, attribute: str, state: str) -> None:
-    page.wait_for_function(
-        "([name, state]) => [...document.querySelectorAll('#panel .row')].some((row) => "
-        "row.querySelector('.name').textContent === name && row.querySelector('.state').textContent.startsWith(state))",
-        arg=[attribute, state],
-    )
-
-
-def fits_the_screen(page: Any) -> bool:
-    fits: bool = page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth + 1")
-    return fits
-
-
-def numbers(page: Any) -> list[str]:
-    return [each.input_value() for each in page.locator("#panel .row input[type=number]").all()]
+def numbers(page: Any) -> dict[str, str]:
+    read = "(rows) => Object.fromEntries(rows.map((row) => [row.dataset.name, row.querySelector('.number').value]))"
+    found: dict[str, str] = page.locator("#panel .row").evaluate_all(read)
+    return found
 
 
 def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, app: RunningApp, tmp_path: Path) -> None:
@@ -185,18 +106,18 @@ def test_upload_then_move_a_threshold_by_mouse_keyboard_and_number(page: Any, ap
     assert fits_the_screen(page)
 
 
-def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
+def test_reset_set_all_and_order(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
     upload(desktop, write_images(tmp_path / "p", 1)[0])
-    stored = [f"{value:.3f}" for value in app.served.stored.values()]
+    stored = {name: f"{value:.3f}" for name, value in app.served.stored.items()}
     assert numbers(desktop) == stored
     desktop.fill("#panel .all", "0.9")
     desktop.click("#panel .set-all")
-    assert numbers(desktop) == ["0.900"] * 4
-    for name in app.served.stored:
+    assert numbers(desktop) == dict.fromkeys(stored, "0.900")
+    for name in stored:
         wait_for_state(desktop, name, "absent")
-    desktop.click("#panel .copy")
-    desktop.wait_for_selector("#panel .copy:text('Copied')")
-    assert json.loads(desktop.evaluate("navigator.clipboard.readText()")) == dict.fromkeys(app.served.stored, 0.9)
+    row(desktop, "belt").locator(".back").click()
+    assert numbers(desktop) == dict.fromkeys(stored, "0.900") | {"belt": stored["belt"]}
+    assert row(desktop, "belt").locator(".back").is_hidden()
     desktop.click("#panel .reset")
     assert numbers(desktop) == stored
     desktop.select_option("#panel .sort", "score")
@@ -204,6 +125,34 @@ def test_reset_set_all_copy_and_order(desktop: Any, app: RunningApp, tmp_path: P
     assert scores == sorted(scores, reverse=True)
     desktop.select_option("#panel .sort", "model")
     assert desktop.locator("#panel .name").all_inner_texts() == list(app.served.stored)
+
+
+def test_the_result_is_copied_and_downloaded_as_json_and_as_an_image(
+    desktop: Any, app: RunningApp, tiny_model: AimonkModel, tmp_path: Path
+) -> None:
+    assert desktop.is_disabled("#panel .copy")
+    (image,) = write_images(tmp_path / "p", 1)
+    upload(desktop, image)
+    row(desktop, "belt").locator(".number").fill("0")
+    wait_for_state(desktop, "belt", "present")
+    desktop.click("#panel .copy")
+    desktop.wait_for_selector("#panel .copy:text('Copied')")
+    copied = json.loads(desktop.evaluate("navigator.clipboard.readText()"))
+    expected = tiny_model.predict(image, thresholds=app.served.stored | {"belt": 0.0})
+    assert copied["scores"] == pytest.approx(expected.scores, abs=1e-6)
+    rest = {"image": "image_0.png", "attributes": expected.attributes, "thresholds": expected.thresholds}
+    assert {key: value for key, value in copied.items() if key != "scores"} == rest | {"model": "garments"}
+    saved = {}
+    for button in (".json", ".card"):
+        with desktop.expect_download() as downloading:
+            desktop.click(f"#panel {button}")
+        saved[downloading.value.suggested_filename] = downloading.value.path()
+    assert json.loads(saved["image_0.attributes.json"].read_text()) == copied
+    with Image.open(saved["image_0.attributes.png"]) as card:
+        assert card.size == (2000, 960)
+        pixels = np.asarray(card.convert("RGB"))
+    assert (pixels == (15, 118, 110)).all(axis=2).any(), "bars of present attributes"
+    assert np.unique(pixels[200:700, 100:700].reshape(-1, 3), axis=0).shape[0] > 1000, "the noise of the image"
 
 
 def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
@@ -215,29 +164,29 @@ def test_thresholds_can_be_saved_where_it_is_allowed(desktop: Any, app: RunningA
     assert app.served.save_folder is not None
     assert AimonkModel.from_pretrained(app.served.save_folder).config.thresholds == before | {"belt": 0.77}
     desktop.reload()
-    desktop.wait_for_function("document.querySelectorAll('#panel .number')[3]?.value === '0.770'")
+    desktop.wait_for_function("[...document.querySelectorAll('#panel .number')].some((box) => box.value === '0.770')")
     upload(desktop, tmp_path / "p/image_0.png")
     desktop.fill("#panel .all", "0.1")
     desktop.click("#panel .set-all")
     desktop.click("#panel .reset")
-    assert numbers(desktop) == [f"{value:.3f}" for value in (before | {"belt": 0.77}).values()]
+    assert numbers(desktop) == {name: f"{value:.3f}" for name, value in (before | {"belt": 0.77}).items()}
     app.served.save_thresholds(before, app.served.token)
 
 
 def test_an_example_is_scored_and_explained_and_the_model_is_shown(phone: Any) -> None:
     phone.wait_for_selector("#examples button[aria-label]")
-    for button in phone.locator("#examples button").all():
-        assert "garment" in button.get_attribute("aria-label")
+    names = [button.get_attribute("aria-label") for button in phone.locator("#examples button").all()]
+    assert all(name.startswith(f"Example {number}: ") and "garment" in name for number, name in enumerate(names, 1))
     phone.locator("#examples button").first.click()
     phone.wait_for_function(SCORED)
     row(phone, "stripes").locator(".why").click()
-    phone.wait_for_selector("#heat img")
-    assert phone.get_attribute("#heat img", "alt") == "Heat map of one attribute over the image"
-    assert "stripes" in phone.inner_text("#heat-caption")
+    phone.wait_for_selector("#heat .heat")
+    assert phone.get_attribute("#heat .base", "alt") == "Heat map of stripes over the image"
+    assert phone.inner_text("#heat figcaption").startswith("stripes: score 0.")
     assert phone.get_attribute("#image img", "alt") == "The image whose attributes are shown"
     assert fits_the_screen(phone)
     phone.get_by_role("tab", name="Model").click()
-    assert "test_resnet" in phone.wait_for_selector("#model-page h2 + p").inner_text()
+    assert "test_resnet" in phone.wait_for_selector("#model-page h3 + p.facts").inner_text()
     assert fits_the_screen(phone)
 
 
@@ -260,7 +209,8 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     reasons = page.locator("#report li").all_inner_texts()
     assert [reason.partition(":")[0] for reason in reasons] == ["text.png", "bomb.png", "clear.png"]
     assert reasons[2] == f"clear.png: {NOTES['clear.png']}"
-    page.wait_for_function("document.querySelectorAll('#gallery img').length === 3")
+    page.wait_for_function("document.querySelectorAll('#table img').length === 3")
+    assert page.locator("#table td b").all_inner_texts() == [reason.partition(": ")[2] for reason in reasons[:2]]
 
     with page.expect_download() as downloading:
         page.click("#csv")
@@ -270,16 +220,21 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     assert [bool(each["error"]) for each in rows] == [False, True, False, True, False]
     wanted = sum("sleeves" in json.loads(each["attributes"] or "[]") for each in rows)
 
-    page.click("#filter input")
-    page.get_by_role("option", name="sleeves").click()
-    page.wait_for_function(f"document.querySelectorAll('#gallery img').length === {wanted}")
+    page.select_option("#batch .attribute", label="sleeves")
+    assert page.inner_text("#batch .count") == f"{wanted} of 5"
+    assert page.locator("#table tbody tr").count() == wanted
+    page.click("#batch .in-gallery")
+    assert page.locator("#gallery .open").count() == wanted
     page.get_by_role("tab", name="Predict").click()
     page.fill("#panel .all", "0")
     page.click("#panel .set-all")
     page.wait_for_timeout(500)
     seen = app.served.scorer.n_images
     page.get_by_role("tab", name="Batch").click()
-    page.wait_for_function("document.querySelectorAll('#gallery img').length === 3")
+    page.wait_for_function("document.querySelectorAll('#gallery .open').length === 3")
+    with page.expect_download() as downloading:
+        page.click("#csv")
+    assert len(downloading.value.path().read_text().splitlines()) == 4, "the file follows the filter"
     assert app.served.scorer.n_images == seen
     assert fits_the_screen(page)
 
@@ -380,9 +335,9 @@ def copy_picture(page: Any, path: Path) -> None:
 
 def wait_for_scores(page: Any, scores: dict[str, float]) -> None:
     page.wait_for_function(
-        "(wanted) => wanted === JSON.stringify("
-        "[...document.querySelectorAll('#panel .score')].map((each) => each.textContent))",
-        arg=json.dumps([f"{score:.3f}" for score in scores.values()], separators=(",", ":")),
+        "(wanted) => [...document.querySelectorAll('#panel .row')].every((row) => "
+        "wanted[row.querySelector('.name').textContent] === row.querySelector('.score').textContent)",
+        arg={name: f"{score:.3f}" for name, score in scores.items()},
     )
 
 
@@ -404,7 +359,8 @@ def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path
         clear(desktop)
     (tmp_path / "large.png").write_bytes(bytes(1_200_000))
     desktop.set_input_files("#image input[type=file]", str(tmp_path / "large.png"))
-    desktop.wait_for_selector("[data-testid=toast-body]:has-text('exceed the maximum allowed size')")
+    desktop.wait_for_selector("[data-testid=toast-body]:has-text('more than the limit of 1 MB')")
+    assert desktop.get_attribute("#panel .panel", "aria-busy") is None
     upload(desktop, write_images(tmp_path / "p", 1)[0])
 
 
@@ -523,7 +479,9 @@ def test_names_and_texts_of_a_model_are_shown_as_text(hostile: Any, tmp_path: Pa
     upload(hostile, write_images(tmp_path, 1)[0])
     for name in NAMES:
         hostile.locator("#panel .row", has=hostile.get_by_text(name, exact=True)).locator(".why").click()
-        hostile.wait_for_function("name => document.querySelector('#heat-caption')?.innerText.includes(name)", arg=name)
+        hostile.wait_for_function(
+            "name => document.querySelector('#heat figcaption')?.innerText.includes(name)", arg=name
+        )
     hostile.get_by_role("tab", name="Model").click()
     shown = hostile.inner_text("#model-page")
     assert all(shown.count(name) >= 3 for name in NAMES), "among the attributes, in the verdict, in the table"
@@ -539,10 +497,12 @@ def test_names_in_a_batch_are_shown_as_text(hostile: Any, tmp_path: Path) -> Non
     hostile.click("#run")
     hostile.wait_for_selector("#report :text('2 of 3 images scored')")
     assert names[2] in hostile.inner_text("#report")
-    hostile.wait_for_selector("#gallery img")
-    hostile.wait_for_selector("#table :text('constructor')")
-    hostile.click("#filter input")
-    hostile.wait_for_selector("[role=option] >> nth=5")
+    hostile.click("#batch .scores")
+    hostile.wait_for_selector("#table th :text('constructor')")
+    assert hostile.locator("#batch .attribute option").all_inner_texts()[2:] == NAMES
+    assert [each.get_attribute("title") for each in hostile.locator("#table .open").all()] == names
+    hostile.click("#batch .in-gallery")
+    assert hostile.locator("#gallery .open").count() == 3
 
 
 def test_names_in_the_description_of_the_api_are_shown_as_text(hostile: Any) -> None:

@@ -162,12 +162,19 @@ def test_without_the_library_a_visitor_hears_that_there_are_no_heat_maps(
     explain = next(function.fn for function in page.fns.values() if function.name == "explain")
     picture.save(tmp_path / "a.png")
     upload = {"path": str(tmp_path / "a.png"), "meta": {"_type": "gradio.FileData"}}
-    heat, caption = explain(upload, gr.EventData(None, {"attribute": "belt"}))
-    assert heat["visible"] is False
-    assert caption["value"] == "<p>Heat maps are not available here.</p>"
+    told = explain(upload, gr.EventData(None, {"attribute": "belt", "round": 3}))
+    assert told == {"attribute": "belt", "round": 3, "error": "Heat maps are not available here."}
 
 
-def test_the_overlay_colours_heat_only() -> None:
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_the_heat_lies_where_the_network_looked(mode: str) -> None:
+    preprocessing = {"crop_mode": mode, "crop_pct": 0.5 if mode == "center" else 1.0}
+    model = AimonkModel.from_timm("test_resnet", ["one"], pretrained=False, image_size=64, preprocessing=preprocessing)
+    expected = {"center": (0.375, 0.25, 0.25, 0.5), "squash": (0, 0, 1, 1), "border": (0, -0.5, 1, 2)}
+    assert model.transform.seen_part(Image.new("RGB", (400, 200))) == pytest.approx(expected[mode])
+
+
+def test_the_overlay_colours_heat_only_and_as_strongly_as_asked() -> None:
     pixels = np.full((32, 32, 3), 100, dtype=np.uint8)
     heat = np.zeros((32, 32), dtype=np.float32)
     heat[8:16, 8:16] = 1
@@ -176,3 +183,5 @@ def test_the_overlay_colours_heat_only() -> None:
     spread = shown.max(axis=2) - shown.min(axis=2)
     assert spread[2 * scale, 2 * scale] == 0
     assert spread[12 * scale, 12 * scale] > 50
+    pale = np.asarray(overlay(pixels, heat, 0.2)).astype(int)[12 * scale, 12 * scale]
+    assert pale.max() - pale.min() < spread[12 * scale, 12 * scale] / 2

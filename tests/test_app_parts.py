@@ -15,15 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from app_support import NOTES, bad_images, odd_images, write_images, write_zip
 from PIL import Image
 
-from aimonk_hf.app.batch_tab import Row, gallery_items, score_batch, table_value, write_table
+from aimonk_hf.app.batch_tab import Batch, Row, score_batch, table_value, write_table
 from aimonk_hf.app.endpoints import slugs
-from aimonk_hf.app.page import build_missing_page, model_page
+from aimonk_hf.app.examples import write_plots
+from aimonk_hf.app.model_tab import card_title, model_page
+from aimonk_hf.app.page import build_missing_page, build_page
 from aimonk_hf.app.predict_tab import panel_rows, summary
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.serve import MAX_FILE_SIZE, launch, open_page
@@ -57,6 +60,7 @@ def test_rows_state_and_close_calls() -> None:
         ("absent", True, 0.6),
     ]
     assert summary(rows) == "Present: collar. 2 close calls."
+    assert [row["strength"] for row in rows] == [1.0, pytest.approx(0.6 * 0.66 / 0.7)], "of a heat map"
     far = panel_rows(STORED, STORED, {"collar": 0.1, "belt": 0.9})
     assert [(row["state"], row["close"]) for row in far] == [("absent", False), ("present", False)]
     before = panel_rows(STORED, STORED, None)
@@ -84,6 +88,7 @@ def test_slugs_are_parameter_names() -> None:
 def test_a_message_to_visitors_is_a_sentence() -> None:
     assert sentence(AimonkError("the file is empty")) == "The file is empty."
     assert sentence(AimonkError("save it as JPEG, or install pillow-heif")) == "Save it as JPEG."
+    assert sentence(AimonkError("torch is missing: pip install torch, or choose another")) == "Torch is missing."
 
 
 def test_thresholds_from_visitors_are_checked(served: Served) -> None:
@@ -248,9 +253,24 @@ def test_a_batch_goes_through_with_bad_and_odd_files(served: Served, tmp_path: P
     assert [row.image for row in rows if row.error] == list(bad)
     assert {row.image: row.notes for row in rows if row.notes} == NOTES
     assert seen == [(number, len(paths)) for number in range(1, len(paths) + 1)]
-    thresholds = dict.fromkeys(served.stored, 1.0) | {"belt": 0.0}
-    assert len(gallery_items(rows, thresholds)) == len(gallery_items(rows, thresholds, "belt")) == len(odd) + 2
-    assert gallery_items(rows, thresholds, "collar") == []
+    assert all(row.thumbnail and row.thumbnail.is_file() for row in rows if row.scores)
+    two = score_batch(served, [file_of(p) for p in paths], None, lambda done, total: done == 2)
+    assert [row.image for row in two] == [path.name for path in paths[:2]], "stopped"
+
+
+def test_only_images_of_the_batch_are_written_and_opened(served: Served) -> None:
+    functions = {function.name: function.fn for function in build_page(served, []).fns.values()}
+    (path,) = write_images(served.limits.folder, 1)
+    batch = Batch([file_of(path)], [Row(path.name, dict.fromkeys(served.stored, 0.5))])
+    thresholds = {"thresholds": list(served.stored.values())}
+    for numbers in (None, 0, [1], [-1], [0.0], ["0"], [[]], [0, 0]):
+        with pytest.raises(gr.Error, match="not in the batch"):
+            functions["write"](batch, gr.EventData(None, thresholds | {"numbers": numbers}))
+        with pytest.raises(gr.Error, match="not in the batch"):
+            functions["open_in_predict"](batch, gr.EventData(None, {"number": numbers or 0.0}))
+    written = functions["write"](batch, gr.EventData(None, thresholds | {"numbers": [0]}))["csv"]
+    assert len(Path(written).read_text().splitlines()) == 2
+    assert functions["open_in_predict"](batch, gr.EventData(None, {"number": 0}))[0] == str(path)
 
 
 def test_the_table_and_the_csv_are_unambiguous_whatever_the_attributes_are_called(tmp_path: Path) -> None:
@@ -318,9 +338,8 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     text = model_page("shop", tiny_model.config, metrics)
     for told in (
         "Better than &lt;nothing&gt;.",
-        "<td>&lt;b&gt;</td>",
-        "everything present",
-        f"{metrics['trivial']['all_positive']['macro_f1']:.3f}",
+        '<th scope="row" data-key="&lt;b&gt;">&lt;b&gt;</th>',
+        f"everything present {metrics['trivial']['all_positive']['macro_f1']:.3f}",
         f"<code>{tiny_model.config.architecture}</code>",
     ):
         assert told in text
@@ -328,8 +347,26 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     assert "<details" not in text
     many = replace(tiny_model.config, attributes=[f"tag {n}" for n in range(80)], thresholds={})
     assert "<summary>80 attributes</summary>" in model_page("shop", many, None)
+    training = {"recipe": "<i>", "backbone": "b", "epochs": 3, "n_train": 9, "n_validation": 1, "n_report": 2}
+    metrics["training"] = training | {"data": {"labels": {"<b>": [1, 2, 3]}, "findings": ["2 <copies>"]}}
+    text = model_page("shop", tiny_model.config, metrics)
+    assert "recipe &lt;i&gt; for 3 epochs on 9 images; 1 validated and 2 reported it." in text
+    assert "<li>2 &lt;copies&gt;</li>" in text
     (missing,) = build_missing_page("<script>", "<script>").blocks.values()
     assert "<script>" not in missing.value
+
+
+def test_the_title_is_the_card_s_and_plots_are_pixels_of_regular_files(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\ntitle: x\n---\n\n# Dresses \\| by &lt;us>\n# Other")
+    assert card_title(tmp_path) == "Dresses | by <us>"
+    (tmp_path / "README.md").write_text("no heading")
+    assert card_title(tmp_path) == card_title(None) == ""
+    (tmp_path / "out").mkdir()
+    Image.new("RGBA", (9, 9)).save(tmp_path / "roc.png")
+    (tmp_path / "sample_predictions.png").write_bytes((tmp_path / "roc.png").read_bytes())
+    (tmp_path / "loss_curve.png").symlink_to(tmp_path / "roc.png")
+    (tmp_path / "reliability.png").write_text("<script>")
+    assert [path.name for path in write_plots(tmp_path, tmp_path / "out")] == ["roc_0.png"]
 
 
 def test_requirements_agree_with_the_package() -> None:

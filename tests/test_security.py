@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 import aimonk_hf.modeling.model
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset
 from aimonk_hf.app.folder import app_folder
-from aimonk_hf.app.page import model_page
+from aimonk_hf.app.model_tab import model_page
 from aimonk_hf.app.space import write_space
 from aimonk_hf.audit.checks import add_suspects, audit
 from aimonk_hf.audit.contact_sheet import write_contact_sheet

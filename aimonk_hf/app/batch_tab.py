@@ -1,25 +1,26 @@
 """Build the second tab: many files or a zip, their table, CSV file and gallery."""
 
 import html
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from aimonk_hf.app.gradio_internals import event_value
+from aimonk_hf.app.predict_tab import PredictTab, panel_value, scripted
 from aimonk_hf.app.scoring import Served
-from aimonk_hf.app.uploads import Upload, expand_uploads, sentence
+from aimonk_hf.app.uploads import Upload, decoded, expand_uploads, in_words, sentence
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.predict_files import csv_cells
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.storage import score_columns, write_csv
 
-EVERY = "all images"
-MAX_SHOWN = 200  # images in the gallery; table and CSV hold all
 _PROGRESS = gr.Progress()
 WORKERS = 8  # images on their way at a time, so that the network gets whole batches
 
@@ -34,11 +35,28 @@ class Row:
     notes: str = ""
     thumbnail: Path | None = None
 
+    def shown(self) -> dict[str, Any]:
+        """Return the row as JSON for the page, its scores in the model's order."""
+        scores = None if self.scores is None else list(self.scores.values())
+        return vars(self) | {"scores": scores, "thumbnail": self.thumbnail and str(self.thumbnail)}
+
+
+@dataclass
+class Batch:
+    """Hold a visitor's files as they were sent, their rows, and whether the visitor wants no more of them."""
+
+    files: Any = None
+    rows: list[Row] = field(default_factory=list)
+    is_stopped: bool = False
+
 
 def score_batch(
-    served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], None] | None = None
+    served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], Any] | None = None
 ) -> list[Row]:
-    """Score every image of the files sent, in their order; raises `AimonkError` as `expand_uploads` does."""
+    """Score every image of the files sent, in their order, until `progress` returns something true.
+
+    Raises `AimonkError` as `expand_uploads` does.
+    """
 
     def score(numbered: tuple[int, Upload]) -> Row:
         number, upload = numbered
@@ -54,8 +72,9 @@ def score_batch(
         uploads = expand_uploads(files, served.limits, archives)
         for row in pool.map(score, enumerate(uploads)):
             rows.append(row)
-            if progress:
-                progress(len(rows), len(uploads))
+            if progress and progress(len(rows), len(uploads)):
+                pool.shutdown(wait=True, cancel_futures=True)
+                break
     return rows
 
 
@@ -78,72 +97,95 @@ def write_table(table: dict[str, Any], folder: Path) -> str:
     return str(path)
 
 
-def gallery_items(rows: list[Row], thresholds: dict[str, float], attribute: str = EVERY) -> list[tuple[str, str]]:
-    """Return thumbnails with captions, those with `attribute` present where one is named."""
-    items = []
-    for row in rows:
-        if row.scores is not None and row.thumbnail is not None and row.thumbnail.exists():  # old files are removed
-            present = Prediction(row.scores, thresholds).attributes
-            if attribute == EVERY or attribute in present:
-                items.append((str(row.thumbnail), f"{Path(row.image).name}: {', '.join(present) or 'none'}"))
-    return items[:MAX_SHOWN]
-
-
-def build_batch_tab(served: Served, thresholds: gr.State) -> None:
-    """Lay out the tab and bind its events; decisions follow this visitor's `thresholds`."""
+def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
+    """Lay out the tab and bind its events; decisions follow this visitor's thresholds, which Predict shows too."""
     with gr.Tab("Batch", id="batch") as tab:
-        rows: gr.State = gr.State([])
+        kept: gr.State = gr.State(Batch())
         with gr.Row(equal_height=False):
-            with gr.Column(scale=1, min_width=280):
-                label = "Images, or a zip of images"
-                files = gr.File(label=label, file_count="multiple", height=180, elem_id="files")
-                run = gr.Button("Score the files", variant="primary", elem_id="run")
-                choices = [EVERY, *served.stored]
-                chosen = gr.Dropdown(choices, value=EVERY, label="Show images with", elem_id="filter")
-                table_file = gr.DownloadButton("Download CSV", interactive=False, elem_id="csv")
-            with gr.Column(scale=2, min_width=300):
-                report = gr.HTML("<p>Thresholds are those of the Predict tab.</p>", elem_id="report")
-                fixed: dict[str, Any] = {"interactive": False, "height": 420, "buttons": []}
-                gallery = gr.Gallery(label="Images", columns=4, fit_columns=False, elem_id="gallery", **fixed)
-        headers = table_value([], served.stored)["headers"]
-        table = gr.Dataframe(headers=headers, label="Table", interactive=False, max_height=420, elem_id="table")
+            label = "Images, or a zip of images"
+            files = gr.File(label=label, file_count="multiple", height=130, elem_id="files", scale=5, min_width=280)
+            with gr.Row(elem_id="batch-buttons", scale=3):
+                run = gr.Button("Score the files", variant="primary", elem_id="run", min_width=130)
+                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
+        report = gr.HTML("<p>Thresholds are those of the Predict tab.</p>", elem_id="report")
+        results = scripted("batch", None, "Results")
 
     def score(
-        sent: Any, moved: dict[str, float] | None, attribute: str, progress: gr.Progress = _PROGRESS
+        sent: Any, moved: dict[str, float] | None, batch: Batch, progress: gr.Progress = _PROGRESS
     ) -> tuple[Any, ...]:
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int) -> bool:
             progress((done, total), "scoring", unit="images")
+            return batch.is_stopped
 
+        batch.is_stopped, batch.files, batch.rows = False, sent, []
         try:
-            scored = score_batch(served, sent, Path(tempfile.mkdtemp(dir=served.limits.folder)), tell)
-            told = _report(scored)
+            batch.rows = score_batch(served, sent, Path(tempfile.mkdtemp(dir=served.limits.folder)), tell)
+            told = _report(batch)
         except AimonkError as error:
-            scored, told = [], f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
-        return scored, told, *view(scored, moved, attribute)
+            told = f'<p class="problem" role="alert">{html.escape(sentence(error))}</p>'
+        value = {"rows": [row.shown() for row in batch.rows], "names": list(served.stored)}
+        return value | {"thresholds": numbers(moved)}, told, gr.update(interactive=False)
 
-    def view(scored: list[Row], moved: dict[str, float] | None, attribute: str) -> tuple[Any, ...]:
-        decided = moved or served.stored  # with the thresholds as they are now
-        table = table_value(scored, decided)
-        path = write_table(table, served.limits.folder) if scored else None
-        return gallery_items(scored, decided, attribute), table, gr.update(value=path, interactive=bool(scored))
+    def numbers(moved: dict[str, float] | None) -> list[float]:
+        return list((moved or served.stored).values())
 
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-    shown = [gallery, table, table_file]
-    outputs = [rows, report, *shown]
-    run.click(score, [files, thresholds, chosen], outputs, show_progress_on=report, concurrency_limit=2, **private)
-    chosen.input(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
-    tab.select(view, [rows, thresholds, chosen], shown, show_progress="hidden", **private)
+    def move(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
+        with in_words():
+            moved = served.thresholds(event_value(event, "thresholds"))
+        return moved, panel_value(served, scores, moved) | {"kind": "set"}
+
+    def write(batch: Batch, event: gr.EventData) -> dict[str, str]:
+        numbers = event_value(event, "numbers")
+        with in_words():
+            decided = served.thresholds(event_value(event, "thresholds"))
+            n_rows = len(batch.rows)
+            if not isinstance(numbers, list) or len(numbers) > n_rows or not all(_is_row(n, n_rows) for n in numbers):
+                raise AimonkError("These images are not in the batch: score the files again")
+            return {"csv": write_table(table_value([batch.rows[n] for n in numbers], decided), served.limits.folder)}
+
+    def open_in_predict(batch: Batch, event: gr.EventData) -> tuple[Any, Any]:
+        with in_words():
+            return _image_file(served, batch, event_value(event, "number")), gr.Tabs(selected="predict")
+
+    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
+    started = run.click(lambda: gr.update(interactive=True), None, stop, queue=False, **private)
+    shown_on = private | {"show_progress": "full", "show_progress_on": report}
+    started.then(score, [files, predict.thresholds, kept], [results, report, stop], concurrency_limit=2, **shown_on)
+    stop.click(lambda batch: setattr(batch, "is_stopped", True), kept, queue=False, **private)
+    results.input(move, predict.scores, [predict.thresholds, predict.panel], queue=False, **private)
+    results.submit(write, kept, results, **private)
+    results.select(open_in_predict, kept, [predict.image, tabs], **private)
+    tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **private)
 
 
-def _report(rows: list[Row]) -> str:
+def _is_row(number: Any, n_rows: int) -> bool:
+    return isinstance(number, int) and 0 <= number < n_rows
+
+
+def _image_file(served: Served, batch: Batch, number: Any) -> str:
+    """Return the path of an image of the batch: the upload itself, or what an entry of an archive shows."""
+    with ExitStack() as archives:
+        uploads = expand_uploads(batch.files, served.limits, archives)
+        if not _is_row(number, len(uploads)):
+            raise AimonkError("This image is not in the batch: score the files again")
+        if isinstance(source := uploads[number].read(), str):
+            return source
+        with decoded(uploads[number], served.limits) as (image, _):
+            name = re.sub(r"[^\w .-]", "_", Path(uploads[number].name).stem)[:60]
+            path = Path(tempfile.mkdtemp(dir=served.limits.folder)) / f"{name}.png"
+            image.save(path, compress_level=1)
+    return str(path)
+
+
+def _report(batch: Batch) -> str:
+    rows, stopped = batch.rows, " You stopped the rest." if batch.is_stopped else ""
     n_good = sum(row.scores is not None for row in rows)
-    text = f"<p><b>{n_good} of {len(rows)} images scored.</b> Thresholds are those of the Predict tab.</p>"
-    if n_good > MAX_SHOWN:
-        text += f"<p>The gallery shows at most {MAX_SHOWN} images; the table and the CSV file hold all.</p>"
+    text = f"<p><b>{n_good} of {len(rows)} images scored.</b>{stopped} Thresholds are those of the Predict tab.</p>"
     text += _listed("Left out:", [(row.image, row.error) for row in rows if row.error])
     return text + _listed("Read with a change:", [(row.image, row.notes) for row in rows if row.notes])
 
 
 def _listed(title: str, sentences: list[tuple[str, str]]) -> str:
     items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(told)}</li>" for name, told in sentences)
-    return f'<div class="failures"><p>{title}</p><ul>{items}</ul></div>' if items else ""
+    is_open = " open" if len(sentences) < 4 else ""
+    return f'<details class="failures"{is_open}><summary>{title}</summary><ul>{items}</ul></details>' if items else ""

@@ -15,6 +15,7 @@ from aimonk_hf.errors import ImageError
 MAX_EXAMPLES = 8
 N_DRAWN = 6
 LONGEST_SIDE = 1024
+PLOTS = ("loss_curve", "precision_recall", "roc", "reliability", "score_histograms")
 
 
 def write_examples(model_folder: Path | None, attributes: list[str], folder: Path) -> list[Path]:
@@ -23,7 +24,12 @@ def write_examples(model_folder: Path | None, attributes: list[str], folder: Pat
     Only the decoded pixels of regular files are written, never other content or the targets of links.
     """
     if model_folder is not None and (model_folder / "examples").is_dir():
-        return _copies(model_folder / "examples", folder)
+        examples = model_folder / "examples"
+        if examples.is_symlink():
+            print("examples/ is not shown: it is a link; put the images into the model folder itself", file=sys.stderr)
+            return []
+        listed = sorted(path for path in examples.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
+        return _copies(listed, folder, MAX_EXAMPLES)
     paths = []
     for number in range(N_DRAWN if set(attributes) & set(PREVALENCE) else 0):
         garment = draw_garment(np.random.default_rng([2026, number]))
@@ -33,26 +39,29 @@ def write_examples(model_folder: Path | None, attributes: list[str], folder: Pat
     return paths
 
 
-def _copies(examples: Path, folder: Path) -> list[Path]:
-    """Decode up to `MAX_EXAMPLES` images and write them anew, smaller; unusable ones are named on stderr."""
-    if examples.is_symlink():
-        print("examples/ is not shown: it is a link; put the images into the model folder itself", file=sys.stderr)
-        return []
+def write_plots(model_folder: Path | None, folder: Path) -> list[Path]:
+    """Write the plots of the model's run into `folder` as `write_examples` does; none of them shows its images."""
+    paths = [model_folder / f"{name}.png" for name in PLOTS] if model_folder else []
+    return _copies([path for path in paths if path.exists()], folder, len(PLOTS))
+
+
+def _copies(sources: list[Path], folder: Path, most: int) -> list[Path]:
+    """Decode up to `most` images and write them anew, smaller; unusable ones are named on stderr."""
     paths: list[Path] = []
-    for source in sorted(path for path in examples.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS):
+    for source in sources:
         try:
             if source.is_symlink() or not source.is_file():
                 raise ImageError("it is not a regular file")
             with open_guarded(source) as opened:
                 image = read_guarded(opened)
         except ImageError as error:
-            print(f"examples/{shown_name(source.name)} is not shown: {error}", file=sys.stderr)
+            print(f"{source.parent.name}/{shown_name(source.name)} is not shown: {error}", file=sys.stderr)
             continue
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
         image.info.clear()  # a colour profile or a comment would be written too
         name = re.sub(r"[^\w .-]", "_", source.stem)[:60]
         paths.append(folder / f"{name}_{len(paths)}.png")
         image.save(paths[-1])
-        if len(paths) == MAX_EXAMPLES:
+        if len(paths) == most:
             break
     return paths

@@ -1,17 +1,22 @@
 """Show the parts of an image that raised a score: by gradients, or by the last feature map of an ONNX file."""
 
+import base64
+import io
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aimonk_hf.app.scoring import Scorer
+from aimonk_hf.app.scoring import Scorer, Served
+from aimonk_hf.app.uploads import Upload
 from aimonk_hf.errors import AimonkError, NotFiniteError
 from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.modeling.processing import Pixels
 
 SHOWN_SIDE = 448
+LONGEST_SIDE = 900  # of the image below the heat on the page
 
 Heat = NDArray[np.float32]
 
@@ -52,15 +57,37 @@ def _enlarged(cells: Heat, size: tuple[int, int]) -> Heat:
     return heat / np.float32(max(heat.max(), 1e-9))
 
 
-def overlay(pixels: Pixels, heat: Heat) -> Image.Image:
-    """Return the uint8 pixels [H, W, 3], enlarged, with the heat [H, W] laid over them."""
+def heat_layer(heat: Heat) -> Image.Image:
+    """Return the heat [H, W] as colours that are clear where there is none."""
     import matplotlib
 
     shown = np.cbrt(heat)  # a product of several maps falls off too steeply for weaker evidence to be seen
-    colours = matplotlib.colormaps["inferno"](shown)[..., :3] * 255
-    share = (0.8 * shown)[..., None]
-    base = pixels.astype(np.float32)
-    grey = base.mean(axis=2, keepdims=True) * 0.75  # so that only heat has colour
-    mixed = Image.fromarray((grey * (1 - share) + colours * share).clip(0, 255).astype(np.uint8))
+    colours = matplotlib.colormaps["inferno"](shown)
+    colours[..., 3] = shown
+    return Image.fromarray((colours * 255).clip(0, 255).astype(np.uint8))
+
+
+def overlay(pixels: Pixels, heat: Heat, strength: float = 0.8) -> Image.Image:
+    """Return the uint8 pixels [H, W, 3], grey and enlarged, with the heat [H, W] laid over them."""
+    layer = heat_layer(heat)
+    layer.putalpha(layer.getchannel("A").point(lambda alpha: round(alpha * strength)))
+    grey = Image.fromarray(pixels).convert("L").point(lambda value: round(value * 0.75))  # so that only heat has colour
+    mixed = Image.alpha_composite(grey.convert("RGBA"), layer).convert("RGB")
     scale = max(1, SHOWN_SIDE // max(mixed.size))
     return mixed.resize((mixed.width * scale, mixed.height * scale), Image.Resampling.BICUBIC)
+
+
+def heat_value(served: Served, upload: Upload, attribute: str) -> dict[str, Any]:
+    """Return the image and the heat of an attribute for the page, each as a data URL, and the place of the heat.
+
+    Raises as `heat_map` does, and `ImageError` for the upload.
+    """
+    pixels, image, place = served.look_at(upload, LONGEST_SIDE)
+    layer = heat_layer(heat_map(served.scorer, pixels, attribute))
+    urls = {"image": _data_url(image, "JPEG"), "heat": _data_url(layer, "PNG")}
+    return urls | {"shape": image.width / image.height, "place": place}
+
+
+def _data_url(image: Image.Image, form: str) -> str:
+    image.save(content := io.BytesIO(), form, quality=85)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Build the page as a whole: title, tabs, the model and its figures, and look; or the page without a model."""
+"""Build the page as a whole: title, tabs and look; or the page without a model."""
 
 import html
 import os
@@ -10,40 +10,28 @@ import gradio as gr
 from aimonk_hf.app.batch_tab import build_batch_tab
 from aimonk_hf.app.endpoints import add_endpoints
 from aimonk_hf.app.gradio_internals import check_inputs_first
+from aimonk_hf.app.model_tab import build_model_tab, card_title
 from aimonk_hf.app.predict_tab import build_predict_tab, read_static
 from aimonk_hf.app.rest import PlainApi
 from aimonk_hf.app.scoring import Served
-from aimonk_hf.modeling.config import AimonkConfig
 
 TITLE = "aimonk_hf"
-MANY = 30  # attributes, above which their list is folded away
-# Columns of the table of attributes: keys of metrics.json, and their titles.
-_FIGURES = {
-    "threshold": "threshold",
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-    "average_precision": "average precision",
-    "auroc": "AUROC",
-}
-_COUNTS = {"n_positive": "positive", "n_negative": "negative", "n_missing": "missing"}
 
 
 def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
     """Return the page and API of a model; `examples` are images offered beside the upload field."""
-    model = served.scorer.model
+    title = card_title(served.model_folder) or served.name
     line = f"{len(served.stored)} attributes, each with a score and a threshold of its own"
-    with _blocks(f"{served.name} - {TITLE}") as page:
-        gr.HTML(f"<h1>{html.escape(served.name)}</h1><p>{line}</p>", elem_id="title")
+    with _blocks(f"{title} - {TITLE}") as page:
+        gr.HTML(f"<h1>{html.escape(title)}</h1><p>{line}</p>", elem_id="title")
         if served.note:
             gr.HTML(f"<p>{html.escape(served.note)}</p>", elem_id="note")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Predict", id="predict"):
-                thresholds = build_predict_tab(served, examples, page)
-            build_batch_tab(served, thresholds)
+                predict = build_predict_tab(served, examples, page)
+            build_batch_tab(served, predict, tabs)
             with gr.Tab("Model", id="model"):
-                shown = model_page(served.name, model.config, model.metrics, model.metrics_problem)
-                gr.HTML(shown, elem_id="model-page")
+                build_model_tab(served)
         gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
         add_endpoints(served)
     page.plain_api = PlainApi(served, examples)
@@ -70,68 +58,6 @@ aimonk-hf app --model outputs/demo</code></pre>
             elem_id="missing",
         )
     return page
-
-
-def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, problem: str = "") -> str:
-    """Return HTML: name, attributes, verdict, the averages with the trivial predictors, and a row per attribute.
-
-    `metrics` are checked ones (`check_metrics`); where a metrics.json could not be used, `problem` is the reason.
-    """
-    height, width = config.image_size
-    backbone = f"Architecture <code>{html.escape(config.architecture)}</code>, images of {height} x {width} pixels."
-    names = ", ".join(f"<code>{html.escape(attribute)}</code>" for attribute in config.attributes)
-    count = f"{len(config.attributes)} attribute{'' if len(config.attributes) == 1 else 's'}"
-    parts = [f'<h2>{html.escape(name)}</h2><p class="facts">{backbone}</p>']
-    if len(config.attributes) <= MANY:
-        parts.append(f'<p class="facts">{count}: {names}.</p>')
-    else:
-        parts.append(f'<details class="facts"><summary>{count}</summary><p>{names}</p></details>')
-    if problem:
-        told = f"The figures of this model are not shown: {html.escape(problem)}."
-        parts.append(f'<p class="problem" role="alert">{told}</p>')
-    elif metrics is None:
-        parts.append("<p>This model has no metrics.json: <code>aimonk-hf evaluate</code> writes it.</p>")
-    else:
-        if metrics.get("verdict"):
-            parts.append(f'<p class="verdict">{html.escape(metrics["verdict"])}</p>')
-        parts.append(f"<p>Measured on {metrics['n_images']} images. A missing label counts nowhere.</p>")
-        parts += [_averages(metrics), _per_attribute(metrics)]
-    return "\n".join(parts)
-
-
-def _averages(metrics: dict[str, Any]) -> str:
-    header = ["", "macro F1", "macro average precision", "macro AUROC", "Hamming accuracy", "exact match"]
-    keys = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
-    trivial = metrics["trivial"]
-    rows = [["this model", *(metrics["macro"].get(key) for key in keys)]]
-    prevalence = trivial["prevalence"].get("macro_average_precision")
-    for label, key in (("everything present", "all_positive"), ("each attribute's majority", "majority")):
-        row = trivial[key]
-        rows.append([label, row.get("macro_f1"), prevalence, 0.5, row.get("hamming_accuracy"), row.get("exact_match")])
-    return _table("Averages, with the trivial predictors", header, rows).replace("<tbody><tr>", "<tbody><tr class=own>")
-
-
-def _per_attribute(metrics: dict[str, Any]) -> str:
-    rows = []
-    for name, row in metrics["per_attribute"].items():
-        between = " to ".join(map(_cell, row.get("auroc_ci95") or [])) or None
-        rows.append([name, *(row.get(key) for key in _FIGURES), between, *(row[key] for key in _COUNTS)])
-    return _table("Each attribute", ["attribute", *_FIGURES.values(), "95% of AUROC", *_COUNTS.values()], rows)
-
-
-def _table(caption: str, header: list[str], rows: list[list[Any]]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    return (
-        f'<h3>{caption}</h3><div class="wide-table" tabindex="0" role="region" aria-label="{caption}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "n/a" if value is None else html.escape(str(value))
 
 
 def look() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Build the first tab: an image, a bar with a movable threshold per attribute, and heat maps."""
 
-import html
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,65 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.prediction import Prediction
 
 CLOSE_CALL = 0.05  # a score this near to its threshold would be decided otherwise by a slightly different threshold
+ABSENT_HEAT = 0.6  # the most of a heat map that is drawn for an absent attribute, at its threshold
 NAMED = 8  # present attributes in the sentence above the bars, which has two lines
-IMAGE_HEIGHT = 380
+# An image that was pasted, photographed or dropped is on its way to the network.
+_BUSY = "(...sent) => { if (sent[0]) document.dispatchEvent(new CustomEvent('aimonk-busy')); return sent; }"
 
 
-def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> gr.State:
-    """Lay out the tab and bind its events; return the state with this visitor's thresholds (None: the stored ones)."""
-    thresholds: gr.State = gr.State(None)
+@dataclass
+class PredictTab:
+    """Hold what other tabs use: the image, the panel, a visitor's thresholds (None: the stored ones) and scores."""
+
+    image: gr.Image
+    panel: gr.HTML
+    thresholds: gr.State
+    scores: gr.State
+
+
+def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> PredictTab:
+    """Lay out the tab and bind its events."""
     with gr.Row(equal_height=False, elem_id="predict-row"):
-        with gr.Column(scale=5, min_width=300, elem_id="predict-left"):
-            image = gr.Image(
-                label="Image",
-                type="filepath",
-                height=IMAGE_HEIGHT,
-                sources=["upload", "clipboard", "webcam"],
-                buttons=["fullscreen"],
-                alt_text="The image whose attributes are shown",
-                elem_id="image",
-            )
+        with gr.Column(scale=5, min_width=280, elem_id="predict-left"):
+            with gr.Column(elem_id="stage"):
+                image = gr.Image(
+                    label="Image",
+                    type="filepath",
+                    sources=["upload", "clipboard", "webcam"],
+                    buttons=["fullscreen"],
+                    alt_text="The image whose attributes are shown",
+                    elem_id="image",
+                )
+                heat = scripted("heat", None, "Heat maps")
             if examples:
                 listed = [[str(path)] for path in examples]
                 gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
-            heat = gr.Image(
-                label="Heat map",
-                height=IMAGE_HEIGHT,
-                visible=False,
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                alt_text="Heat map of one attribute over the image",
-                elem_id="heat",
-            )
-            caption = gr.HTML(visible=False, elem_id="heat-caption")
-        with gr.Column(scale=6, min_width=300, elem_id="predict-right"):
-            panel = gr.HTML(
-                panel_value(served, None, None),
-                label="Attributes",
-                html_template=read_static("panel.html"),
-                css_template=read_static("panel.css"),
-                js_on_load=read_static("panel.js"),
-                apply_default_css=False,
-                elem_id="panel",
-            )
-    _bind(served, image, panel, heat, caption, thresholds)
+        with gr.Column(scale=8, min_width=280, elem_id="predict-right"):
+            panel = scripted("panel", panel_value(served, None, None), "Attributes")
+    tab = PredictTab(image, panel, gr.State(None), gr.State(None))
+    _bind(served, tab, heat)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
-    return thresholds
+    return tab
 
 
 def read_static(name: str) -> str:
     """Return a file of the page's look or behaviour."""
     return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
+
+
+def scripted(name: str, value: Any, label: str) -> gr.HTML:
+    """Return a part of the page that a script of its own fills: static/NAME.html, .css and .js."""
+    return gr.HTML(
+        value,
+        label=label,
+        html_template=read_static(f"{name}.html"),
+        css_template=read_static(f"{name}.css"),
+        js_on_load=read_static(f"{name}.js"),
+        apply_default_css=False,
+        elem_id=name,
+    )
 
 
 def panel_value(
@@ -73,6 +81,7 @@ def panel_value(
     message: str = "",
     error: bool = False,
     moves: int | None = None,
+    image: str = "",
 ) -> dict[str, Any]:
     """Return the value of the panel; `moves` numbers the move of thresholds that it answers, None for new scores."""
     rows = panel_rows(served.stored, thresholds or served.stored, scores)
@@ -82,6 +91,8 @@ def panel_value(
         "message": f"{summary(rows)} {message}".strip() or "Choose an image: the scores appear here.",
         "error": error,
         "moves": moves or 0,
+        "image": image,
+        "model": served.name,
         "token": "" if served.save_folder is None else served.token,
     }
 
@@ -97,6 +108,7 @@ def panel_rows(
         if scores:
             row |= {"score": scores[name], "state": "present" if name in present else "absent"}
             row["close"] = abs(scores[name] - threshold) <= CLOSE_CALL
+            row["strength"] = 1.0 if name in present else ABSENT_HEAT * scores[name] / threshold
         rows.append(row)
     return rows
 
@@ -111,21 +123,20 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return f"Present: {named or 'none'}." + (f" {close} close {'call' if close == 1 else 'calls'}." if close else "")
 
 
-def _bind(
-    served: Served, image: gr.Image, panel: gr.HTML, heat: gr.Image, caption: gr.HTML, thresholds: gr.State
-) -> None:
-    kept: gr.State = gr.State(None)  # this visitor's last scores, by attribute
+def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
+    image, panel, thresholds, kept = tab.image, tab.panel, tab.thresholds, tab.scores
 
-    def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, ...]:
-        scores, message, failed = None, "", False
+    def show(value: Any, moved: dict[str, float] | None) -> tuple[Any, Any]:
+        scores, message, failed, name = None, "", False, ""
         try:
             if value is not None:
-                pixels, message = served.read(open_upload(value, served.limits))
+                upload = open_upload(value, served.limits)
+                name = upload.name
+                pixels, message = served.read(upload)
                 scores = served.scorer.score(pixels)
         except AimonkError as error:
             message, failed = sentence(error), True
-        hidden = gr.update(visible=False, value=None)
-        return panel_value(served, scores, moved, message, failed), scores, hidden, gr.update(visible=False)
+        return panel_value(served, scores, moved, message, failed, image=name), scores
 
     def decide(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         moved, moves = _sent(served, event)
@@ -139,29 +150,23 @@ def _bind(
             told, failed = sentence(error), True
         return panel_value(served, scores, moved) | {"message": told, "error": failed, "moves": moves}, moved
 
-    def explain(value: Any, event: gr.EventData) -> tuple[Any, Any]:
+    def explain(value: Any, event: gr.EventData) -> dict[str, Any]:
         attribute = str(event_value(event, "attribute"))
+        asked = {"attribute": attribute, "round": event_value(event, "round")}
         try:
-            from aimonk_hf.app.heatmap import heat_map, overlay
+            from aimonk_hf.app.heatmap import heat_value
 
-            pixels, _ = served.read(open_upload(value, served.limits))
-            shown = gr.update(
-                visible=True,
-                value=overlay(pixels, heat_map(served.scorer, pixels, attribute)),
-                label=f"Heat map: {attribute}",
-            )
-            words = f"Bright parts raised the score of {attribute}. This is the image as the network sees it."
+            return asked | heat_value(served, open_upload(value, served.limits), attribute)
         except AimonkError as error:
-            shown, words = gr.update(visible=False), sentence(error)
+            return asked | {"error": sentence(error)}
         except ImportError:
-            shown, words = gr.update(visible=False), "Heat maps are not available here."
-        return shown, gr.update(visible=True, value=f"<p>{html.escape(words)}</p>")
+            return asked | {"error": "Heat maps are not available here."}
 
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
     hidden = private | {"show_progress": "hidden"}
-    image.change(show, [image, thresholds], [panel, kept, heat, caption], **hidden)
+    image.change(show, [image, thresholds], [panel, kept], js=_BUSY, **hidden)
     panel.input(decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", **hidden)
-    panel.select(explain, image, [heat, caption], show_progress="minimal", scroll_to_output=True, **private)
+    heat.select(explain, image, heat, trigger_mode="multiple", **hidden)
     if served.save_folder is not None:
         panel.submit(save, kept, [panel, thresholds], queue=False, **hidden)
 

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
 from aimonk_hf.errors import AimonkError, reason_of
@@ -87,6 +88,7 @@ class Served:
     limits: Limits
     save_folder: Path | None = None
     note: str = ""
+    model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 
     @property
@@ -103,6 +105,13 @@ class Served:
                 with explained("write its thumbnail"):
                     image.save(thumbnail, quality=85)
             return pixels, notes
+
+    def look_at(self, upload: Upload, longest: int) -> tuple[Pixels, Image.Image, tuple[float, ...]]:
+        """Return the transform's pixels of an upload, the image made smaller, and the part of it that they show."""
+        with decoded(upload, self.limits) as (image, _):
+            pixels, seen = self.scorer.model.transform.pixels(image), self.scorer.model.transform.seen_part(image)
+            image.thumbnail((longest, longest))
+            return pixels, image, seen
 
     def thresholds(self, values: Any) -> dict[str, float]:
         """Return checked thresholds by name for a list in the stored order or a mapping; None keeps the stored one."""

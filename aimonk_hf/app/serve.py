@@ -110,7 +110,8 @@ def load_served(
     print(predictor.computing_line, file=sys.stderr)
     if predictor.backend == "torch" and find_spec("pytorch_grad_cam") is None:
         print("Heat maps are off, because grad-cam is not installed: pip install 'aimonk_hf[app]'", file=sys.stderr)
-    return Served(Scorer(predictor), _shown_name(wanted), limits, save_folder)
+    model_folder = Path(wanted) if Path(wanted).is_dir() else None
+    return Served(Scorer(predictor), _shown_name(wanted), limits, save_folder, model_folder=model_folder)
 
 
 def launch(

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +38,7 @@ def in_words() -> Iterator[None]:
 
 def sentence(error: AimonkError) -> str:
     """Return an error's text as a sentence for visitors, without a hint to install."""
-    text = str(error).partition(", or install ")[0].rstrip(".")
+    text = re.split("[,:] (?:or )?(?:pip )?install ", str(error))[0].rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
 

@@ -59,6 +59,12 @@ class EvalTransform:
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return np.array(image.crop((left, top, left + width, top + height)))
 
+    def seen_part(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """Return left, top, width and height of the part of an image that `pixels` shows, in shares of its sides."""
+        (height, width), (whole_width, whole_height) = self.size, self._resized_size(image)
+        across, down = width / whole_width, height / whole_height
+        return (1 - across) / 2, (1 - down) / 2, across, down
+
     def normalize(self, pixels: Pixels) -> NDArray[np.float32]:
         """Turn uint8 [N, H, W, 3] into contiguous float32 [N, 3, H, W]."""
         values = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)

@@ -1,10 +1,10 @@
 // One row per attribute: a bar for the score with a movable mark for the threshold, a number box, and the state that the server decided.
 // The server decides; this script shows marks where they are moved to, sends all thresholds, and drops answers to older positions.
-const MANY = 60, NEAREST = 40;
+const MANY = 60, NEAREST = 40, SEARCHED = 12;
 const find = (selector) => element.querySelector(selector);
-const rowsBox = find(".rows"), message = find(".message"), search = find(".search"), sort = find(".sort");
+const panel = find(".panel"), rowsBox = find(".rows"), message = find(".message"), search = find(".search"), sort = find(".sort");
 const PATIENCE = 3000; // milliseconds after which an answer is taken for lost
-let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false, token = "";
+let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false, token = "", filter = "all", every = false, again = false, told = {};
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
 const three = (value) => value.toFixed(3);
@@ -19,19 +19,25 @@ function make(tag, className, attributes = {}, text = "") {
 
 function makeItem(row) {
   const item = {
-    box: make("div", "row", { role: "listitem" }),
-    name: make("span", "name", { title: row.name }, row.name),
+    box: make("div", "row", { role: "listitem", "data-name": row.name }),
+    name: make("span", "name"),
     state: make("span", "state"),
+    scored: make("span", "scored"),
     score: make("span", "score"),
     track: make("div", "track"),
     fill: make("div", "fill"),
     stored: make("div", "stored", { title: "stored threshold " + three(row.stored) }),
     range: make("input", "mark", { type: "range", min: 0, max: 1, step: 0.001, "aria-label": "Threshold of " + row.name }),
     number: make("input", "number", { type: "number", min: 0, max: 1, step: 0.01, "aria-label": "Threshold of " + row.name + " as a number" }),
-    why: make("button", "why", { type: "button", "aria-label": "Why " + row.name + "? Show the heat map" }, "Why?"),
+    typed: make("span", "typed"),
+    back: make("button", "back", { type: "button", hidden: "", title: "Reset to " + three(row.stored), "aria-label": `Reset the threshold of ${row.name} to ${three(row.stored)}` }, "↺"),
+    why: make("button", "why", { type: "button", "aria-pressed": "false", "aria-label": `Why ${row.name}? Heat map` }, "Why?"),
   };
+  item.name.append(...row.name.split(/(?<=_)/).flatMap((part) => [part, make("wbr", "")])); // names break behind an underscore
   item.track.append(item.fill, item.stored, item.range);
-  item.box.append(item.name, item.state, item.score, item.track, item.number, item.why);
+  item.scored.append(make("span", "word", {}, "score "), item.score);
+  item.typed.append(make("span", "word", { "aria-hidden": "true" }, "threshold"), item.number);
+  item.box.append(item.name, item.state, item.track, item.scored, item.typed, item.back, item.why);
   item.stored.style.setProperty("--at", row.stored);
   item.range.addEventListener("input", () => move(row.name, Number(item.range.value)));
   item.range.addEventListener("keydown", (event) => {
@@ -43,15 +49,24 @@ function makeItem(row) {
   item.number.addEventListener("input", () => {
     const value = Number(item.number.value);
     const wrong = item.number.value === "" || !(value >= 0 && value <= 1);
-    item.number.toggleAttribute("aria-invalid", wrong);
+    item.number.setAttribute("aria-invalid", wrong);
     if (!wrong) move(row.name, value, item.number);
   });
   item.number.addEventListener("blur", () => {
     item.number.removeAttribute("aria-invalid");
     item.number.value = three(Number(item.range.value));
   });
-  item.why.addEventListener("click", () => trigger("select", { attribute: row.name }));
+  item.back.addEventListener("click", () => {
+    item.range.focus();
+    move(row.name, row.stored);
+  });
+  item.why.addEventListener("click", () => tell("why", row.name));
   return item;
+}
+
+// The parts of the page talk by events on the document: "busy", "idle", "rows", "why", "maps".
+function tell(kind, detail) {
+  document.dispatchEvent(new CustomEvent("aimonk-" + kind, { detail }));
 }
 
 function itemOf(row) {
@@ -60,6 +75,8 @@ function itemOf(row) {
 }
 
 function placeMark(item, threshold, typing) {
+  const isMoved = Math.abs(threshold - Number(item.stored.style.getPropertyValue("--at"))) > 0.0005;
+  if (item.back.hidden === isMoved) item.back.hidden = !isMoved;
   item.range.value = threshold;
   item.range.setAttribute("aria-valuetext", three(threshold));
   if (item.number !== typing && document.activeElement !== item.number) item.number.value = three(threshold);
@@ -85,6 +102,7 @@ function send() {
 }
 
 function setEvery(thresholdOf) {
+  again = true;
   for (const row of rows) {
     row.threshold = thresholdOf(row);
     if (items.has(row.name)) placeMark(items.get(row.name), row.threshold);
@@ -96,7 +114,7 @@ function showRow(row) {
   const item = itemOf(row), scored = row.score !== null;
   item.fill.style.setProperty("--score", scored ? row.score : 0);
   item.score.textContent = scored ? three(row.score) : "";
-  item.state.textContent = row.state + (row.close ? ", close call" : "");
+  item.state.replaceChildren(row.state, ...(row.close ? [make("span", "near", {}, ", close call")] : []));
   item.box.dataset.state = row.state;
   item.box.dataset.close = row.close;
   item.why.disabled = !scored;
@@ -107,7 +125,8 @@ function nearness(row) {
 }
 
 function ordered() {
-  const list = [...rows];
+  const list = [...rows], isPresent = (row) => row.state === "present";
+  if (sort.value === "present") list.sort((a, b) => isPresent(b) - isPresent(a) || (b.score ?? 0) - (a.score ?? 0));
   if (sort.value === "score") list.sort((a, b) => (b.score ?? 0) - (a.score ?? 0));
   if (sort.value === "near") list.sort((a, b) => nearness(a) - nearness(b));
   return list;
@@ -115,15 +134,23 @@ function ordered() {
 
 function layOut() {
   let list = ordered();
-  const words = search.value.trim().toLowerCase(), many = rows.length > MANY;
-  search.hidden = !many;
-  find(".shown").hidden = !many;
+  const words = search.value.trim().toLowerCase(), kept = { present: (row) => row.state === "present", close: (row) => row.close };
+  search.hidden = rows.length < SEARCHED;
+  if (filter !== "all") list = list.filter(kept[filter]);
   if (words) list = list.filter((row) => row.name.toLowerCase().includes(words));
-  if (many && list.length > NEAREST) {
+  const isCut = rows.length > MANY && list.length > NEAREST && !every && filter === "all";
+  if (isCut) {
     const near = new Set([...list].sort((a, b) => nearness(a) - nearness(b)).slice(0, NEAREST));
     list = list.filter((row) => near.has(row));
   }
-  find(".shown").textContent = `${list.length} of ${rows.length} shown` + (words ? "" : ", those nearest to their threshold") + "; search for the others";
+  find(".shown").hidden = list.length === rows.length;
+  find(".every").hidden = !isCut;
+  find(".shown span").textContent = `${list.length} of ${rows.length} attributes shown` + (isCut ? ", those nearest to their threshold." : ".");
+  for (const button of element.querySelectorAll("[data-filter]")) {
+    const kind = button.dataset.filter, n = kind === "all" ? rows.length : rows.filter(kept[kind]).length;
+    button.textContent = `${kind[0].toUpperCase()}${kind.slice(1)} ${n}`;
+    button.setAttribute("aria-pressed", kind === filter);
+  }
   const focused = document.activeElement;
   rowsBox.replaceChildren(...list.map((row) => itemOf(row).box));
   for (const row of list) {
@@ -143,31 +170,80 @@ function receive() {
     if (late) return send();
   } else outdated = sentAt > 0; // the answer under way is about the image before
   const moved = new Map(rows.map((row) => [row.name, row.threshold]));
-  const late = value.kind !== "decided" && moves > value.moves;
+  const late = value.kind === "scored" && moves > value.moves;
   rows = value.rows.map((row) => ({ ...row, threshold: late ? moved.get(row.name) : row.threshold }));
   message.textContent = value.message;
   message.dataset.kind = value.error ? "error" : "";
   message.setAttribute("role", value.error ? "alert" : "status");
   token = value.token;
   find(".save").hidden = !token;
-  if (value.kind === "scored") layOut();
+  if (value.kind === "scored") {
+    told = { image: value.image, model: value.model };
+    panel.removeAttribute("aria-busy");
+  }
+  for (const name of ["copy", "json", "card"]) find("." + name).disabled = rows[0].score === null;
+  tell("rows", { rows, isNew: value.kind === "scored" });
+  if (value.kind === "scored" || again) layOut();
   else for (const row of rows) if (items.has(row.name)) showRow(row);
+  again = false;
   if (late && !value.error) send();
 }
 
+// The keys of `aimonk-hf predict --format json`, with the thresholds and the model.
+function resultText() {
+  const by = (key) => Object.fromEntries(rows.map((row) => [row.name, row[key]]));
+  const attributes = rows.filter((row) => row.state === "present").map((row) => row.name);
+  return JSON.stringify({ image: told.image, attributes, scores: by("score"), thresholds: by("threshold"), model: told.model }, null, 2);
+}
+
 async function copy() {
-  const text = JSON.stringify(Object.fromEntries(rows.map((row) => [row.name, row.threshold])), null, 2);
   try {
-    await navigator.clipboard.writeText(text);
+    await navigator.clipboard.writeText(resultText());
   } catch {
-    const area = make("textarea", "", {}, text); // no clipboard on a page without https
+    const area = make("textarea", "", {}, resultText()); // no clipboard on a page without https
     document.body.append(area);
     area.select();
     document.execCommand("copy");
     area.remove();
   }
   find(".copy").textContent = "Copied";
-  setTimeout(() => (find(".copy").textContent = "Copy JSON"), 1500);
+  setTimeout(() => (find(".copy").textContent = "Copy result"), 1500);
+}
+
+function download(blob, ending) {
+  const link = make("a", "", { download: told.image.replace(/\.\w{1,5}$/, "") + ending, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// The image with a bar and a threshold per attribute that is shown, as in the README.
+function card() {
+  const shown = [...rowsBox.children].map((box) => rows.find((row) => items.get(row.name).box === box)), LINE = 30, TOP = 60, LEFT = 420;
+  const canvas = make("canvas", "", { width: 2000, height: 2 * Math.max(480, TOP + LINE * shown.length + 20) }), pen = canvas.getContext("2d");
+  const write = (text, x, y, width, font = "15px system-ui, sans-serif") => Object.assign(pen, { fillStyle: "#1e293b", font }).fillText(text, x, y, width);
+  const fill = (colour, x, y, width, height) => Object.assign(pen, { fillStyle: colour }).fillRect(x, y, width, height);
+  pen.scale(2, 2);
+  fill("white", 0, 0, 1000, canvas.height / 2);
+  write(told.image, 20, 32, 960, "600 18px system-ui, sans-serif");
+  const image = document.querySelector("#image img");
+  if (image?.naturalWidth) {
+    const scale = Math.min(380 / image.naturalWidth, (canvas.height / 2 - TOP - 20) / image.naturalHeight);
+    pen.drawImage(image, 20, TOP - 12, image.naturalWidth * scale, image.naturalHeight * scale);
+  }
+  shown.forEach((row, number) => {
+    const y = TOP + LINE * number, isPresent = row.state === "present";
+    write(row.name, LEFT, y + 5, 190, `${isPresent ? 600 : 400} 15px system-ui, sans-serif`);
+    fill("#e2e8f0", LEFT + 200, y - 6, 300, 12);
+    fill(isPresent ? "#0f766e" : "#94a3b8", LEFT + 200, y - 6, 300 * row.score, 12);
+    fill("#1e293b", LEFT + 199 + 300 * row.threshold, y - 10, 2, 20);
+    write(three(row.score), LEFT + 515, y + 5, 60);
+  });
+  canvas.toBlob((blob) => download(blob, ".attributes.png"));
+}
+
+function busy() {
+  panel.setAttribute("aria-busy", "true");
+  Object.assign(message, { textContent: "Scoring the image…" }).dataset.kind = "";
 }
 
 find(".reset").addEventListener("click", () => setEvery((row) => row.stored));
@@ -176,6 +252,19 @@ find(".set-all").addEventListener("click", () => {
   if (find(".all").value !== "" && value >= 0 && value <= 1) setEvery(() => value);
 });
 find(".copy").addEventListener("click", copy);
+find(".json").addEventListener("click", () => download(new Blob([resultText()], { type: "application/json" }), ".attributes.json"));
+find(".card").addEventListener("click", card);
+find(".filter").addEventListener("click", (event) => {
+  filter = event.target.dataset.filter ?? filter;
+  layOut();
+});
+find(".every").addEventListener("click", () => {
+  every = true;
+  layOut();
+});
+document.addEventListener("aimonk-busy", busy);
+document.addEventListener("aimonk-idle", () => panel.hasAttribute("aria-busy") && (panel.removeAttribute("aria-busy"), (message.textContent = props.value.message)));
+document.addEventListener("aimonk-maps", ({ detail }) => items.forEach((item, name) => item.why.setAttribute("aria-pressed", detail.includes(name))));
 find(".save").addEventListener("click", () => trigger("submit", { thresholds: rows.map((row) => row.threshold), moves, token }));
 sort.addEventListener("change", layOut);
 search.addEventListener("input", layOut);

@@ -1,0 +1,107 @@
+"""Share Debian's chromium among the tests that use the page as a visitor does."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from app_support import RunningApp
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+SCREENS = [
+    pytest.param(screen | {"color_scheme": look}, id=f"{name}-{look}", marks=[pytest.mark.soak] * is_soak)
+    for screen, name, look, is_soak in (
+        (DESKTOP, "desktop", "light", False),
+        (PHONE, "phone", "dark", False),
+        (DESKTOP, "desktop", "dark", True),
+        (PHONE, "phone", "light", True),
+    )
+]
+# gradio's client cannot close the stream that tells how far an upload is, and says so each time
+NOT_OURS = "Method not implemented."
+SCORED = "() => [...document.querySelectorAll('#panel .score')].every((score) => score.textContent !== '')"
+
+
+def leave_out(reason: str) -> NoReturn:
+    """Skip, but where CI is set: there a missing browser is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"the browser tests cannot run: {reason}")
+    pytest.skip(f"the browser tests are left out: {reason}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        leave_out("there is no chromium: apt-get install chromium")
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        leave_out("there is no playwright: pip install playwright")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *CAMERA])
+        yield running
+        running.close()
+
+
+@contextmanager
+def shown(browser: Any, app: RunningApp, is_foreign: bool = False, **screen: Any) -> Iterator[Any]:
+    """Show the app's page; afterwards nothing was asked for elsewhere.
+
+    The console must hold neither errors nor warnings, but where the model `is_foreign`: there no script may have run.
+    """
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write", "camera"], **screen)
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    elsewhere: list[str] = []
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(error.message))
+    ours = (app.url, "data:", "blob:")
+    page.on("request", lambda asked: None if asked.url.startswith(ours) else elsewhere.append(asked.url))
+    page.goto(app.url)
+    page.wait_for_selector("#panel .row")
+    yield page
+    if is_foreign:  # images that were begun before have failed then too
+        page.evaluate("new Promise((done) => Object.assign(new Image(), { onerror: done, src: 'data:,' }))")
+        assert page.evaluate("window.ran") is None
+        assert page.locator("[src*=trap], [href*=trap], [href^='javascript:'], [onerror], [onload]").count() == 0
+    else:
+        assert [text for text in complaints if not text.startswith(NOT_OURS)] == [], complaints
+    assert elsewhere == []
+    context.close()
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#image input[type=file]", str(path))
+    page.wait_for_function(SCORED)
+
+
+def clear(page: Any) -> None:
+    page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
+    page.wait_for_selector("#panel .message[role=status]:has-text('Choose an image')")
+
+
+def row(page: Any, attribute: str) -> Any:
+    return page.locator(f"#panel .row[data-name={json.dumps(attribute)}]")
+
+
+def wait_for_state(page: Any, attribute: str, state: str) -> None:
+    page.wait_for_function(
+        "([name, state]) => [...document.querySelectorAll('#panel .row')].some((row) => "
+        "row.querySelector('.name').textContent === name && row.querySelector('.state').textContent.startsWith(state))",
+        arg=[attribute, state],
+    )
+
+
+def fits_the_screen(page: Any) -> bool:
+    fits: bool = page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth + 1")
+    return fits
