@@ -53,7 +53,7 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def window(browser: Any, app: RunningApp) -> Iterator[Any]:
     """One window for all, because a fresh one loads gradio's scripts for seconds."""
-    with shown(browser, app, **DESKTOP) as page:
+    with shown(browser, app, is_reloaded=True, **DESKTOP) as page:
         yield page
 
 
