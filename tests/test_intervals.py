@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
+from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.evaluation.resampling import Ranking, bootstrap_intervals, draw_weights, resample_metrics
 
 NAN = np.nan
@@ -88,3 +89,19 @@ def test_too_few_labels_have_no_interval(labels: np.ndarray) -> None:
     found, mean = bootstrap_intervals(labels, np.full(labels.shape, 0.5), np.ones(labels.shape, dtype=bool), 20)
     assert np.isnan(found["auroc"]).all()
     assert np.isnan(mean["f1"]).all()
+
+
+def test_a_macro_average_has_no_interval_of_fewer_attributes() -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random((80, 3)) < 0.4).astype(np.float32)
+    scores = (labels + random.random((80, 3))) / 2
+
+    def interval(table: np.ndarray) -> dict[str, list[float] | None]:
+        given = dict.fromkeys("abc", 0.5)
+        return build_report(table, scores, scores >= 0.5, list("abc"), given, held_out=True)["macro_ci95"]
+
+    assert all(low <= high for low, high in interval(labels).values())
+    labels[:, 2] = np.arange(80) < 3  # too few positives for an interval, but part of the averages
+    assert interval(labels) == {"auroc": None, "average_precision": None, "f1": None}
+    labels[:, 2] = 0  # part of none
+    assert interval(labels)["auroc"] is not None

@@ -183,7 +183,12 @@ def _evidence(
     columns: dict[str, Any] = {f"{name}_ci95": list(map(_ends, column)) for name, column in intervals.items()}
     columns |= {"p_value": p_values, "signal": [None if np.isnan(p) else bool(p <= ALPHA) for p in p_values]}
     signal, verdict = judge_signal(attributes, p_values)
-    averages = {name: _ends(ends) for name, ends in mean_intervals.items()}
+    positive, negative = (labels == 1).any(axis=0), (labels == 0).any(axis=0)
+    averages = {}
+    for name, ends in mean_intervals.items():
+        averaged = positive if name == "f1" else positive & negative
+        # with fewer attributes than the macro average it would be the interval of another figure
+        averages[name] = None if np.isnan(intervals[name][averaged]).any() else _ends(ends)
     return columns, {"macro_ci95": averages, "signal": signal, "verdict": verdict}
 
 
