@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from playwright.sync_api import Page, sync_playwright
 from starlette.testclient import TestClient
 
-from aimonk_hf import AttributeDataset
+from aimonk_hf import AimonkModel, AttributeDataset
+from aimonk_hf.app.folder import app_folder
 from aimonk_hf.app.labelling import labelling_app
+from aimonk_hf.app.serve import launch, open_page
 from aimonk_hf.audit.label_session import LabelSession
 from aimonk_hf.audit.learner import Learner
 from aimonk_hf.audit.queues import build_queues, choose_page, probabilities
@@ -229,6 +233,49 @@ def address(session: LabelSession) -> Iterator[str]:
     yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+def test_a_tab_of_the_app_mends_labels(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = AimonkModel.from_timm("test_resnet", ["collar", "sleeves"], pretrained=False, image_size=32)
+    model.save_pretrained(tmp_path / "model")
+    with app_folder() as folder:
+        page = open_page(str(tmp_path / "model"), folder, label=str(data))
+        try:
+            url = launch(page, "127.0.0.1", None, wait=False).rstrip("/")
+            assert httpx.get(f"{url}/label/about").json()["attributes"] == ["sleeves", "collar"]
+            sent = {"attribute": "collar", "queue": "random", "size": 4}
+            items = httpx.post(f"{url}/label/page", json=sent).json()["items"]
+            assert len(items) == 4
+            assert httpx.get(f"{url}/label/image/240/{items[0]['row']}").headers["content-type"] == "image/jpeg"
+            foreign = httpx.post(f"{url}/label/page", json=sent, headers={"Origin": "http://evil.example"})
+            assert foreign.status_code == 403
+            assert httpx.get(f"{url}/label/about", headers={"Host": "evil.example"}).status_code == 400
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(
+                    executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+                )
+                tab = browser.new_page(viewport={"width": 1440, "height": 900})
+                tab.goto(url)
+                tab.get_by_role("tab", name="Labels").click()
+                frame = tab.frame_locator("#labelling")
+                frame.locator(".tile").first.wait_for()
+                frame.get_by_role("button", name="Accept page").click()
+                frame.get_by_text("answers in this session").wait_for()
+                browser.close()
+            assert read_reviews(data / "reviews.csv")
+        finally:
+            page.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [("--share", "leave out --share, or --label"), ("", "--label needs a model of these labels: name its folder")],
+)
+def test_a_tab_that_cannot_be_is_refused(flags: str, told: str, data: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(data)
+    assert main(["app", "--label", str(data), *flags.split()]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_person_labels_with_the_keyboard(address: str, data: Path) -> None:

@@ -44,6 +44,7 @@ class Gate:
     allowed_hosts: Sequence[str] = ()
     is_writable: bool = False
     plain: PlainApi | None = None
+    labelling: ASGIApp | None = None
 
     def __post_init__(self) -> None:
         self.is_everywhere = self.host in ("0.0.0.0", "::", "")
@@ -58,9 +59,14 @@ class Gate:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         call = CALLS.fullmatch(path) if scope["method"] == "POST" else None
-        send = _guarded(send, self.is_writable, call is not None and call["kind"] == "run")
+        is_label = self.labelling is not None and path.startswith("/label/")  # shown in a frame of the page
+        send = _guarded(send, self.is_writable and not is_label, call is not None and call["kind"] == "run")
         try:
             self._check_sender(Headers(scope=scope))
+            if is_label and self.labelling is not None:
+                inner = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + "/label"}
+                await self.labelling(inner, receive, send)
+                return
             # gradio copies all headers of a request for a part of a file into its answer
             scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
             if self.plain is not None and PLACES.fullmatch(path):

@@ -3,8 +3,9 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -15,10 +16,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from aimonk_hf.audit.label_session import LabelSession
-from aimonk_hf.audit.queues import QUEUES
 from aimonk_hf.data.images import open_image, read_image, shrink
 from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.modeling.predicting import Predicting
+
+if TYPE_CHECKING:
+    from aimonk_hf.audit.label_session import LabelSession
 
 _PAGE = Path(__file__).with_name("labelling.html")
 _LARGEST = 1_000_000  # bytes of a request
@@ -28,7 +31,7 @@ _POLICY = (
 )
 
 
-def labelling_app(session: LabelSession, who: str, allowed_hosts: Sequence[str] = ()) -> Starlette:
+def labelling_app(session: "LabelSession", who: str, allowed_hosts: Sequence[str] = ()) -> Starlette:
     """Return the ASGI app of a session; requests must name this machine or one of `allowed_hosts` ("*": any).
 
     Only JSON of the app's own page is taken, so that no other site can write labels.
@@ -54,7 +57,7 @@ def labelling_app(session: LabelSession, who: str, allowed_hosts: Sequence[str] 
 
     async def about(request: Request) -> Response:
         told = {"attributes": session.dataset.attributes, "who": who, "images": session.dataset.labels.images}
-        return JSONResponse({**told, "file": session.path.name, "queues": QUEUES})
+        return JSONResponse({**told, "file": session.path.name, "queues": session.queues})
 
     routes = [
         Route("/", page),
@@ -68,7 +71,22 @@ def labelling_app(session: LabelSession, who: str, allowed_hosts: Sequence[str] 
     return app
 
 
-def serve_labelling(session: LabelSession, who: str, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
+def labelling_of(model: Predicting, data_dir: str) -> Starlette:
+    """Return the labelling app of a data folder, with a model's scores and features for suggestions.
+
+    Whoever serves it must check the host of requests.
+    """
+    if find_spec("torch") is None:
+        raise AimonkError("--label needs torch: pip install torch, or use `aimonk-hf label` where it is")
+    from aimonk_hf.audit.label_session import session_of_model
+    from aimonk_hf.data.dataset import AttributeDataset
+
+    session = session_of_model(model, AttributeDataset.from_folder(data_dir))
+    session.prepare()
+    return labelling_app(session, "", ["*"])
+
+
+def serve_labelling(session: "LabelSession", who: str, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
     """Serve the labelling page until interrupted; raises `AimonkError` where the port is taken."""
     import uvicorn
 
@@ -131,12 +149,12 @@ def _given(content: dict[str, Any], name: str, kind: type, default: Any = None) 
     return value
 
 
-def _page(session: LabelSession, content: dict[str, Any]) -> Any:
+def _page(session: "LabelSession", content: dict[str, Any]) -> Any:
     size = max(1, min(_given(content, "size", int, 12), 48))
     return session.page(_given(content, "attribute", str), _queue(content), size)
 
 
-def _answers(session: LabelSession, content: dict[str, Any]) -> Any:
+def _answers(session: "LabelSession", content: dict[str, Any]) -> Any:
     answers = _given(content, "answers", list)
     if not all(isinstance(one, dict) for one in answers):
         raise AimonkError("answers must be a list of objects")
@@ -144,17 +162,17 @@ def _answers(session: LabelSession, content: dict[str, Any]) -> Any:
     return session.answer(_given(content, "attribute", str), who, answers)
 
 
-def _undo(session: LabelSession, content: dict[str, Any]) -> Any:
+def _undo(session: "LabelSession", content: dict[str, Any]) -> Any:
     return {"images": session.undo(_given(content, "who", str, "")[:100])}
 
 
-def _skip(session: LabelSession, content: dict[str, Any]) -> Any:
+def _skip(session: "LabelSession", content: dict[str, Any]) -> Any:
     rows = [row for row in _given(content, "rows", list) if isinstance(row, int)]
     session.skip(_given(content, "attribute", str), rows)
     return {}
 
 
-def _guide(session: LabelSession, content: dict[str, Any]) -> Any:
+def _guide(session: "LabelSession", content: dict[str, Any]) -> Any:
     row = content.get("row")
     if row is not None and not 0 <= _given(content, "row", int) < len(session.dataset):
         raise AimonkError(f"There is no image {row}")
@@ -162,17 +180,15 @@ def _guide(session: LabelSession, content: dict[str, Any]) -> Any:
     return session.write_guide(attribute, None if definition is None else str(definition), row, content.get("kind"))
 
 
-def _state(session: LabelSession, content: dict[str, Any]) -> Any:
+def _state(session: "LabelSession", content: dict[str, Any]) -> Any:
     return session.state(_given(content, "attribute", str))
 
 
 def _queue(content: dict[str, Any]) -> str:
-    if (queue := content.get("queue")) not in QUEUES:
-        raise AimonkError(f"There is no queue {queue!r}: choose {', '.join(QUEUES)}")
-    return str(queue)
+    return _given(content, "queue", str)
 
 
-_ACTIONS: dict[str, Callable[[LabelSession, dict[str, Any]], Any]] = {
+_ACTIONS: dict[str, Callable[["LabelSession", dict[str, Any]], Any]] = {
     "page": _page,
     "answers": _answers,
     "undo": _undo,

@@ -32,9 +32,12 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
             build_batch_tab(served, predict, tabs)
             with gr.Tab("Model", id="model"):
                 build_model_tab(served)
+            if served.labelling is not None:
+                with gr.Tab("Labels", id="labels"):
+                    gr.HTML('<iframe id="labelling" src="label/" title="Mend labels"></iframe>', padding=False)
         gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
         add_endpoints(served)
-    page.plain_api = PlainApi(served, examples)
+    page.plain_api, page.labelling = PlainApi(served, examples), served.labelling
     check_inputs_first(page, served.limits.folder)
     return page
 

@@ -21,6 +21,8 @@ from aimonk_hf.modeling.streaming import Outputs, finite, sigmoid
 from aimonk_hf.storage import explained, read_json, write_json
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
@@ -88,6 +90,7 @@ class Served:
     limits: Limits
     save_folder: Path | None = None
     note: str = ""
+    labelling: "ASGIApp | None" = None
     model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 

@@ -20,6 +20,7 @@ from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.folder import app_folder, sweep_regularly
 from aimonk_hf.app.gate import Gate
 from aimonk_hf.app.gradio_internals import upload_folder
+from aimonk_hf.app.labelling import labelling_of
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.uploads import MAX_AT_ONCE, MEGABYTE, Limits
@@ -46,20 +47,22 @@ def serve(
     allow_save: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
     allowed_hosts: Sequence[str] = (),
+    label: str | None = None,
     **computing: Any,
 ) -> None:
     """Serve a model folder or Hub repository until interrupted; None: $AIMONK_MODEL, outputs/demo, or the sample.
 
     `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
-    backend, device and precision of `AimonkPredictor.from_pretrained`. Raises `AimonkError` where the port is taken,
-    and for `allow_save` with `share` or without a local model folder.
+    backend, device and precision of `AimonkPredictor.from_pretrained`. `label` is a data folder whose labels a tab
+    mends. Raises `AimonkError` where the port is taken, and for `allow_save` or `label` with `share` or without a local
+    model folder.
     """
     if threading.current_thread() is threading.main_thread():
         # a container is stopped by it; without this the visitors' files would stay
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     give_back_freed_memory()
     with app_folder() as folder:
-        page = open_page(model, folder, allow_save, share, max_file_size, **computing)
+        page = open_page(model, folder, allow_save, share, max_file_size, label, **computing)
         is_writable = allow_save and not on_space()
         try:
             launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=is_writable)
@@ -76,6 +79,7 @@ def open_page(
     allow_save: bool = False,
     share: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
+    label: str | None = None,
     **computing: Any,
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
@@ -88,6 +92,10 @@ def open_page(
         raise AimonkError("--max-file-size must be at least 1 (megabyte)")
     if can_save and share:
         raise AimonkError("--allow-save lets every visitor change the model: leave out --share, or --allow-save")
+    if label and (share or on_space()):
+        raise AimonkError("--label lets every visitor write labels: leave out --share, or --label")
+    if label and (is_sample or not is_folder):
+        raise AimonkError("--label needs a model of these labels: name its folder with --model")
     if can_save and not is_folder:
         raise AimonkError(f"--allow-save needs a local model folder, and {wanted} is none")
     try:
@@ -95,6 +103,8 @@ def open_page(
     except AimonkError as error:
         print(f"No model: {error}", file=sys.stderr)
         return build_missing_page(_shown_name(wanted), _shown_reason(wanted, str(error)))
+    if label:
+        served.labelling = labelling_of(served.scorer.model, label)
     if is_sample:
         served.name, served.note = "Sample model", _SAMPLE_NOTE
         print(_SAMPLE_NOTE, file=sys.stderr)
@@ -174,7 +184,8 @@ def _protected(
     """Return the options of gradio for look and protection, and begin to remove old files."""
     folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
     limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
-    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, getattr(page, "plain_api", None))
+    inner = (getattr(page, name, None) for name in ("plain_api", "labelling"))
+    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, *inner)
     kept = set(folder.rglob("*"))  # the examples
     threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
     return {

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import RLock, Thread
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimonk_hf.audit.learner import Learner
+from aimonk_hf.audit.learner import Learner, cached_features
 from aimonk_hf.audit.queues import QUEUES, Waiting, build_queues, choose_page, probabilities
 from aimonk_hf.data.dataset import AttributeDataset, for_each
 from aimonk_hf.data.duplicates import Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.data.reviews import Review, append_reviews, read_reviews, reviews_path
 from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.evaluation.report import score_unseen
+from aimonk_hf.evaluation.split_file import parts_of
+from aimonk_hf.modeling.predicting import Predicting
 from aimonk_hf.storage import read_json, write_json
 
 Floats = NDArray[np.floating[Any]]
@@ -61,6 +65,11 @@ class LabelSession:
         self.read_size = 0
         self._read()
 
+    @property
+    def queues(self) -> dict[str, str]:
+        """Return the queues with their titles."""
+        return QUEUES
+
     def prepare(self) -> Thread:
         """Find near-duplicates and compute features in a thread; `preparing` says what it does, or why it ended."""
         thread = Thread(target=self._prepare, daemon=True)
@@ -86,6 +95,8 @@ class LabelSession:
 
     def page(self, attribute: str, queue: str, size: int) -> dict[str, Any]:
         """Return the next images of a queue with label, suggestion and reason, and what is left in every queue."""
+        if queue not in QUEUES:
+            raise AimonkError(f"There is no queue {queue!r}: choose {', '.join(QUEUES)}")
         with self.lock:
             self._read()
             column, queues = self._queues(attribute)
@@ -231,6 +242,17 @@ class LabelSession:
         shown = {"label": label, "suggested": suggested, "probability": None if hidden else round(likely, 3)}
         place = {"row": one.row, "name": self.dataset.labels.images[one.row], "queue": one.queue, "reason": one.reason}
         return {**place, **shown, "filled": filled}
+
+
+def session_of_model(model: Predicting, dataset: AttributeDataset) -> LabelSession:
+    """Return a session with the scores of a model for images that it has not seen, and its features to learn on.
+
+    Raises `AimonkError` where the labels lack an attribute of the model.
+    """
+    scores, _ = score_unseen(model, dataset)
+    report = np.array([part == "report" for part in parts_of(model, dataset)[0]])
+    features = partial(cached_features, f"local-dir:{model.folder}", dataset.paths) if model.folder else None
+    return LabelSession(dataset, scores, report, features)
 
 
 def _thumbnail(path: Path) -> Any:

@@ -45,6 +45,7 @@ def add_prediction_commands(command: Command) -> None:
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7860)
     flag("--share", action="store_true", help="make a public link through Gradio")
+    flag("--label", metavar="DATA", help="a tab that mends the labels of this data folder (docs/LABELLING.md)")
     flag("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
     proxied: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     flag("--allowed-host", **proxied, help="host name under which a proxy offers the app; repeatable, * for any")
@@ -187,5 +188,5 @@ def _app(options: argparse.Namespace) -> int:
 
     network = (options.model, options.host, options.port, options.share)
     computing = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    serve(*network, options.allow_save, options.max_file_size, options.allowed_host, **computing)
+    serve(*network, options.allow_save, options.max_file_size, options.allowed_host, options.label, **computing)
     return 0
