@@ -181,7 +181,9 @@ class Turns:
         self._untimed, self._images = 2, 0
 
 
-def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch, device: str = "cpu") -> Callable[[], None]:
+def ours(
+    task: Task, after_step: AfterStep, after_epoch: AfterEpoch, device: str = "cpu", **settings: Any
+) -> Callable[[], None]:
     """This library's recipe `default`: its own loop, loader, augmentation, averaging and precision."""
     import torch
 
@@ -192,10 +194,8 @@ def ours(task: Task, after_step: AfterStep, after_epoch: AfterEpoch, device: str
     from aimonk_hf.training.setup import build_model
     from aimonk_hf.training.taken_steps import TakenStep
 
-    os.environ["AIMONK_CACHE"] = str(task.scratch / "cache")
-    config = TrainConfig(
-        "-", "-", architecture=task.architecture, pretrained=False, batch_size=task.batch_size, epochs=task.epochs
-    )
+    settings = {"image_cache": str(task.scratch / "cache"), "batch_size": task.batch_size, **settings}
+    config = TrainConfig("-", "-", architecture=task.architecture, pretrained=False, epochs=task.epochs, **settings)
     precision = resolve_precision("auto", torch.device(device)).replace("float32", "no")
     accelerator = Processes(cpu=device == "cpu", mixed_precision=precision)
     prepare_for_training(accelerator.device)

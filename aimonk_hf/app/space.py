@@ -16,7 +16,17 @@ from aimonk_hf.storage import check_no_link_outside, staged_folder, write_text
 _PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
 # the packages that serve a model with onnx/model.onnx: neither torch nor timm
-ONNX_SERVING = ("filelock", "gradio", "huggingface_hub", "matplotlib", "numpy", "onnxruntime", "pillow", "tqdm")
+ONNX_SERVING = (
+    "filelock",
+    "gradio",
+    "huggingface_hub",
+    "matplotlib",
+    "numpy",
+    "onnxruntime",
+    "pillow",
+    "pillow-heif",
+    "tqdm",
+)
 
 _APP = '''"""The Space's page. The variable AIMONK_MODEL, in the Space's settings, serves another model."""
 
