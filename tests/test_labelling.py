@@ -16,8 +16,9 @@ from aimonk_hf import AimonkModel, AttributeDataset
 from aimonk_hf.app.folder import app_folder
 from aimonk_hf.app.labelling import labelling_app
 from aimonk_hf.app.serve import launch, open_page
+from aimonk_hf.audit import learner
 from aimonk_hf.audit.label_session import LabelSession
-from aimonk_hf.audit.learner import Learner
+from aimonk_hf.audit.learner import Learner, cached_features
 from aimonk_hf.audit.queues import build_queues, choose_page, probabilities
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.duplicates import Pair
@@ -202,12 +203,28 @@ def test_the_head_learns_what_features_tell() -> None:
     features[0] = np.nan
     start = truth.copy()
     start[random.permutation(400)[:380]] = np.nan
-    learner = Learner(features, start[:, None])
-    gain = learner.gain(truth[:, None], learner.scores(truth[:, None]), 0)
+    head = Learner(features, start[:, None])
+    gain = head.gain(truth[:, None], head.scores(truth[:, None]), 0)
     assert gain is not None
     assert gain["low"] <= gain["now"] - gain["before"] <= gain["high"]
     assert gain["now"] > gain["before"]
-    assert np.isnan(learner.scores(np.full((400, 1), np.nan))).all()
+    assert np.isnan(head.scores(np.full((400, 1), np.nan))).all()
+
+
+def test_features_are_kept_until_the_backbone_or_an_image_changes(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache" / "images"))
+    paths = AttributeDataset.from_folder(data).paths[:6]
+
+    def features(seed: int) -> np.ndarray:
+        torch.manual_seed(seed)
+        model = AimonkModel.from_timm("test_resnet", ["one"], pretrained=False, image_size=32)
+        model.save_pretrained(tmp_path / "model")
+        return cached_features(f"local-dir:{tmp_path / 'model'}", paths)
+
+    first = features(0)
+    monkeypatch.setattr(learner, "backbone_features", lambda *_, **__: first + 1)
+    assert np.array_equal(features(0), first)
+    assert np.array_equal(features(1), first + 1), "another model in the same folder"
 
 
 def test_a_labels_file_is_begun_from_a_folder_of_images(sample: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,7 +1,6 @@
 """A head that learns while labels are given: ridge regression on cached features, refreshed after every page."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from aimonk_hf.audit.probe import backbone_features, ridge_scorer
+from aimonk_hf.data.dataset import content_hash
+from aimonk_hf.data.image_cache import cache_folder
 from aimonk_hf.evaluation.metrics import average_precision
+from aimonk_hf.modeling.backbones import find_backbone
 from aimonk_hf.storage import atomic_path, make_folder
 
 Floats = NDArray[np.floating[Any]]
@@ -63,11 +65,12 @@ class Learner:
 
 
 def cached_features(architecture: str, paths: list[Path], device: str = "auto") -> Floats:
-    """Return the frozen features of images as `backbone_features`, kept in the user's cache until an image changes."""
-    folder = Path(os.environ.get("AIMONK_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}")
-    stamps = ((str(path.absolute()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths)
-    key = hashlib.sha256(repr((architecture, list(stamps))).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    file = make_folder(folder / "aimonk_hf" / "features") / f"{key}.npy"
+    """Return the frozen features of images as `backbone_features`, kept until an image or the backbone changes."""
+    weights = find_backbone(architecture, pretrained=True).weights  # a model folder may hold other weights by now
+    stamps = [(str(path.absolute()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
+    digest = content_hash(weights) if weights else ""
+    key = hashlib.sha256(repr((architecture, digest, stamps)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    file = make_folder(cache_folder() / "features") / f"{key}.npy"
     if file.is_file():
         found: Floats = np.load(file, allow_pickle=False)
         return found

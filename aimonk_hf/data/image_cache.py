@@ -81,9 +81,13 @@ class ImageCache:
 
 def open_image_cache(setting: str | None, fingerprint: str) -> ImageCache | None:
     """Return the cache in the directory `setting`; None stands for the default directory, "off" for no cache."""
+    return None if setting == "off" else ImageCache(cache_folder(setting), fingerprint)
+
+
+def cache_folder(setting: str | None = None) -> Path:
+    """Return the directory `setting`, or the default directory of decoded images."""
     default = os.environ.get("AIMONK_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/aimonk_hf/images"
-    folder = os.path.expanduser(setting or default)  # noqa: PTH111 - Path's raises where a user has no home
-    return None if setting == "off" else ImageCache(Path(folder), fingerprint)
+    return Path(os.path.expanduser(setting or default))  # noqa: PTH111 - Path's raises where a user has no home
 
 
 def _read(file: Path) -> Pixels | None:
