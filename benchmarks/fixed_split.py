@@ -15,8 +15,8 @@ from aimonk_hf import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.labels import write_labels
 from aimonk_hf.data.splits import split_rows
+from aimonk_hf.data.vocabulary import PARTS
 
-PARTS = ("train", "validation", "report")
 VALIDATION, REPORT = 0.3, 0.7  # the share that does not train, and the share of it that reports
 SEED = 42
 

@@ -17,7 +17,7 @@ from aimonk_hf.audit.queues import QUEUES, Waiting, build_queues, choose_page, p
 from aimonk_hf.data.dataset import AttributeDataset, for_each
 from aimonk_hf.data.duplicates import Pair, find_duplicates, group_numbers, thumbnail
 from aimonk_hf.data.labels import cell_text
-from aimonk_hf.data.reviews import Review, append_reviews, read_reviews, reviews_path
+from aimonk_hf.data.reviews import LABEL_OF, Review, append_reviews, read_reviews, reviews_path
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation.report import score_unseen
 from aimonk_hf.evaluation.split_file import parts_of
@@ -27,7 +27,6 @@ from aimonk_hf.storage import read_json, write_json
 Floats = NDArray[np.floating[Any]]
 
 GUIDE_FILE = "label_guide.json"  # what an attribute means, and examples of both kinds
-_VALUES = {"1": 1.0, "0": 0.0, "NA": np.nan}
 _FILLED = 0.8  # probability from which on a missing label is prefilled
 
 
@@ -120,7 +119,7 @@ class LabelSession:
                 row, new, queue = one.get("row"), one.get("new"), one.get("queue")
                 if not isinstance(row, int) or not 0 <= row < len(self.labels):
                     raise AimonkError(f"There is no image {row}")
-                if new not in _VALUES or queue not in QUEUES:
+                if new not in LABEL_OF or queue not in QUEUES:
                     raise AimonkError(
                         f"An answer is 1, 0 or NA in one of {', '.join(QUEUES)}, found {new!r}, {queue!r}"
                     )
@@ -208,7 +207,7 @@ class LabelSession:
         for one in reviews[len(self.reviews) :]:
             if one.attribute in self.done and one.image in self.row_of:
                 row, column = self.row_of[one.image], self.dataset.attributes.index(one.attribute)
-                self.labels[row, column] = _VALUES[one.new]
+                self.labels[row, column] = LABEL_OF[one.new]
                 (self.done[one.attribute].discard if one.queue == "undo" else self.done[one.attribute].add)(row)
                 self.learned = None
         self.reviews = reviews
@@ -244,14 +243,17 @@ class LabelSession:
         return {**place, **shown, "filled": filled}
 
 
-def session_of_model(model: Predicting, dataset: AttributeDataset) -> LabelSession:
-    """Return a session with the scores of a model for images that it has not seen, and its features to learn on.
+def session_of_model(
+    model: Predicting, dataset: AttributeDataset, features: Callable[[], Floats] | None = None
+) -> LabelSession:
+    """Return a session with a model's scores of images that it has not seen; by default its own features teach.
 
     Raises `AimonkError` where the labels lack an attribute of the model.
     """
     scores, _ = score_unseen(model, dataset)
     report = np.array([part == "report" for part in parts_of(model, dataset)[0]])
-    features = partial(cached_features, f"local-dir:{model.folder}", dataset.paths) if model.folder else None
+    if features is None and model.folder:
+        features = partial(cached_features, f"local-dir:{model.folder}", dataset.paths)
     return LabelSession(dataset, scores, report, features)
 
 

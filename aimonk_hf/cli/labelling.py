@@ -39,8 +39,9 @@ def _label(options: argparse.Namespace) -> int:
         from aimonk_hf.app.labelling import serve_labelling
     except ImportError as error:
         raise AimonkError("The labelling page needs gradio's server: pip install 'aimonk_hf[app]'") from error
-    from aimonk_hf.audit.label_session import LabelSession
+    from aimonk_hf.audit.label_session import LabelSession, session_of_model
     from aimonk_hf.audit.learner import cached_features
+    from aimonk_hf.evaluation.split_file import read_parts
 
     if options.model and options.scores:
         raise AimonkError("--model and --scores both name scores: give one of them")
@@ -49,10 +50,17 @@ def _label(options: argparse.Namespace) -> int:
     if not options.data_dir:
         raise AimonkError("label needs --data-dir DATA, or --images FOLDER with --attributes a,b,c")
     dataset = read_data(options)
-    architecture = options.architecture or (f"local-dir:{options.model}" if options.model else None)
-    features = partial(cached_features, architecture, dataset.paths, options.device) if architecture else None
-    scores, report = _scores(options, dataset)
-    session = LabelSession(dataset, scores, report, features)
+    learned_on = partial(cached_features, options.architecture, dataset.paths, options.device)
+    features = learned_on if options.architecture else None
+    if options.model:
+        model = load_predictor(options)
+        print(model.computing_line, file=sys.stderr)
+        session = session_of_model(model, dataset, features)
+    else:
+        session = LabelSession(dataset, _scores(options, dataset), _in_report(dataset.labels.parts), features)
+    if options.split:
+        part_of = {image: part for image, part, _ in read_parts(options.split)}
+        session.report = _in_report([part_of.get(image, "") for image in dataset.labels.images])
     serve_labelling(session, options.who, options.host, options.port, options.allowed_host)
     return 0
 
@@ -82,28 +90,18 @@ def _begin(options: argparse.Namespace) -> None:
     print(f"written:  {path}, {len(names)} images with every label missing")
 
 
-def _scores(options: argparse.Namespace, dataset: "AttributeDataset") -> tuple[Any, Any]:
-    """Return scores [N, K] of --model or --scores, or None, and the mask [N] of the report part, or None."""
+def _scores(options: argparse.Namespace, dataset: "AttributeDataset") -> Any:
+    """Return the scores [N, K] of --scores, or None."""
+    from aimonk_hf.audit.suspects import read_scores
+
+    return options.scores and read_scores(options.scores, dataset.labels.images, dataset.attributes)
+
+
+def _in_report(parts: list[str] | None) -> Any:
+    """Return the mask [N] of the report part, or None where no parts are known."""
     import numpy as np
 
-    from aimonk_hf.evaluation.split_file import parts_of, read_parts
-
-    scores, parts = None, dataset.labels.parts
-    if options.scores:
-        from aimonk_hf.audit.suspects import read_scores
-
-        scores = read_scores(options.scores, dataset.labels.images, dataset.attributes)
-    if options.model:
-        from aimonk_hf.evaluation.report import score_unseen
-
-        model = load_predictor(options)
-        print(model.computing_line, file=sys.stderr)
-        scores, _ = score_unseen(model, dataset)
-        parts = [part or "" for part in parts_of(model, dataset)[0]]
-    if options.split:
-        part_of = {image: part for image, part, _ in read_parts(options.split)}
-        parts = [part_of.get(image, "") for image in dataset.labels.images]
-    return scores, None if parts is None else np.array([part == "report" for part in parts])
+    return None if parts is None else np.array([part == "report" for part in parts])
 
 
 def _user() -> str:

@@ -14,7 +14,7 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import csv_line, explained
 
 REVIEWS_FILE = "reviews.csv"
-_VALUES = {"1": 1.0, "0": 0.0, "NA": np.nan}
+LABEL_OF = {"1": 1.0, "0": 0.0, "NA": np.nan}
 
 
 class Review(NamedTuple):
@@ -69,7 +69,7 @@ def apply_reviews(path: Path, images: list[str], attributes: list[str], values: 
     for _, review in _numbered(path):
         row, column = row_of.get(review.image), column_of.get(review.attribute)
         if row is not None and column is not None:
-            old, new = values[row, column], np.float32(_VALUES[review.new])
+            old, new = values[row, column], np.float32(LABEL_OF[review.new])
             place = row, column
             changed[place] = changed.get(place, False) or not np.array_equal(old, new, equal_nan=True)
             values[place] = new
@@ -91,7 +91,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, Review]]:
         for cells in reader:
             if reader.line_num == 1 and tuple(cells) == Review._fields:
                 continue
-            if len(cells) != len(Review._fields) or cells[2] not in _VALUES or cells[3] not in _VALUES:
+            if len(cells) != len(Review._fields) or cells[2] not in LABEL_OF or cells[3] not in LABEL_OF:
                 wanted = f"a row is {','.join(Review._fields)}, with labels 1, 0 and NA"
                 raise AimonkError(f"{path}:{reader.line_num}: Not an answer ({wanted}): mend or remove that line")
             yield reader.line_num, Review(*cells)

@@ -15,6 +15,7 @@ from aimonk_hf.data.image_cache import open_image_cache
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.labels import labels_table
 from aimonk_hf.data.splits import split_rows
+from aimonk_hf.data.vocabulary import PARTS
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.split_file import parts_of, rows_of_seen
 from aimonk_hf.modeling.model import AimonkModel
@@ -22,7 +23,6 @@ from aimonk_hf.training.processes import compute_once
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.settings import TrainConfig
 
-PARTS = ("train", "validation", "report")
 # A smaller report part could show nothing: its images stay with the validation images then.
 _SMALLEST_REPORT = 20
 
