@@ -21,9 +21,11 @@ from aimonk_hf.audit.label_session import LabelSession
 from aimonk_hf.audit.learner import Learner, cached_features
 from aimonk_hf.audit.queues import build_queues, choose_page, probabilities
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.dataset import content_hash
 from aimonk_hf.data.duplicates import Pair
 from aimonk_hf.data.labels import Labels, read_labels, write_labels
 from aimonk_hf.data.reviews import read_reviews
+from aimonk_hf.evaluation.split_file import write_parts
 
 
 @pytest.fixture
@@ -239,6 +241,21 @@ def test_a_labels_file_is_begun_from_a_folder_of_images(sample: Path, tmp_path: 
     assert np.isnan(begun.values).all()
     assert main(["label"]) == 2
     assert "label needs --data-dir DATA, or --images FOLDER" in capsys.readouterr().err
+
+
+def test_a_split_knows_images_by_content_and_one_of_others_is_refused(data: Path, monkeypatch, capsys) -> None:
+    served: list[LabelSession] = []
+    monkeypatch.setattr("aimonk_hf.app.labelling.serve_labelling", lambda session, *_: served.append(session))
+    paths = AttributeDataset.from_folder(data).paths
+    parts = ["report"] * 3 + ["train"] * (len(paths) - 3)
+    rows = [(f"renamed {path.name}", part, content_hash(path)) for path, part in zip(paths, parts, strict=True)]
+    write_parts(data / "split.csv", rows)
+    command = ["label", "--data-dir", str(data), "--split", str(data / "split.csv")]
+    assert main(command) == 0
+    assert np.flatnonzero(served[0].report).tolist() == [0, 1, 2]
+    write_parts(data / "split.csv", [("other.jpg", "report", "0" * 64)])
+    assert main(command) == 2
+    assert "names none of these images, by name or content" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def _label(options: argparse.Namespace) -> int:
         raise AimonkError("The labelling page needs gradio's server: pip install 'aimonk_hf[app]'") from error
     from aimonk_hf.audit.label_session import LabelSession, session_of_model
     from aimonk_hf.audit.learner import cached_features
+    from aimonk_hf.data.dataset import content_hash
     from aimonk_hf.evaluation.split_file import read_parts
 
     if options.model and options.scores:
@@ -59,8 +60,12 @@ def _label(options: argparse.Namespace) -> int:
     else:
         session = LabelSession(dataset, _scores(options, dataset), _in_report(dataset.labels.parts), features)
     if options.split:
-        part_of = {image: part for image, part, _ in read_parts(options.split)}
-        session.report = _in_report([part_of.get(image, "") for image in dataset.labels.images])
+        part_of = {key: part for image, part, digest in read_parts(options.split) for key in (image, digest) if key}
+        keys = zip(dataset.labels.images, map(content_hash, dataset.paths), strict=True)
+        parts = [part_of.get(digest) or part_of.get(image, "") for image, digest in keys]
+        if not any(parts):
+            raise AimonkError(f"--split {options.split} names none of these images, by name or content")
+        session.report = _in_report(parts)
     serve_labelling(session, options.who, options.host, options.port, options.allowed_host)
     return 0
 
