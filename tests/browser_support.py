@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,3 +111,18 @@ def wait_for_state(page: Any, attribute: str, state: str) -> None:
 def fits_the_screen(page: Any) -> bool:
     fits: bool = page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth + 1")
     return fits
+
+
+def halt_after_two(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let the app score two images, and the others when the event is set."""
+    score, go_on, seen = app.served.scorer.score, threading.Event(), []
+
+    def halting(image: Any) -> dict[str, float]:
+        seen.append(image)
+        if len(seen) > 2:
+            assert go_on.wait(60)
+        return score(image)
+
+    monkeypatch.setattr(app.served.scorer, "score", halting)
+    monkeypatch.setattr("aimonk_hf.app.batch_tab.WORKERS", 1)
+    return go_on

@@ -5,7 +5,6 @@ import csv
 import importlib.util
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from browser_support import (
     browser,
     clear,
     fits_the_screen,
+    halt_after_two,
     row,
     shown,
     upload,
@@ -367,16 +367,7 @@ def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path
 def test_the_progress_of_a_batch_is_shown(
     desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, go_on, seen = app.served.scorer.score, threading.Event(), []
-
-    def halting(image: Any) -> dict[str, float]:
-        seen.append(image)
-        if len(seen) > 2:
-            assert go_on.wait(60)
-        return score(image)
-
-    monkeypatch.setattr(app.served.scorer, "score", halting)
-    monkeypatch.setattr("aimonk_hf.app.batch_tab.WORKERS", 1)
+    go_on = halt_after_two(app, monkeypatch)
     desktop.get_by_role("tab", name="Batch").click()
     desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 5)])
     desktop.wait_for_selector("#files :text('image_4')")

@@ -1,6 +1,5 @@
 """What a look at the page would see: nothing cut, nothing overlapping, maps inside the window, readable colours."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from app_support import RunningApp, bad_images, running_app, write_images, write_zip
-from browser_support import DESKTOP, browser, fits_the_screen, row, shown, upload, wait_for_state
+from browser_support import DESKTOP, browser, fits_the_screen, halt_after_two, row, shown, upload, wait_for_state
 from PIL import Image
 
 from aimonk_hf.evaluation.report import build_report
@@ -246,16 +245,7 @@ def test_a_batch_is_sorted_opened_and_decided_anew(desktop: Any, app: RunningApp
 
 
 def test_a_batch_is_stopped(desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score, go_on, seen = app.served.scorer.score, threading.Event(), []
-
-    def halting(image: Any) -> dict[str, float]:
-        seen.append(image)
-        if len(seen) > 2:
-            assert go_on.wait(60)
-        return score(image)
-
-    monkeypatch.setattr(app.served.scorer, "score", halting)
-    monkeypatch.setattr("aimonk_hf.app.batch_tab.WORKERS", 1)
+    go_on = halt_after_two(app, monkeypatch)
     desktop.get_by_role("tab", name="Batch").click()
     assert desktop.is_disabled("#stop")
     desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 9)])
