@@ -1,10 +1,11 @@
 """Compare settings of a recipe on the training part: one training per seed, judged on the images left out.
 
     python benchmarks/search.py --data-dir DATA --architecture local-dir:FOLDER --json FILE --try "--epochs 6" --try
-        "--epochs 6 --lr 2e-3" [--seeds 0 1 2]
+        "--epochs 6 --lr 2e-3" [--seeds 0 1 2] [--division 0]
 
 The images that `race.py` reports from are put aside first and never read: what is chosen here can be judged on them. Of
-the others each seed trains on 70% and judges on 30%; near-duplicates stay together. Differences to the first settings
+the others each seed trains on 70% and judges on 30%, those of --division where it is given (a teacher belongs to one
+division); near-duplicates stay together. Differences to the first settings
 are taken seed by seed. FILE keeps what has been run: another call with more settings runs only those.
 """
 
@@ -12,7 +13,9 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,15 +32,21 @@ def main() -> None:
         "--try", dest="settings", action="append", default=[], help="flags of `aimonk-hf train`, as one text; repeat"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--division", type=int, help="the seed that divides the images, for all seeds; default: each its own"
+    )
     options = parser.parse_args()
+    from aimonk_hf.data.splits import split_rows
+
     rows: list[Row] = json.loads(options.json.read_text()) if options.json.exists() else []
     dataset, groups = training_part(options.data_dir)
     for seed in options.seeds:
         for settings in options.settings:
             if not any(row["settings"] == settings and row["seed"] == seed for row in rows):
-                rows.append(
-                    {"settings": settings, "seed": seed, **run(dataset, groups, options.architecture, settings, seed)}
-                )
+                division = seed if options.division is None else options.division
+                part_of = split_rows(dataset.labels.values, [0.7, 0.3], seed=division, groups=groups)
+                parts = [dataset.select(np.flatnonzero(part_of == part)) for part in range(2)]
+                rows.append({"settings": settings, "seed": seed} | run(parts, options.architecture, settings, seed))
                 print(json.dumps(rows[-1]), flush=True)
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print_table(rows)
@@ -55,19 +64,20 @@ def training_part(data: Path) -> tuple[Any, Any]:
     return dataset, image_groups(dataset)
 
 
-def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) -> Row:
-    """Train once and return mAP, AUROC, masked loss and the seconds that training took."""
+def run(parts: list[Any], architecture: str, settings: str, seed: int) -> Row:
+    """Train on the first part; return mAP, AUROC and masked loss on the second, and the seconds that training took."""
     import torch
     from accelerate.state import AcceleratorState
 
     from aimonk_hf.cli.flags import add_train_flags
-    from aimonk_hf.data.splits import split_rows
     from aimonk_hf.modeling.devices import keep_freed_memory, resolve_precision
     from aimonk_hf.training.loop import Trainer
     from aimonk_hf.training.processes import Processes
+    from aimonk_hf.training.run_directory import RunDirectory
     from aimonk_hf.training.seeding import seed_everything
     from aimonk_hf.training.settings import TrainConfig
     from aimonk_hf.training.setup import build_model
+    from aimonk_hf.training.teacher import soft_targets
 
     parser = argparse.ArgumentParser()
     add_train_flags(parser)
@@ -83,15 +93,16 @@ def run(dataset: Any, groups: Any, architecture: str, settings: str, seed: int) 
         *settings.split(),
     ]
     config = TrainConfig(**vars(parser.parse_args(flags)))
-    part_of = split_rows(dataset.labels.values, [0.7, 0.3], seed=seed, groups=groups)
-    train_set, judged = (dataset.select(np.flatnonzero(part_of == part)) for part in range(2))
     AcceleratorState._reset_state()
     precision = resolve_precision(config.mixed_precision.replace("no", "float32"), torch.device("cpu"))
     accelerator = Processes(mixed_precision=precision.replace("float32", "no"), cpu=True)
     keep_freed_memory()
     seed_everything(seed)
     start = time.perf_counter()
-    trainer = Trainer(config, accelerator, build_model(config, dataset.attributes), train_set, judged)
+    with TemporaryDirectory() as folder:
+        run_directory = RunDirectory(replace(config, output_dir=folder))
+        soft = soft_targets(config.teacher, run_directory, accelerator, parts) if config.teacher else None
+    trainer = Trainer(config, accelerator, build_model(config, parts[0].attributes), *parts, soft)
     while not trainer.finished:
         stage = trainer.begin_stage()
         while trainer.state.stage == stage.number:

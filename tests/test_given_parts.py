@@ -87,11 +87,9 @@ def test_parts_that_are_not_given_are_shares_of_the_part_before(
     assert abs(list(found.values()).count("validation") - n_validation) <= 1
 
 
-def test_a_split_without_training_images_and_folds_of_given_parts_are_refused(data: Path, tmp_path: Path) -> None:
+def test_a_split_without_training_images_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(AimonkError, match=r"labels.csv gives no image to train on: name the part of some `train`"):
         train(small("", tmp_path / "none"), dataset=with_labels(data, parts=given_parts([0, 12, 12, 0])))
-    with pytest.raises(AimonkError, match="--folds divides the images itself"):
-        train(small("", tmp_path / "folds", folds=2), dataset=with_labels(data, parts=given_parts([24, 0, 0, 0])))
 
 
 @pytest.fixture

@@ -240,7 +240,8 @@ def test_one_class_attributes_train_and_stay_undefined(tmp_path: Path, capsys: p
 def test_an_image_that_vanishes_during_the_run_counts_nowhere(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", lambda _: "1 0")
     augmentation = train_augmentation("light", EvalTransform({"input_size": (3, 32, 32)}))
-    images = TrainImages(AttributeDataset.from_folder(data), [augmentation], seed=0)
+    dataset = AttributeDataset.from_folder(data)
+    images = TrainImages(dataset.paths, dataset.labels.values, [augmentation], seed=0)
     (data / "images" / "2.png").unlink()
     pixels, labels, row = images[(0, 2)]
     assert pixels.shape == (3, 32, 32)

@@ -57,6 +57,22 @@ def masked_asymmetric_loss(
     return _masked_mean(-(positive + negative), labels, normalizer)
 
 
+def with_soft_targets(loss: Loss, weight: float) -> Loss:
+    """Return a loss of targets [N, 2K]: labels, and the soft targets of a teacher, whose BCE is added with `weight`.
+
+    NaN is "missing" in both.
+    """
+
+    def both(
+        logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None, normalizer: Normalizer = None
+    ) -> Tensor:
+        labels, soft = targets.chunk(2, dim=1)
+        distilled = masked_bce_with_logits(logits, soft, pos_weight, normalizer)
+        return loss(logits, labels, pos_weight, normalizer) + weight * distilled
+
+    return both
+
+
 def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
     """Move labels [N, K] from 1 to 1 - smoothing/2 and from 0 to smoothing/2; missing ones stay missing."""
     return labels * (1 - smoothing) + smoothing / 2

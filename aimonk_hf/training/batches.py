@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.image_cache import ImageCache
 from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import ImageError
@@ -23,7 +23,8 @@ from aimonk_hf.training.seeding import seed_everything
 # A place in a batch: (epoch, row). A negative row is a stand-in that keeps processes in step; its labels are all
 # missing.
 Place = tuple[int, int]
-# Inputs (pixels uint8 [N, 3, H, W], or features [N, D]), labels [N, K], rows [N] (-1 - row where the image is lost).
+# Inputs (pixels uint8 [N, 3, H, W], or features [N, D]), targets [N, K or 2K], rows [N] (-1 - row where an image
+# is lost).
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -90,31 +91,32 @@ def balancing_weights(labels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class TrainImages(Dataset[Any]):
-    """Augmented pixels uint8 [3, H, W], labels [K] and the row of a `Place`; random by (seed, epoch, row).
+    """Augmented pixels uint8 [3, H, W], `targets` of a row and the row of a `Place`; random by (seed, epoch, row).
 
-    An image that has become unreadable gives grey pixels, missing labels, and -1 - row. `augmentations` has one per
-    epoch.
+    An image that has become unreadable gives grey pixels, missing targets, and -1 - row. `augmentations` has one per
+    epoch; `targets` [N, K] are the labels, or [N, 2K] with those of a teacher.
     """
 
     def __init__(
         self,
-        dataset: AttributeDataset,
+        paths: list[Path],
+        targets: NDArray[np.float32],
         augmentations: Sequence[Augmentation],
         seed: int,
         cache: ImageCache | None = None,
     ) -> None:
-        self.dataset, self.augmentations, self.seed, self.cache = dataset, augmentations, seed, cache
-        self.paths = dataset.paths
+        self.paths, self.targets = paths, torch.from_numpy(targets)
+        self.augmentations, self.seed, self.cache = augmentations, seed, cache
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.paths)
 
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int]:
         epoch, row = place
         stand_in, row = row < 0, max(row, -1 - row)
         path, augment = self.paths[row], self.augmentations[epoch]
-        labels = torch.from_numpy(self.dataset.labels.values[row])
-        missing = torch.full_like(labels, torch.nan)
+        targets = self.targets[row]
+        missing = torch.full_like(targets, torch.nan)
         seed_everything(self.seed, 1, epoch, row)
         try:
             if self.cache is None:
@@ -124,7 +126,7 @@ class TrainImages(Dataset[Any]):
                 pixels = augment.change(Image.fromarray(kept))
         except ImageError:
             return augment(Image.new("RGB", (64, 64), "grey")), missing, -1 - row
-        return pixels, missing if stand_in else labels, row
+        return pixels, missing if stand_in else targets, row
 
 
 def image_loader(

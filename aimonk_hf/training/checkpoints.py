@@ -22,12 +22,12 @@ class EpochSums:
     """Sums within an epoch: the loss over observed labels, their number, steps without any, steps taken, seconds."""
 
     loss: float = 0.0
-    observed: int = 0
+    observed: float = 0
     skipped: int = 0
     steps: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float, observed: int, seconds: float) -> None:
+    def add(self, loss: float, observed: float, seconds: float) -> None:
         """Count a step with its mean loss."""
         self.loss += loss * observed
         self.observed += observed

@@ -65,14 +65,13 @@ class HeadFeatures:
             yield rows[read], features[read]
 
     def batches(self, batches: EpochBatches) -> Iterator[Batch]:
-        """Yield features [N, D], labels [N, K] and rows [N] of each forward pass, in the order of `batches`."""
-        every = torch.from_numpy(self.images.dataset.labels.values)
+        """Yield features [N, D], targets [N, K or 2K] and rows [N] of each forward pass, in the order of `batches`."""
         for places in batches:
             given = torch.tensor([row for _, row in places])
             rows = torch.where(given < 0, -1 - given, given)
-            labels, readable = every[rows], self.readable[rows]
-            labels[(given < 0) | ~readable] = torch.nan
-            yield self.features[rows], labels, torch.where(readable, rows, -1 - rows)
+            targets, readable = self.images.targets[rows], self.readable[rows]
+            targets[(given < 0) | ~readable] = torch.nan
+            yield self.features[rows], targets, torch.where(readable, rows, -1 - rows)
 
     def validation_logits(self, network: nn.Module, validator: Validator) -> tuple[Tensor, Tensor]:
         """Return logits [N, K] and readable [N] of the validation images, whose features are computed once."""

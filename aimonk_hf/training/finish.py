@@ -37,6 +37,7 @@ def finish(
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
+            parts = [part.match(trainer.reported) for part in (trainer.train_set, validation, report_set)]
             from_folder = config.init_from or ":" in config.architecture
             model.metrics["training"] = {
                 "recipe": Path(config.recipe).stem,
@@ -45,7 +46,7 @@ def finish(
                 "n_train": len(trainer.train_set),
                 "n_validation": len(validation),
                 "n_report": len(report_set),
-                "data": describe_data([trainer.train_set, validation, report_set]),
+                "data": describe_data(parts),
             }
             print(metrics_table(model.metrics))
         model.cpu()
@@ -82,7 +83,7 @@ def _judge(
         "objective": config.threshold_objective if config.tune_thresholds else None,
         "seed": config.seed,
     }
-    shown = validation if len(validation) else trainer.train_set
+    shown = (validation if len(validation) else trainer.train_set).match(names)
     if out_of_fold is not None:
         shown, fold_of, groups = out_of_fold.dataset, out_of_fold.fold_of, image_groups(out_of_fold.dataset)
         labels, scores = shown.labels.values, out_of_fold.scores

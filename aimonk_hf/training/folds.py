@@ -17,10 +17,10 @@ from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.parts import split
 from aimonk_hf.training.processes import score_together
-from aimonk_hf.training.run_directory import RunDirectory
+from aimonk_hf.training.run_directory import OUT_OF_FOLD, RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import TrainConfig
-from aimonk_hf.training.setup import machine_settings
+from aimonk_hf.training.setup import machine_settings, reported_attributes
 
 
 @dataclass
@@ -45,7 +45,7 @@ def cross_validate(
     an epoch, each model takes its validation images from those it trains on: a held-out fold chooses nothing. Finished
     folds are kept at --resume.
     """
-    labels = dataset.labels.values
+    labels, reported = dataset.labels.values, reported_attributes(config, dataset.attributes)
     fold_of = split_rows(labels, [1 / config.folds] * config.folds, config.split, config.seed, dataset.groups)
     if accelerator.is_main_process:
         run.write_folds(dataset, fold_of)
@@ -55,7 +55,7 @@ def cross_validate(
             advice = f"try --folds {fewest}" if fewest > 1 else "add images with that label"
             told = f"{name} has {fewest} label(s) of one kind, fewer than the {config.folds} folds"
             accelerator.print(f"warning: {told}: {advice}")
-    scores = np.full(labels.shape, np.nan)
+    scores = np.full((len(labels), len(reported)), np.nan)
     for fold in range(config.folds):
         held_out, inside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         told = f"fold {fold + 1} of {config.folds}: {len(inside)} images to train on, {len(held_out)} left out"
@@ -65,8 +65,9 @@ def cross_validate(
         scores[held_out], failures = score_together(accelerator, model, dataset.select(held_out).paths)
         for path, reason in failures.items():
             accelerator.print(f"{shown_name(path)} can no longer be read ({reason}): its labels count nowhere")
+    dataset = dataset.match(reported)
     if accelerator.is_main_process:
-        run.write_out_of_fold(dataset, scores)
+        run.write_scores(run.path / OUT_OF_FOLD, dataset, scores)
     return OutOfFold(dataset, scores, fold_of)
 
 

@@ -8,8 +8,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.image_cache import open_image_cache
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
-from aimonk_hf.modeling.losses import positive_weights, smooth_labels
+from aimonk_hf.modeling.losses import positive_weights, smooth_labels, with_soft_targets
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.streaming import default_workers
 from aimonk_hf.modeling.weights import require_finite
@@ -34,7 +36,7 @@ from aimonk_hf.training.progress import ProgressBar, epoch_line, write_line
 from aimonk_hf.training.run_directory import RunDirectory
 from aimonk_hf.training.seeding import seed_everything
 from aimonk_hf.training.settings import Stage, TrainConfig
-from aimonk_hf.training.setup import autocast, machine_settings
+from aimonk_hf.training.setup import autocast, machine_settings, reported_attributes, with_attributes
 from aimonk_hf.training.stopping import StopRequest
 from aimonk_hf.training.taken_steps import TakenStep, read_losses, steps_between_reads
 from aimonk_hf.training.validation import Validator, validation_figures
@@ -61,6 +63,7 @@ class Trainer:
         model: AimonkModel,
         train_set: AttributeDataset,
         validation: AttributeDataset,
+        soft_targets: NDArray[np.float32] | None = None,
     ) -> None:
         train_set.labels.check_observed("images to train on")
         self.config, self.accelerator, self.model, self.train_set = config, accelerator, model, train_set
@@ -71,9 +74,13 @@ class Trainer:
             labels, config.pos_weight_power, config.pos_weight_cap, config.pos_weight_negatives, image_weights
         )
         self.pos_weight = torch.from_numpy(weights).to(accelerator.device)
-        self.loss = build_loss(config)
+        self.loss = self.train_loss = build_loss(config)
+        if soft_targets is not None:
+            labels = np.concatenate([labels, soft_targets], axis=1)
+            self.train_loss = with_soft_targets(self.loss, config.teacher_weight)
         self.mixes = bool(config.mixup or config.cutmix)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.reported = reported_attributes(config, train_set.attributes)
         model.timm_model.to(accelerator.device).to(memory_format=self.memory_format)
         # warmed up, so that early weights fade
         ema = partial(ModelEmaV3, decay=config.ema_decay, use_warmup=True)
@@ -82,7 +89,7 @@ class Trainer:
         self.steps_between_reads = steps_between_reads(accelerator.device)
         augmentations = augmentations_by_epoch(config, model)
         cache = open_image_cache(config.image_cache, augmentations[0].fingerprint)
-        self.images = TrainImages(train_set, augmentations, config.seed, cache)
+        self.images = TrainImages(train_set.paths, labels, augmentations, config.seed, cache)
         self.batches = EpochBatches(
             len(train_set), config.batch_size, config.accumulation_steps, n_processes, rank, config.seed, image_weights
         )
@@ -220,20 +227,20 @@ class Trainer:
         accelerator, config, state, names = self.accelerator, self.config, self.state, self.train_set.labels.images
         given = [row for *_, rows in passes for row in rows.tolist()]
         self._note_lost(names[-1 - row] for row in given if row < 0)
-        counted = torch.tensor(sum(self._n_observed(labels) for _, labels, _ in passes))
-        observed = int(accelerator.sum_on_host(counted))
+        counted = torch.tensor(sum(self._observed(targets) for _, targets, _ in passes))
+        observed = float(accelerator.sum_on_host(counted))
         total = torch.zeros((), device=accelerator.device)
         taken = TakenStep(state.step + 1, lr, [names[row] for row in given if row >= 0], observed, total)
         if not observed:
             state.step += 1
             return taken
         seed_everything(config.seed, 2, state.step, accelerator.process_index)  # dropout, mixing and the like
-        for number, (inputs, labels, _) in enumerate(passes, start=1):
+        for number, (inputs, given_targets, _) in enumerate(passes, start=1):
             with nullcontext() if number == len(passes) else accelerator.no_sync(stage.network):
-                values, targets = self._on_device(stage, inputs, labels)
+                values, targets = self._on_device(stage, inputs, given_targets)
                 with autocast(accelerator):
                     logits = stage.network(values)
-                loss = self.loss(logits, targets, self.pos_weight, observed / accelerator.num_processes)
+                loss = self.train_loss(logits, targets, self.pos_weight, observed / accelerator.num_processes)
                 accelerator.backward(loss)
             total += loss.detach()
         taken.on_device = accelerator.reduce(total, "mean")
@@ -252,24 +259,27 @@ class Trainer:
             self.lost_images.add(name)
             write_line(f"{shown_name(name)} can no longer be read: its labels count nowhere from now on")
 
-    def _n_observed(self, labels: Tensor) -> int:
-        missing = torch.isnan(labels)
+    def _observed(self, targets: Tensor) -> float:
+        """Return the number of observed labels, and of soft targets as often as their weight says."""
+        missing = torch.isnan(targets)
         if self.mixes:
             missing |= missing.roll(1, 0)  # torchvision mixes each image with the one before it
-        return int((~missing).sum())
+        labels, *soft = (~missing).split(len(self.pos_weight), dim=1)
+        return int(labels.sum()) + self.config.teacher_weight * sum(int(one.sum()) for one in soft)
 
-    def _on_device(self, stage: ActiveStage, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised pixels (or features) and labels of a pass, smoothed and mixed as the settings say."""
+    def _on_device(self, stage: ActiveStage, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised pixels (or features) and targets of a pass, smoothed and mixed as the settings say."""
         config, device = self.config, self.accelerator.device
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         if config.label_smoothing:
-            labels = smooth_labels(labels, config.label_smoothing)
+            labels, *soft = targets.split(len(self.pos_weight), dim=1)
+            targets = torch.cat([smooth_labels(labels, config.label_smoothing), *soft], dim=1)
         if stage.features is not None:
-            return inputs, labels
+            return inputs, targets
         pixels = self.model.normalize(inputs)
         if self.mixes:
-            pixels, labels = mix_batch(pixels, labels, config.mixup, config.cutmix)
-        return pixels.contiguous(memory_format=self.memory_format), labels
+            pixels, targets = mix_batch(pixels, targets, config.mixup, config.cutmix)
+        return pixels.contiguous(memory_format=self.memory_format), targets
 
     def validate(self, stage: ActiveStage) -> dict[str, Any]:
         """Return loss and macro figures of the kept network on the validation images."""
@@ -283,7 +293,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self._note_lost(dataset.labels.images[row] for row in torch.nonzero(~readable).flatten().tolist())
             labels = dataset.labels.values[readable.numpy()]
-            return validation_figures(logits[readable], labels, self.loss, self.pos_weight.cpu())
+            return validation_figures(logits[readable], labels, self.loss, self.pos_weight.cpu(), len(self.reported))
         except NotFiniteError as error:
             where = f"epoch {self.state.epoch} (step {self.state.step})"
             raise NotFiniteError(f"{where} cannot be validated: {error}") from error
@@ -319,13 +329,12 @@ class Trainer:
         """Write a checkpoint of all that the rest of the run depends on."""
         if not self.accelerator.is_main_process:
             return
-        scaler = self.accelerator.scaler
         same_stage = stage if stage is not None and stage.number == self.state.stage else None
         weights = {
             "network": self.model.timm_model.state_dict(),
             "average": self.average and self.average.module.state_dict(),
             "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
-            "scaler": scaler and scaler.state_dict(),
+            "scaler": (scaler := self.accelerator.scaler) and scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)
         self.saved_at = time.monotonic()
@@ -363,12 +372,12 @@ class Trainer:
         return stage
 
     def finished_model(self) -> AimonkModel:
-        """Return the model, on its device and in eval mode, with the kept weights: of the best epoch or of the last."""
+        """Return the model of the reported attributes, with the weights of the best epoch or of the last."""
         self.accelerator.free_memory()
         self.model.timm_model.load_state_dict(self.state.best or self.kept_network.state_dict())
         self.model.timm_model.requires_grad_(True)
         self.model.to(memory_format=torch.contiguous_format)
-        return self.model.eval()
+        return with_attributes(self.model, self.reported).eval()
 
     def resolved_settings(self) -> dict[str, Any]:
         """Return what "auto" and the defaults came to, for train_config.json."""

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from accelerate.utils import parse_flag_from_env, patch_environment
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.read_options import ReadOptions
+from aimonk_hf.data.vocabulary import PARTS
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.devices import explain_failure, prepare_for_training, resolve_device, resolve_precision
 from aimonk_hf.modeling.hub import create_repository, data_folder
@@ -33,9 +35,11 @@ from aimonk_hf.training.setup import (
     describe_start,
     load_earlier,
     machine_settings,
+    reported_attributes,
     try_steps,
 )
 from aimonk_hf.training.stopping import stopped_line
+from aimonk_hf.training.teacher import soft_targets
 
 
 def train(
@@ -121,7 +125,9 @@ def _run(
     out_of_fold = cross_validate(config, accelerator, run, dataset, new_model) if config.folds else None
     train_set, validation, report_set = divide(config, dataset, run, accelerator, earlier)
     seed_everything(config.seed)
-    trainer = Trainer(config, accelerator, model, train_set, validation)
+    parts = [train_set, validation, report_set]
+    soft = soft_targets(config.teacher, run, accelerator, parts) if config.teacher else None
+    trainer = Trainer(config, accelerator, model, train_set, validation, soft)
     trainer.fit(run, callbacks)
     return finish(trainer, run, validation, report_set, out_of_fold)
 
@@ -131,9 +137,14 @@ def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDa
         place = data_folder(config.data_dir), config.labels, config.images_dir
         parts = config.val_labels, config.report_labels
         dataset = AttributeDataset.from_folder(*place, None, None, ReadOptions.of(config), *parts)
-    if config.folds and dataset.labels.parts is not None:
-        raise AimonkError("--folds divides the images itself: leave it out, or leave out the given parts")
-    return dataset if model is None else dataset.match(model.config.attributes)
+    if config.folds and (given := dataset.labels.parts) is not None:
+        rows = [row for row, part in enumerate(given) if part == PARTS[0]]
+        print(f"--folds divides the {len(rows)} images of the given part {PARTS[0]}; the others take no part")
+        dataset = dataset.select(rows)
+        dataset.labels = replace(dataset.labels, parts=None)
+    dataset = dataset if model is None else dataset.match(model.config.attributes)
+    reported = reported_attributes(config, dataset.attributes)
+    return dataset.match([*reported, *(name for name in dataset.attributes if name not in reported)])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.images import check_image
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.evaluation.metrics import Floats
 from aimonk_hf.evaluation.split_file import SPLIT_FILE, Row, read_parts, write_parts
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, MODEL_FILES, WEIGHTS_FILE
 from aimonk_hf.storage import make_folder, read_json, score_columns, write_csv, write_json
@@ -23,7 +24,8 @@ HISTORY_COLUMNS = (
     *("seconds", "images_per_second"),
 )
 LOSS_CURVE, SAMPLE_PREDICTIONS = "loss_curve.png", "sample_predictions.png"
-_CONFIG, _HISTORY, _DATA, _FOLDS, _OUT_OF_FOLD = "train_config.json", "history.csv", "data.csv", "folds.csv", "oof.csv"
+OUT_OF_FOLD, TEACHER_SCORES = "oof.csv", "teacher.csv"
+_CONFIG, _HISTORY, _DATA, _FOLDS = "train_config.json", "history.csv", "data.csv", "folds.csv"
 
 # of each image, in data.csv
 _NOTED = ("bytes", "labels", "group", "part")
@@ -115,7 +117,7 @@ class RunDirectory:
         """Create the directory; files that --overwrite replaces are removed."""
         make_folder(self.path)
         if not self.config.resume:
-            own = (_CONFIG, _HISTORY, SPLIT_FILE, LOSS_CURVE, SAMPLE_PREDICTIONS, _FOLDS, _OUT_OF_FOLD)
+            own = (_CONFIG, _HISTORY, SPLIT_FILE, LOSS_CURVE, SAMPLE_PREDICTIONS, _FOLDS, OUT_OF_FOLD)
             try:
                 for name in (*MODEL_FILES, *own):
                     (self.path / name).unlink(missing_ok=True)
@@ -150,11 +152,11 @@ class RunDirectory:
         """Write folds.csv: the fold (1, 2, ...) that holds each image out."""
         write_csv(self.path / _FOLDS, ["image", "fold"], zip(dataset.labels.images, fold_of + 1, strict=True))
 
-    def write_out_of_fold(self, dataset: AttributeDataset, scores: NDArray[np.float64]) -> None:
-        """Write oof.csv: out-of-fold scores by image and attribute, which `audit --scores` reads."""
+    def write_scores(self, path: Path, dataset: AttributeDataset, scores: Floats) -> None:
+        """Write scores by image and attribute, which `audit --scores` reads: oof.csv, and those of a teacher."""
         rows = zip(dataset.labels.images, scores, strict=True)
         cells = ([image, *(_cell(score, 9) for score in row)] for image, row in rows)
-        write_csv(self.path / _OUT_OF_FOLD, ["image", *score_columns(dataset.attributes)], cells)
+        write_csv(path, ["image", *score_columns(dataset.attributes)], cells)
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv; undefined figures are left empty."""

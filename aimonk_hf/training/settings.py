@@ -3,8 +3,7 @@
 import math
 import os
 from dataclasses import Field, InitVar, asdict, dataclass, field, fields
-from numbers import Integral, Real
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 from aimonk_hf.data.read_options import READ_HELP
 from aimonk_hf.data.splits import NEAR_DUPLICATES, SPLIT_METHODS
@@ -12,6 +11,7 @@ from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
 from aimonk_hf.modeling.config import PRECISIONS
 from aimonk_hf.training.recipes import get_recipe
+from aimonk_hf.training.setting_values import check_value, flag
 
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
 AUGMENTATIONS = ("none", "flip", "light", "strong", "trivial-augment", "two-stage", "partial")
@@ -57,6 +57,7 @@ class TrainConfig:
     labels: str | None = _setting("label file (.csv, .tsv, .txt, .jsonl, .parquet), if not the folder's own")
     images_dir: str | None = _setting("folder of the images, if not images/ beside the labels")
     attributes: list[str] | None = _setting(READ_HELP["attributes"])
+    auxiliary: list[str] | None = _setting("attributes that are trained, and neither reported nor saved")
     ignore_columns: list[str] | None = _setting(READ_HELP["ignore_columns"])
     image_column: str | None = _setting(READ_HELP["image_column"])
     encoding: str | None = _setting(READ_HELP["encoding"])
@@ -112,6 +113,8 @@ class TrainConfig:
     clip_grad: float = _from_recipe("largest gradient norm; 0: off", 1.0)
     ema_decay: float = _from_recipe("decay of the EMA of the weights, which is then kept; 0: off", 0.0)
     loss: str = _from_recipe("bce, focal (--focal-gamma) or asymmetric (--asymmetric-gammas)", "bce", LOSSES)
+    teacher: str | None = _setting("soft targets for every label, missing ones too: run with --folds, model, or CSV")
+    teacher_weight: float = _setting("weight of a soft target, where a label has 1", 1.0)
     focal_gamma: float = _setting("gamma of the focal loss", 2.0)
     asymmetric_gammas: list[float] | None = _setting("POSITIVE,NEGATIVE: gammas of the asymmetric loss; default 1,4")
     asymmetric_clip: float = _setting("score below which the asymmetric loss ignores negatives", 0.05)
@@ -172,7 +175,7 @@ class TrainConfig:
         for setting in fields(self):
             for value in (getattr(self, setting.name), recipe.get(setting.name)):
                 if value is not None:
-                    _check_value(setting, value)
+                    check_value(setting, value)
         if self.folds and self.report_split:
             raise AimonkError("--folds evaluates on out-of-fold scores, not on a part: leave out --report-split")
         values = {name: setting.metadata["neutral"] for name, setting in by_name.items()} | recipe
@@ -211,6 +214,11 @@ class TrainConfig:
                 self.init_from and self.folds,
                 f"--init-from {self.init_from} may have seen the images: leave out --folds",
             ),
+            (
+                self.teacher and self.folds,
+                f"--teacher {self.teacher} may have seen the labels of the fold left out: leave out --folds",
+            ),
+            (self.teacher_weight <= 0, f"--teacher-weight must be above 0, found {self.teacher_weight}"),
             (self.folds == 1, "--folds must be 0 or at least 2, found 1"),
             (
                 self.chooses_epoch and not self.val_split,
@@ -235,11 +243,6 @@ class TrainConfig:
         return asdict(self)
 
 
-def flag(name: str) -> str:
-    """Return the command line's flag for a field."""
-    return "--" + name.replace("_", "-")
-
-
 def _recipe_fields() -> dict[str, "Field[Any]"]:
     return {setting.name: setting for setting in fields(TrainConfig) if "neutral" in setting.metadata}
 
@@ -260,39 +263,3 @@ def _stages(given: dict[str, Any], recipe: dict[str, Any], values: dict[str, Any
             raise AimonkError(f"{flag(several)} has {len(column)} value(s) for {n_stages} stage(s): give one for each")
         columns.append(column)
     return [Stage(*stage) for stage in zip(*columns, strict=True)]
-
-
-# The lowest value of each field that has one; a share lies in [0, 1), a factor in (0, 1].
-_LOWEST = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulation_steps"), 1),
-    **dict.fromkeys(("num_workers", "folds", "seed", "feature_views", "early_stopping_patience"), 0),
-    **dict.fromkeys(("plateau_patience", "weight_decay", "clip_grad", "pos_weight_power", "pos_weight_cap"), 0),
-    **dict.fromkeys(("mixup", "cutmix", "focal_gamma", "checkpoint_minutes"), 0),
-    "image_size": 8,
-}
-_SHARES = "val_split report_split drop_rate drop_path_rate ema_decay warmup label_smoothing asymmetric_clip"
-_FACTORS = ("layer_decay", "plateau_factor")
-
-
-def _check_value(setting: "Field[Any]", value: Any) -> None:
-    """Raise `AimonkError` where a value is of another kind than its field, or out of the field's range."""
-    name = flag(setting.name)
-    kind = next(kind for kind in get_args(setting.type) or (setting.type,) if kind is not type(None))
-    is_list = get_origin(kind) is list
-    element = get_args(kind)[0] if is_list else kind
-    values = value if is_list and isinstance(value, list | tuple) else [value]
-    allowed = {float: Real, int: Integral}.get(element, element)
-    fits = (isinstance(one, allowed) and (element is bool or not isinstance(one, bool)) for one in values)
-    if (is_list and values is not value) or not all(fits):
-        wanted = f"a list of {element.__name__}" if is_list else element.__name__
-        raise AimonkError(f"{name} must be {wanted}, found {value!r}")
-    low, choices = _LOWEST.get(setting.name), setting.metadata["choices"]
-    for refused, needed in (
-        (any(isinstance(one, float) and not math.isfinite(one) for one in values), "be finite"),
-        (choices and value not in choices, f"be one of {', '.join(choices)}"),
-        (low is not None and value < low, f"be at least {low}" if low else "not be negative"),
-        (setting.name in _SHARES.split() and not 0 <= value < 1, "lie in [0, 1)"),
-        (setting.name in _FACTORS and not 0 < value <= 1, "lie in (0, 1]"),
-    ):
-        if refused:
-            raise AimonkError(f"{name} must {needed}, found {value!r}")

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from aimonk_hf.console import listed
-from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute, classifier_layers, find_backbone
 from aimonk_hf.modeling.devices import explain_failure
 from aimonk_hf.modeling.model import AimonkModel
@@ -74,6 +75,31 @@ def _copy_rows(earlier: AimonkModel, model: AimonkModel) -> None:
     for layer, earlier_layer in zip(*layers, strict=True):
         for values, earlier_values in zip(layer.parameters(), earlier_layer.parameters(), strict=True):
             values[rows] = earlier_values[earlier_rows]
+
+
+def reported_attributes(config: TrainConfig, attributes: list[str]) -> list[str]:
+    """Return the attributes that are reported and saved: all but those of --auxiliary."""
+    auxiliary = config.auxiliary or []
+    if unknown := [name for name in auxiliary if name not in attributes]:
+        raise AimonkError(
+            f"--auxiliary: the labels have no attribute {unknown[0]!r}{near_names(unknown[0], attributes)}"
+        )
+    if len(auxiliary) == len(attributes):
+        raise AimonkError("--auxiliary names every attribute: at least one must be reported")
+    return [name for name in attributes if name not in auxiliary]
+
+
+def with_attributes(model: AimonkModel, attributes: list[str]) -> AimonkModel:
+    """Return the model with the outputs of `attributes` alone; the model itself where it has no others."""
+    if attributes == model.config.attributes:
+        return model
+    thresholds = {name: model.config.thresholds[name] for name in attributes}
+    kept = AimonkModel(replace(model.config, attributes=attributes, thresholds=thresholds)).to(model.device)
+    own = kept.timm_model.state_dict()
+    state = {name: tensor for name, tensor in model.timm_model.state_dict().items() if own[name].shape == tensor.shape}
+    kept.timm_model.load_state_dict(state, strict=False)
+    _copy_rows(model, kept)
+    return kept
 
 
 def try_steps(config: TrainConfig, accelerator: Accelerator, model: AimonkModel) -> None:

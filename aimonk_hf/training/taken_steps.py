@@ -20,7 +20,7 @@ class TakenStep:
     number: int
     lr: float
     images: list[str]
-    observed: int
+    observed: float
     on_device: Tensor
     loss: float | None = None
 

@@ -72,9 +72,11 @@ def gather_outputs(
 
 
 def validation_figures(
-    logits: Tensor, labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor
+    logits: Tensor, labels: NDArray[np.float32], loss: Loss, pos_weight: Tensor, n_reported: int
 ) -> dict[str, float | None]:
     """Return loss, macro F1 at 0.5, mAP and macro AUROC of logits and labels [N, K]; undefined ones are None.
+
+    The macro figures are of the first `n_reported` attributes, the others are auxiliary.
 
     Raises `NotFiniteError` where the logits or their loss are infinite or NaN.
     """
@@ -84,7 +86,7 @@ def validation_figures(
         raise NotFiniteError(
             "the logits of the validation images, or their loss, are infinite or NaN: try a lower --lr"
         )
-    scores = logits.double().sigmoid().numpy()
+    scores, labels = logits[:, :n_reported].double().sigmoid().numpy(), labels[:, :n_reported]
     figures: dict[str, float | None] = nan_to_none(
         {
             "val_loss": mean_loss,
