@@ -102,7 +102,7 @@ def run(parts: list[Any], architecture: str, settings: str, seed: int) -> Row:
     with TemporaryDirectory() as folder:
         run_directory = RunDirectory(replace(config, output_dir=folder))
         soft = soft_targets(config.teacher, run_directory, accelerator, parts) if config.teacher else None
-    trainer = Trainer(config, accelerator, build_model(config, parts[0].attributes), *parts, soft)
+    trainer = Trainer(config, accelerator, build_model(config, parts[0].attributes), parts[0], parts[1], soft)
     while not trainer.finished:
         stage = trainer.begin_stage()
         while trainer.state.stage == stage.number:

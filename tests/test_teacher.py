@@ -173,6 +173,6 @@ def test_auxiliary_attributes_are_trained_and_neither_reported_nor_saved(
     assert folds.config.attributes == ["sleeves", "stripes", "belt"]
     with open(tmp_path / "folds" / "oof.csv") as file:
         assert file.readline() == "image,sleeves,stripes,belt\n"
-    for names, told in ((["coller"], "no attribute 'coller'; did you mean collar"), (NAMES, "names every attribute")):
+    for names, told in ((["coller"], "no attribute 'coller' .did you mean collar"), (NAMES, "names every attribute")):
         with pytest.raises(AimonkError, match=told):
             train(small(few, tmp_path / "refused", **parts, auxiliary=names))
