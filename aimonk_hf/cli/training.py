@@ -17,6 +17,8 @@ def add_training_commands(command: Command, with_train_flags: bool = True) -> No
     train = command("train", _train, "train a model on a data folder")
     if with_train_flags:
         add_train_flags(train)
+        repeat = "train with N seeds on one division, print mean and spread; the first model is kept"
+        train.add_argument("--seeds", type=int, metavar="N", help=repeat)
     command("recipes", _recipes, "list the named training settings")
     sample = command("sample-data", _sample_data, "write a drawn dataset: garments with four attributes")
     sample.add_argument("folder", metavar="DIR")
@@ -27,17 +29,21 @@ def add_training_commands(command: Command, with_train_flags: bool = True) -> No
 def _train(options: argparse.Namespace) -> int:
     from aimonk_hf.training.settings import TrainConfig
 
-    config = TrainConfig(**{key: value for key, value in vars(options).items() if key != "run"})
+    config = TrainConfig(**{key: value for key, value in vars(options).items() if key not in ("run", "seeds")})
     import torch.distributed as dist
 
     from aimonk_hf.training.run import train
     from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS
+    from aimonk_hf.training.seeds import train_seeds
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     # an ending as by Ctrl-C: half-written files are removed, other processes are not left waiting
     before = signal.signal(signal.SIGTERM, _end) if in_main_thread else None
     try:
-        train(config)
+        if options.seeds is None:
+            train(config)
+        else:
+            train_seeds(config, options.seeds)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)

@@ -66,14 +66,14 @@ def train(
     run.check()
     if run.finished:
         try:
-            listed = _listed(config, model, dataset)
+            listed = listed_images(config, model, dataset)
         except AimonkError as error:  # it may have been moved away
             print(f"warning: the data cannot be compared with that of the run: {error}")
         else:
             run.check_data(listed)
         print(f"{run.path} is finished: nothing to resume")
         return AimonkModel.from_pretrained(run.path)
-    listed = _listed(config, model, dataset)
+    listed = listed_images(config, model, dataset)
     listed.labels.check_observed("listed images")
     with _own_accelerate_state():
         accelerator = _start_accelerator(config)
@@ -132,7 +132,10 @@ def _run(
     return finish(trainer, run, validation, report_set, out_of_fold)
 
 
-def _listed(config: TrainConfig, model: AimonkModel | None, dataset: AttributeDataset | None) -> AttributeDataset:
+def listed_images(
+    config: TrainConfig, model: AimonkModel | None = None, dataset: AttributeDataset | None = None
+) -> AttributeDataset:
+    """Return the listed images of a run: `dataset` or those of the data folder, the auxiliary attributes last."""
     if dataset is None:
         place = data_folder(config.data_dir), config.labels, config.images_dir
         parts = config.val_labels, config.report_labels
