@@ -55,6 +55,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "default": OWN | {"stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
     "fast": OWN
     | {"stages": [(6, 5e-3, "backbone"), (6, 1e-3, "first-9/16")], "train_scale": [0.57, 0.86], "feature_views": 1},
+    "small": OWN
+    | {"architecture": "mobilenetv4_conv_small.e2400_r224_in1k", "stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
+    "large": OWN
+    | {"architecture": "tf_efficientnetv2_b3.in21k_ft_in1k", "stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
+    "probe": OWN
+    | {"architecture": "convnext_nano.in12k_ft_in1k", "stages": [(40, 1e-2, "backbone")], "feature_views": 1}
+    | {"augmentation": "none"},
     "plain-loop": COMMON
     | {"architecture": MOBILENET, "optimizer": "adam", "stages": [(10, 1e-4, "none")], "augmentation": "flip"}
     | {"clip_grad": 0.0},
