@@ -60,7 +60,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "large": OWN
     | {"architecture": "tf_efficientnetv2_b3.in21k_ft_in1k", "stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
     "probe": OWN
-    | {"architecture": "convnext_nano.in12k_ft_in1k", "stages": [(40, 1e-2, "backbone")], "feature_views": 1}
+    | {"architecture": "convnext_nano.in12k_ft_in1k", "stages": [(40, 3e-3, "backbone")], "feature_views": 1}
     | {"augmentation": "none"},
     "plain-loop": COMMON
     | {"architecture": MOBILENET, "optimizer": "adam", "stages": [(10, 1e-4, "none")], "augmentation": "flip"}

@@ -1,18 +1,33 @@
 """One threshold per attribute, tuned without judging on the images that tuned it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
+from aimonk_hf.evaluation.calibration import to_logits
 from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
 from aimonk_hf.evaluation.resampling import draw_weights
 from aimonk_hf.modeling.config import DEFAULT_THRESHOLD
 
 # With fewer positives than this a tuned threshold is mostly noise: its F1 curve has that many steps.
 MIN_POSITIVES = 5
+# of these many bootstrap resamples, fewer where there are more than 10,000 images
+MOST_RESAMPLES, FEWEST_RESAMPLES = 100, 20
+_BLOCK = 4_000_000  # cells of resamples x images at a time
+
+
+@dataclass
+class Tuned:
+    """Thresholds [K]; `spread` [K, 2] has 95% of those of resamples, `reasons` why one stayed at 0.5, or None."""
+
+    thresholds: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    reasons: list[str | None]
 
 
 def decide(scores: Floats, thresholds: Floats | Sequence[float]) -> Bools:
@@ -25,40 +40,39 @@ def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> ND
 
     `objective`: "f1", "youden" (recall + specificity - 1), or "precision=X" (the highest recall at a precision of at
     least X). A threshold lies halfway between two neighbouring scores; of equally good ones the one in the widest gap
-    wins. Attributes with fewer than 5 observed positives or negatives, and those that cannot reach the precision, keep
-    0.5.
+    wins. For "f1" and "youden" it is the mean over bootstrap resamples, in logits, because the best one of few
+    images follows chance (bagging, Breiman 1996). Attributes with fewer than 5 observed positives or negatives, and
+    those that cannot reach the precision, keep 0.5.
     """
-    return tune_with_reasons(labels, scores, objective)[0]
+    return tune(labels, scores, objective).thresholds
 
 
-def tune_with_reasons(
-    labels: Floats, scores: Floats, objective: str = "f1"
-) -> tuple[NDArray[np.float64], list[str | None]]:
-    """Return the thresholds of `tune_thresholds`, and per attribute why it stayed at 0.5 (None where it was tuned)."""
+def tune(labels: Floats, scores: Floats, objective: str = "f1", seed: int = 0, groups: Ints | None = None) -> Tuned:
+    """Return the thresholds of `tune_thresholds` with their spread, resampling the `groups` [N] of rows."""
     kind, target = parse_objective(objective)
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if labels.shape != scores.shape or labels.ndim != 2:
         raise AimonkError(f"Labels and scores must have one shape [N, K], found {labels.shape} and {scores.shape}")
     if not np.isfinite(scores[~np.isnan(labels)]).all():
         raise AimonkError("Scores must be finite where there is a label: leave out the rows of images without scores")
-    found = [_best_threshold(labels[:, k], scores[:, k], kind, target) for k in range(labels.shape[1])]
-    return np.array([threshold for threshold, _ in found]), [reason for _, reason in found]
-
-
-def threshold_spread(
-    labels: Floats, scores: Floats, objective: str, resamples: int = 200, seed: int = 0, groups: Ints | None = None
-) -> NDArray[np.float64]:
-    """Return per attribute the range [K, 2] of 95% of the thresholds tuned on resamples; NaN where none is tuned.
-
-    Rows with one number in `groups` [N] are drawn together.
-    """
-    rng, groups = np.random.default_rng(seed), np.arange(len(labels)) if groups is None else groups
-    tuned = np.empty((resamples, labels.shape[1]))
-    for resample in range(resamples):
-        rows = np.repeat(np.arange(len(labels)), draw_weights(groups, 1, rng)[0])
-        tuned[resample] = tune_thresholds(labels[rows], scores[rows], objective)
-    tuned[:, [reason is not None for reason in tune_with_reasons(labels, scores, objective)[1]]] = np.nan
-    return np.quantile(tuned, [0.025, 0.975], axis=0).T
+    groups, n_attributes = np.arange(len(labels)) if groups is None else groups, labels.shape[1]
+    found = Tuned(np.full(n_attributes, DEFAULT_THRESHOLD), np.full((n_attributes, 2), np.nan), [None] * n_attributes)
+    for k in range(n_attributes):
+        observed = ~np.isnan(labels[:, k])
+        truth, own = labels[observed, k] == 1, scores[observed, k]
+        if min(truth.sum(), (~truth).sum()) < MIN_POSITIVES:
+            found.reasons[k] = f"fewer than {MIN_POSITIVES} positives or negatives"
+            continue
+        best = _best_thresholds(truth, own, np.ones((1, len(truth)), np.uint8), kind, target)
+        if np.isnan(best[0]):
+            found.reasons[k] = f"no threshold reaches a precision of {target:g}"
+            continue
+        n_resamples = min(MOST_RESAMPLES, max(FEWEST_RESAMPLES, 1_000_000 // len(truth)))
+        weights = draw_weights(groups[observed], n_resamples, np.random.default_rng(seed))
+        drawn = np.nan_to_num(_best_thresholds(truth, own, weights, kind, target), nan=DEFAULT_THRESHOLD)
+        found.thresholds[k] = best[0] if kind == "precision" else expit(to_logits(drawn).mean())
+        found.spread[k] = np.quantile(drawn, [0.025, 0.975])
+    return found
 
 
 def cross_fit(
@@ -68,11 +82,13 @@ def cross_fit(
 
     Rows with one number in `groups` [N] share a fold; where all do, the thresholds are 0.5.
     """
+    groups = np.arange(len(labels)) if groups is None else groups
     fold_of = split_folds(labels, folds, seed, groups)
     decisions = np.zeros(labels.shape, dtype=bool)
     for fold in np.unique(fold_of):
-        held_out = fold_of == fold
-        decisions[held_out] = decide(scores[held_out], tune_thresholds(labels[~held_out], scores[~held_out], objective))
+        inside, held_out = fold_of != fold, fold_of == fold
+        tuned = tune(labels[inside], scores[inside], objective, seed, groups[inside])
+        decisions[held_out] = decide(scores[held_out], tuned.thresholds)
     return decisions
 
 
@@ -90,26 +106,47 @@ def parse_objective(objective: str) -> tuple[str, float]:
     return kind, target
 
 
-def _best_threshold(labels: Floats, scores: Floats, kind: str, target: float) -> tuple[float, str | None]:
-    observed = ~np.isnan(labels)
-    truth, scores = labels[observed] == 1, scores[observed]
-    n_positive, n_negative = int(truth.sum()), int((~truth).sum())
-    if min(n_positive, n_negative) < MIN_POSITIVES:
-        return DEFAULT_THRESHOLD, f"fewer than {MIN_POSITIVES} positives or negatives"
-    # not scikit-learn's curves, whose checks of the input would be most of the work of many thousand resamples
+def _best_thresholds(
+    truth: Bools, scores: Floats, weights: NDArray[np.uint8], kind: str, target: float
+) -> NDArray[np.float64]:
+    """Return the best threshold [B] of each weighting [B, N] of labels and scores [N]; NaN where there is none.
+
+    Rows of weight 0 count as absent. All weightings at once, because scikit-learn's curves would sort each anew.
+    """
     order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    cut = np.flatnonzero(np.diff(ranked, append=-1))  # the last row of each run of equal scores
-    true_positive, predicted = np.cumsum(truth[order])[cut], cut + 1
-    if kind == "f1":
-        quality = 2 * true_positive / (predicted + n_positive)
-    elif kind == "youden":
-        quality = true_positive / n_positive - (predicted - true_positive) / n_negative
-    else:
-        quality = np.where(true_positive / predicted >= target, true_positive / n_positive, -1.0)
-        if quality.max() < 0:
-            return DEFAULT_THRESHOLD, f"no threshold reaches a precision of {target:g}"
-    above = ranked[cut]
-    below = np.append(above[1:], 0.0)
-    widest = np.argmax(np.where(quality >= quality.max() - 1e-12, above - below, -1.0))
-    return float((above[widest] + below[widest]) / 2), None
+    ranked, truth = scores[order], truth[order]
+    last = np.flatnonzero(np.diff(ranked, append=-1))  # the last row of each run of equal scores
+    found = [
+        _best_cuts(ranked[last], *_counts(truth, block[:, order], last), kind, target)
+        for block in np.array_split(weights, max(1, weights.size // _BLOCK))
+    ]
+    return np.concatenate(found)
+
+
+def _counts(truth: Bools, weights: NDArray[np.uint8], last: Ints) -> tuple[Ints, Ints]:
+    """Return the true positives and the predicted positives [B, M] above each cut."""
+    hits, predicted = (np.cumsum(own, axis=1, dtype=np.int64) for own in (weights * truth, weights))
+    return hits[:, last], predicted[:, last]
+
+
+def _best_cuts(cuts: Floats, hits: Ints, predicted: Ints, kind: str, target: float) -> NDArray[np.float64]:
+    """Return the middle of the widest gap below one of the best `cuts` [M], which fall, by counts [B, M]."""
+    n_positive = hits[:, -1:]
+    n_negative = predicted[:, -1:] - n_positive
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if kind == "f1":
+            quality = 2 * hits / (predicted + n_positive)
+        elif kind == "youden":
+            quality = hits / n_positive - (predicted - hits) / n_negative
+        else:
+            quality = np.where(hits / predicted >= target, hits / n_positive, np.nan)
+    is_there = np.diff(predicted, axis=1, prepend=0) > 0
+    quality = np.where(is_there & ~np.isnan(quality), quality, -1.0)
+    highest = quality.max(axis=1, keepdims=True)
+    # the next lower score that is there; 0 below the last one
+    below = np.maximum.accumulate(np.where(is_there, cuts, 0.0)[:, ::-1], axis=1)[:, ::-1]
+    below = np.concatenate([below[:, 1:], np.zeros((len(below), 1))], axis=1)
+    widest = np.argmax(np.where(quality >= highest - 1e-12, cuts - below, -1.0), axis=1)
+    middle = (cuts[widest] + below[np.arange(len(below)), widest]) / 2
+    enough = np.minimum(n_positive, n_negative)[:, 0] >= MIN_POSITIVES
+    return np.where(enough & (highest[:, 0] >= 0), middle, np.nan)

@@ -27,7 +27,7 @@ from aimonk_hf.evaluation import metrics
 from aimonk_hf.evaluation.calibration import calibrate_model, to_logits
 from aimonk_hf.evaluation.metrics import Bools, Ints, mean_defined, nan_to_none
 from aimonk_hf.evaluation.report import build_report, score_images
-from aimonk_hf.evaluation.thresholds import cross_fit, decide, threshold_spread, tune_with_reasons
+from aimonk_hf.evaluation.thresholds import cross_fit, decide, tune
 from aimonk_hf.modeling.model import AimonkModel
 
 _logger = logging.getLogger(__name__)
@@ -150,10 +150,10 @@ def _choose(
         }
     if objective is None:
         return _Chosen(scores, held_out, decide(held_out, model.config.threshold_values), rows, overall)
-    tuned, reasons = tune_with_reasons(labels, scores, objective)
-    model.config.thresholds = dict(zip(names, tuned.tolist(), strict=True))
-    spread = threshold_spread(labels, scores, objective, seed=seed, groups=groups)
-    for name, threshold, ends, reason in zip(names, tuned.tolist(), spread, reasons, strict=True):
+    tuned = tune(labels, scores, objective, seed, groups)
+    model.config.thresholds = dict(zip(names, tuned.thresholds.tolist(), strict=True))
+    values = tuned.thresholds.tolist(), tuned.spread, tuned.reasons
+    for name, threshold, ends, reason in zip(names, *values, strict=True):
         shown = None if np.isnan(ends).any() else ends.tolist()
         rows[name] |= {"threshold": threshold, "threshold_spread95": shown, "threshold_fallback": reason}
     decisions = cross_fit(labels, held_out, objective, seed=seed, groups=groups)
