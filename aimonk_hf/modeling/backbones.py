@@ -6,11 +6,11 @@ from typing import Any
 
 import timm
 from timm.models import get_pretrained_cfg, is_model, list_models, split_model_name_tag
-from torch import Tensor, nn
+from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, download
-from aimonk_hf.modeling.weights import PICKLED_WEIGHTS_FILE, REFUSALS, read_tensors, require_finite
+from aimonk_hf.modeling.weights import PICKLED_WEIGHTS_FILE, REFUSALS, has_plain_names, read_tensors, require_finite
 from aimonk_hf.storage import read_json
 
 # The keys of timm's pretrained_cfg that a reader of the saved folder needs.
@@ -27,7 +27,7 @@ class Backbone:
     architecture: str
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
-    weights: Path | dict[str, Tensor] | None = None
+    weights: Path | None = None
     label_names: list[str] | None = None
 
 
@@ -67,8 +67,7 @@ def read_folder(folder: Path, pretrained: bool) -> Backbone:
     if "num_classes" in values:  # transformers leaves it out of pretrained_cfg
         cfg = cfg | {"num_classes": values["num_classes"]}
     labels = values.get("label_names") or cfg.get("label_names")
-    plain = weights.suffix == ".safetensors" and "transformers_version" not in values
-    return Backbone(name, args, cfg, (weights if plain else read_tensors(weights)) if pretrained else None, labels)
+    return Backbone(name, args, cfg, weights if pretrained else None, labels)
 
 
 def build_network(
@@ -76,16 +75,15 @@ def build_network(
     num_classes: int,
     pretrained_cfg: dict[str, Any],
     model_args: dict[str, Any],
-    weights: Path | dict[str, Tensor] | None = None,
+    weights: Path | None = None,
 ) -> nn.Module:
     """Create the network, random or with `weights`, of which a head of another size is left out."""
-    source = {"state_dict": weights} if isinstance(weights, dict) else {"file": str(weights)}
     try:
         network: nn.Module = timm.create_model(
             _known(architecture),
             pretrained=weights is not None,
             pretrained_cfg=dict(pretrained_cfg) or None,
-            pretrained_cfg_overlay=source if weights else None,
+            pretrained_cfg_overlay=_source_of(weights) if weights else None,
             num_classes=num_classes,
             **model_args,
         )
@@ -95,8 +93,8 @@ def build_network(
         given = f"{architecture} with {str(model_args)[:200]}"
         raise AimonkError(f"timm cannot build {given}: {reason_of(error)}") from error
     if weights:
-        network.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy
-        require_finite(network, "the pretrained weights" if isinstance(weights, dict) else str(weights))
+        vars(network)["pretrained_cfg"].pop("state_dict", None)  # timm keeps a copy
+        require_finite(network, str(weights))
     return network
 
 
@@ -139,6 +137,11 @@ def _known(name: Any) -> str:
         near = near_names(str(name), list_models())
         raise AimonkError(f"timm {timm.__version__} has no architecture {name!r}{near}")
     return name
+
+
+def _source_of(weights: Path) -> dict[str, Any]:
+    """Return timm's name of a file, or the tensors of one that timm cannot read: a pickle, keys with a prefix."""
+    return {"file": str(weights)} if has_plain_names(weights) else {"state_dict": read_tensors(weights)}
 
 
 def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from aimonk_hf.modeling.backbones import read_folder, trim_pretrained_cfg
 from aimonk_hf.modeling.config import PROBLEM_TYPE, AimonkConfig, short
 from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, model_folder
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.modeling.weights import build_for, check_state, load_weights, read_tensors
+from aimonk_hf.modeling.weights import build_for, check_state, read_tensors
 from aimonk_hf.storage import read_json, text_lines
 
 # The published systems' torchvision transforms: Resize((224, 224)), ToTensor, Normalize with ImageNet's figures.
@@ -99,8 +99,9 @@ def convert_folder(
         source.model_args,
         trim_pretrained_cfg(cfg | own, width) | (preprocessing or {}),
     )
-    state = source.weights if isinstance(source.weights, dict) else load_weights(folder / WEIGHTS_FILE)
-    model = build_for(state, folder, lambda: AimonkModel(config))
+    weights = source.weights or folder / WEIGHTS_FILE
+    state = read_tensors(weights)
+    model = build_for(state, weights, lambda: AimonkModel(config))
     if (folder / _BGR_FILE).is_file() if bgr is None else bgr:
         first = model.timm_model.pretrained_cfg.get("first_conv") or ()
         for layer in [first] if isinstance(first, str) else first:

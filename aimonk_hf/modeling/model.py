@@ -80,7 +80,7 @@ class AimonkModel(Predicting, nn.Module):
 
     timm_model: Any
 
-    def __init__(self, config: AimonkConfig, *, weights: Path | dict[str, Tensor] | None = None) -> None:
+    def __init__(self, config: AimonkConfig, *, weights: Path | None = None) -> None:
         super().__init__()
         width = len(config.attributes)
         self.timm_model = build_network(config.architecture, width, config.pretrained_cfg, config.model_args, weights)

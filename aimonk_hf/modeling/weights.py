@@ -27,9 +27,11 @@ REFUSALS = (
 )
 # torch.load raises these on a damaged or foreign file, depending on where it stops making sense.
 _DAMAGE = (*REFUSALS, EOFError, struct.error, zipfile.BadZipFile)
+# transformers saves a network that it made itself under this prefix, as `AimonkModel` names its own.
+_OWN_PREFIX = "timm_model."
 # Keys under which training loops keep the weights, and names under which wrappers keep the network.
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-_WRAPPERS = ("timm_model.", "module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "base_model.")
+_WRAPPERS = (_OWN_PREFIX, "module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "base_model.")
 # The file of timm's save_for_hf, unless told otherwise.
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 Built = TypeVar("Built", bound=nn.Module)
@@ -61,8 +63,7 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
     try:
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get(FINGERPRINT)
-            # transformers saves a network that it made itself under this prefix
-            state = {name.removeprefix("timm_model."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name.removeprefix(_OWN_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
     if fingerprint and found and fingerprint != found:
@@ -72,7 +73,7 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Raise `AimonkError` unless the tensors are exactly the network's, each of its shape and kind of number."""
-    own = {name.removeprefix("timm_model."): tensor for name, tensor in network.state_dict().items()}
+    own = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in network.state_dict().items()}
     for name in own | state:
         found, wanted = _form(state.get(name)), _form(own.get(name))
         if found != wanted:
@@ -130,10 +131,18 @@ def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def own_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the keys of a saved model.safetensors to those of the module, where `load_state_dict` is given them."""
-    own, inner = [name for name in state if name.startswith(prefix)], f"{prefix}timm_model."
+    own, inner = [name for name in state if name.startswith(prefix)], prefix + _OWN_PREFIX
     if not any(name.startswith(inner) for name in own):
         for name in own:
             state[inner + name.removeprefix(prefix)] = state.pop(name)
+
+
+def has_plain_names(path: Path) -> bool:
+    """Return whether a file is safetensors with timm's own names."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return not any(name.startswith(_OWN_PREFIX) for name in file.keys())  # noqa: SIM118
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
