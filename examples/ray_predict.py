@@ -5,9 +5,13 @@ attributes, error. Needs `pip install 'aimonk_hf[ray]'`.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import ray
+try:
+    import ray
+except ImportError:
+    sys.exit("This example needs Ray: pip install 'aimonk_hf[ray]'")
 
 from aimonk_hf import BatchPredictor
 from aimonk_hf.modeling.image_files import ImageFiles

@@ -87,7 +87,7 @@ def test_slugs_are_parameter_names() -> None:
 
 def test_a_message_to_visitors_is_a_sentence() -> None:
     assert sentence(AimonkError("the file is empty")) == "The file is empty."
-    assert sentence(AimonkError("save it as JPEG, or install pillow-heif")) == "Save it as JPEG."
+    assert sentence(AimonkError("save it as JPEG, or pip install pillow-heif")) == "Save it as JPEG."
     assert sentence(AimonkError("torch is missing: pip install torch, or choose another")) == "Torch is missing."
 
 

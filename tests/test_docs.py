@@ -6,6 +6,8 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,8 @@ def arguments_of(words: list[str]) -> list[str]:
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]  # settings of the environment
     if words and words[0].removeprefix(".venv/bin/") == "aimonk-hf":
         return words[1:]
+    if words and words[0] in ("hf", "uv") and "aimonk-hf" in words:  # run by another program
+        return words[words.index("aimonk-hf") + 1 :]
     for entrance, before in (("app.py", ["app"]), ("train.py", ["train"]), ("aimonk_hf", [])):
         if entrance in words:
             return before + words[words.index(entrance) + 1 :]
@@ -85,6 +89,19 @@ def kind_of(words: list[str]) -> str:
     if program == "python":
         return words[2] if words[1] == "-m" else words[1].split("/")[0]
     return "other" if program in ("cd", "curl", "hf") or "=" in program else program
+
+
+def test_jobs_are_understood_by_the_hub_s_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [words for words in commands(ROOT / "docs/JOBS.md") if words[:4] == ["hf", "jobs", "uv", "run"]]
+    assert len(jobs) == 2
+    monkeypatch.setenv("HF_HUB_DISABLE_UPDATE_CHECK", "1")
+    for words in jobs:
+        command = [sys.executable, "-m", "huggingface_hub.cli.hf", *words[1:4], "--dry-run", *words[4:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "Job not submitted" in done.stdout + done.stderr, done.stderr[-500:]
+        told = re.sub(r"\s+", " ", done.stdout + done.stderr)
+        assert "script aimonk-hf args " + " ".join(arguments_of(words)) in told
+        assert "hf://datasets/user/garments:/garments" in told
 
 
 def flags_of(script: Path) -> set[str]:

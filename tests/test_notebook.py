@@ -3,11 +3,13 @@
 import base64
 import io
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -47,10 +49,25 @@ def test_names_in_html_are_escaped_and_a_lost_picture_is_left_out(tmp_path: Path
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_first_cell_installs_only_where_the_package_is_missing(
+    missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = InteractiveShell.instance()
+    asked: list[str] = []
+    monkeypatch.setattr(shell, "run_line_magic", lambda name, line, *_, **__: asked.append(f"{name} {line}"))
+    if missing:
+        monkeypatch.setitem(sys.modules, "aimonk_hf", None)
+    cell = nbformat.read(NOTEBOOK, as_version=4).cells[1].source
+    assert shell.run_cell(cell).success
+    assert asked == ['pip install --quiet "{PACKAGE}" transformers'] * missing
+    assert shell.user_ns["PACKAGE"].startswith("aimonk_hf @ git+https://")
+
+
 def test_the_quickstart_runs(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
-    for cell, long, short in ((2, "n_images=200", "n_images=40"), (5, "epochs=6", "epochs=1")):
+    for cell, long, short in ((3, "n_images=200", "n_images=40"), (6, "epochs=6", "epochs=1")):
         assert long in notebook.cells[cell].source
         notebook.cells[cell].source = notebook.cells[cell].source.replace(long, short)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

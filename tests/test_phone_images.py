@@ -92,7 +92,7 @@ def test_a_damaged_heic_says_so(heif: Any, tmp_path: Path, photo: Image.Image) -
 def test_heic_without_its_library_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.init()
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    with pytest.raises(ImageError, match="HEIC is not supported: save it as JPEG, or install pillow-heif"):
+    with pytest.raises(ImageError, match="HEIC is not supported: save it as JPEG, or pip install pillow-heif"):
         read_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 

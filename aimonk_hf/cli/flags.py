@@ -8,6 +8,8 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, cast, get_args, get_origin
 
+from aimonk_hf.errors import AimonkError
+
 Run = Callable[[argparse.Namespace], int]
 # makes the parser of a command from its name, its function and its help
 Command = Callable[[str, Run, str], argparse.ArgumentParser]
@@ -42,6 +44,26 @@ def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any
 
     chosen = {"backend": options.backend, "device": options.device, "precision": options.precision}
     return AimonkPredictor.from_pretrained(model or options.model, **chosen)
+
+
+def add_threshold_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the repeatable --threshold."""
+    every: dict[str, Any] = {"action": "append", "default": [], "metavar": "[ATTRIBUTE=]NUMBER"}
+    parser.add_argument("--threshold", **every, help="replaces the stored ones; repeatable with attributes")
+
+
+def read_thresholds(given: list[str]) -> float | dict[str, float] | None:
+    """Read `--threshold 0.5` and repeated `--threshold name=0.3`."""
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise AimonkError(f"--threshold {text}: {number!r} is not a number") from None
+    if "" in values and len(values) > 1:
+        raise AimonkError("--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER repeatedly, not both")
+    return values.get("", values or None)
 
 
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = True, help: str | None = None) -> None:

@@ -35,10 +35,7 @@ def add_label_command(command: Command) -> None:
 
 
 def _label(options: argparse.Namespace) -> int:
-    try:
-        from aimonk_hf.app.labelling import serve_labelling
-    except ImportError as error:
-        raise AimonkError("The labelling page needs gradio's server: pip install 'aimonk_hf[app]'") from error
+    from aimonk_hf.app.labelling import serve_labelling
     from aimonk_hf.audit.label_session import LabelSession, session_of_model
     from aimonk_hf.audit.learner import cached_features
     from aimonk_hf.data.dataset import content_hash

@@ -15,6 +15,9 @@ from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.cli.training import add_training_commands
 from aimonk_hf.errors import AimonkError, reason_of
 
+# Packages whose modules have another name.
+_PACKAGES = {"PIL": "pillow", "pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0 done, 1 some inputs failed, 2 wrong usage or unusable data."""
@@ -25,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except AimonkError as error:
         print(f"aimonk-hf: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a file name may hold line breaks
+        return 2
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        told = f"This command needs {missing}, which is not installed: pip install {_PACKAGES.get(missing, missing)}"
+        print(f"aimonk-hf: {told}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         from aimonk_hf.modeling.devices import is_out_of_memory

@@ -10,7 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aimonk_hf.cli.flags import Command, add_model_flag, add_predictor_flags, load_predictor
+from aimonk_hf.cli.flags import (
+    Command,
+    add_model_flag,
+    add_predictor_flags,
+    add_threshold_flag,
+    load_predictor,
+    read_thresholds,
+)
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import atomic_path, make_folder
 
@@ -26,8 +33,7 @@ def add_prediction_commands(command: Command) -> None:
     flag("inputs", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER")
     flag("--list", type=Path, action="append", default=[], metavar="FILE", help="text file with one path a line")
     add_model_flag(predict)
-    every: dict[str, Any] = {"action": "append", "default": [], "metavar": "[ATTRIBUTE=]NUMBER"}
-    flag("--threshold", **every, help="replaces the stored ones; repeatable with attributes")
+    add_threshold_flag(predict)
     flag("--format", choices=("text", "json", "csv", "parquet"), default="text")
     flag("--excel", action="store_true", help="with --format csv: mark it as UTF-8, put ' before cells like formulas")
     flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal; a folder for parquet")
@@ -59,7 +65,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     _check(options)
     paths = ImageFiles(options.inputs, options.list)
-    thresholds = _thresholds(options.threshold)
+    thresholds = read_thresholds(options.threshold)
     model = load_predictor(options)
     names = model.config.attributes
 
@@ -110,20 +116,6 @@ def _check(options: argparse.Namespace) -> None:
         raise AimonkError("--resume continues Parquet files: add --format parquet")
     elif several and options.output is None:
         raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
-
-
-def _thresholds(given: list[str]) -> float | dict[str, float] | None:
-    """Read `--threshold 0.5` and repeated `--threshold name=0.3`."""
-    values: dict[str, float] = {}
-    for text in given:
-        name, _, number = text.rpartition("=")
-        try:
-            values[name] = float(number)
-        except ValueError:
-            raise AimonkError(f"--threshold {text}: {number!r} is not a number") from None
-    if "" in values and len(values) > 1:
-        raise AimonkError("--threshold takes one number for all attributes, or ATTRIBUTE=NUMBER repeatedly, not both")
-    return values.get("", values or None)
 
 
 @contextmanager

@@ -5,7 +5,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aimonk_hf.cli.flags import Command, add_data_flags, add_model_flag, names, read_data
+from aimonk_hf.cli.flags import (
+    Command,
+    add_data_flags,
+    add_model_flag,
+    add_threshold_flag,
+    names,
+    read_data,
+    read_thresholds,
+)
 from aimonk_hf.errors import AimonkError
 
 
@@ -19,18 +27,23 @@ def add_sharing_commands(command: Command) -> None:
     export.add_argument("--int8", action="store_true", help="also a smaller file with 8-bit weights")
     add_data_flags(export, required=False, help="labelled images on which the ONNX files are compared with torch")
 
-    flag = command("convert", _convert, "make a model folder of a torchvision state dict (.pth)").add_argument
-    flag("checkpoint", metavar="CHECKPOINT")
-    flag("--architecture", required=True, help="resnet18, resnet34, resnet50, efficientnet_b0, or another timm name")
-    flag("--attributes", type=names, metavar="A,B,C", help="names of the outputs; Attr1,Attr2,... by default")
+    convert = command("convert", _convert, "make a model folder of a checkpoint, or of what timm or a tagger saved")
+    flag = convert.add_argument
+    told = "checkpoint (.pth, .safetensors) with --architecture; or a folder or Hub repository with a config.json"
+    flag("checkpoint", metavar="CHECKPOINT_OR_FOLDER", help=told)
+    flag("--architecture", help="of a checkpoint: resnet18, resnet50, efficientnet_b0, or another timm name")
+    flag("--attributes", type=names, metavar="A,B,C", help="names of the outputs, where the folder has none")
     flag("--output", required=True, **folder)
-    flag("--image-size", type=int, default=224, help="pixels per side (224)")
-    flag("--crop-mode", choices=("squash", "center", "border"), default="squash", help="way to a square (squash)")
-    flag("--crop-pct", type=float, default=1.0, help="share of the resized image that the crop keeps (1.0)")
-    flag("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
-    flag("--mean", type=_numbers, metavar="R,G,B", help="subtracted from pixels in [0, 1]; ImageNet's by default")
+    own = "config.json's, or for a checkpoint "
+    flag("--image-size", type=int, help=f"pixels per side ({own}224)")
+    flag("--crop-mode", choices=("squash", "center", "border"), help=f"way to a square ({own}squash)")
+    flag("--crop-pct", type=float, help=f"share of the resized image that the crop keeps ({own}1.0)")
+    flag("--interpolation", choices=("bilinear", "bicubic", "nearest"), help=f"({own}bilinear)")
+    flag("--mean", type=_numbers, metavar="R,G,B", help=f"subtracted from pixels in [0, 1] ({own}ImageNet's)")
+    flag("--std", type=_numbers, metavar="R,G,B", help=f"by which they are divided ({own}ImageNet's)")
+    flag("--bgr", action=argparse.BooleanOptionalAction, help="a folder's network takes BGR pixels (wd-tagger's do)")
+    add_threshold_flag(convert)
     flag("--no-onnx", action="store_true", help="write no onnx/model.onnx")
-    flag("--std", type=_numbers, metavar="R,G,B", help="by which they are divided; ImageNet's by default")
 
     push = command("push", _push, "upload a model to the Hugging Face Hub")
     add_model_flag(push)
@@ -84,20 +97,36 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from aimonk_hf.modeling.convert import convert_checkpoint
+    from aimonk_hf.modeling.config import resolve_thresholds
+    from aimonk_hf.modeling.convert import convert_checkpoint, convert_folder
     from aimonk_hf.modeling.hub import CONFIG_FILE
     from aimonk_hf.modeling.onnx_export import onnx_line
 
+    source, asked = options.checkpoint, read_thresholds(options.threshold)
     if (options.output / CONFIG_FILE).exists():
         raise AimonkError(f"{options.output} holds a model already: name another --output")
+    if options.architecture and options.bgr is not None:
+        raise AimonkError("--bgr is about a folder with a config.json: leave out --architecture, or --bgr")
+    if not options.architecture and Path(source).is_file():
+        raise AimonkError(f"{source} does not tell its network: add --architecture, such as resnet18")
     keys = ("crop_mode", "crop_pct", "interpolation", "mean", "std")
     preprocessing = {key: getattr(options, key) for key in keys if getattr(options, key)}
-    preprocessing["input_size"] = [3, options.image_size, options.image_size]
-    model = convert_checkpoint(options.checkpoint, options.architecture, options.attributes, preprocessing)
+    if options.image_size:
+        preprocessing["input_size"] = [3, options.image_size, options.image_size]
+    if options.architecture:
+        model = convert_checkpoint(source, options.architecture, options.attributes, preprocessing)
+    else:
+        model = convert_folder(source, options.attributes, preprocessing, options.bgr)
+    attributes, stored = model.config.attributes, set(model.config.thresholds.values())
+    model.config.thresholds = resolve_thresholds(attributes, model.config.thresholds, asked)
     model.save_pretrained(options.output)
     if not options.no_onnx:
         print(onnx_line(model, options.output))
-    print(f"model:    {options.output}  ({', '.join(model.config.attributes)}; thresholds 0.5)")
+    more = f", and {len(attributes) - 20} more" if len(attributes) > 20 else ""
+    found = "thresholds 0.5" if asked is None and stored == {0.5} else "with its thresholds"
+    print(f"model:    {options.output}  ({', '.join(attributes[:20])}{more}; {found})")
+    if found == "thresholds 0.5":
+        print(f"better:   aimonk-hf tune --model {options.output} --data-dir DATA, or convert with --threshold")
     print(f"predict:  aimonk-hf predict IMAGE --model {options.output}")
     return 0
 

@@ -20,7 +20,7 @@ IMAGE_EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS)
 # Pillow goes by content, not by name, and opens some forty formats; its reader of PostScript starts another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF")
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif")
-_NO_HEIC = "HEIC is not supported: save it as JPEG, or install pillow-heif"
+_NO_HEIC = "HEIC is not supported: save it as JPEG, or pip install pillow-heif"
 # Several images in one file, of which one is the photograph: gain maps, depth, the frames of a burst.
 _PHOTOGRAPHS = ("MPO", "HEIF")
 

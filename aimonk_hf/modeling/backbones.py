@@ -5,24 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model, list_models, split_model_name_tag
 from torch import nn
 
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, download
-from aimonk_hf.modeling.weights import require_finite
+from aimonk_hf.modeling.weights import PICKLED_WEIGHTS_FILE, REFUSALS, has_plain_names, read_tensors, require_finite
 from aimonk_hf.storage import read_json
 
 # The keys of timm's pretrained_cfg that a reader of the saved folder needs.
 _KEPT_KEYS = (
     *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
     *("num_classes", "pool_size", "first_conv", "classifier", "license"),
-)
-# A network that timm or torch cannot build, compute or train raises these, depending on where they notice.
-REFUSALS = (
-    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError),
-    *(SafetensorError, OSError, ImportError),
 )
 
 
@@ -44,9 +38,9 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
     """
     source, _, place = architecture.partition(":")
     if source == "hf-hub":
-        return _from_folder(download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained), pretrained)
+        return read_folder(download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained), pretrained)
     if source == "local-dir":
-        return _from_folder(Path(place), pretrained)
+        return read_folder(Path(place), pretrained)
     if "/" in architecture or place:
         raise AimonkError(f"{architecture!r} is no timm name: use hf-hub:user/repo, or local-dir:PATH for a folder")
     name = _known(split_model_name_tag(architecture)[0])
@@ -57,6 +51,23 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
         raise AimonkError(f"timm has no weights {architecture!r}; it has {known}") from error
     cfg = pretrained_cfg.to_dict() if pretrained_cfg else {}
     return Backbone(name, {}, cfg, _fetch_weights(architecture, cfg) if pretrained else None)
+
+
+def read_folder(folder: Path, pretrained: bool) -> Backbone:
+    """Read the network of a folder saved here, by timm's `save_for_hf`, or by transformers' TimmWrapper."""
+    values, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    if pretrained and not weights.is_file():
+        weights = folder / PICKLED_WEIGHTS_FILE
+    if pretrained and not weights.is_file():
+        raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
+    name = _known(values.get("architecture"))
+    args = {key: value for key, value in _mapping(values, "model_args").items() if key != "num_classes"}
+    default = get_pretrained_cfg(name)
+    cfg = _mapping(values, "pretrained_cfg") or (default.to_dict() if default else {})
+    if "num_classes" in values:  # transformers leaves it out of pretrained_cfg
+        cfg = cfg | {"num_classes": values["num_classes"]}
+    labels = values.get("label_names") or cfg.get("label_names")
+    return Backbone(name, args, cfg, weights if pretrained else None, labels)
 
 
 def build_network(
@@ -72,7 +83,7 @@ def build_network(
             _known(architecture),
             pretrained=weights is not None,
             pretrained_cfg=dict(pretrained_cfg) or None,
-            pretrained_cfg_overlay={"file": str(weights)} if weights else None,
+            pretrained_cfg_overlay=_source_of(weights) if weights else None,
             num_classes=num_classes,
             **model_args,
         )
@@ -82,6 +93,7 @@ def build_network(
         given = f"{architecture} with {str(model_args)[:200]}"
         raise AimonkError(f"timm cannot build {given}: {reason_of(error)}") from error
     if weights:
+        vars(network)["pretrained_cfg"].pop("state_dict", None)  # timm keeps a copy
         require_finite(network, str(weights))
     return network
 
@@ -127,13 +139,16 @@ def _known(name: Any) -> str:
     return name
 
 
-def _from_folder(folder: Path, pretrained: bool) -> Backbone:
-    values, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
-    if pretrained and not weights.is_file():
-        raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
-    args, cfg = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
-    name = _known(values.get("architecture"))
-    return Backbone(name, args, cfg, weights if pretrained else None, values.get("label_names"))
+def _source_of(weights: Path) -> dict[str, Any]:
+    """Return timm's name of a file, or the tensors of one that timm cannot read: a pickle, keys with a prefix."""
+    return {"file": str(weights)} if has_plain_names(weights) else {"state_dict": read_tensors(weights)}
+
+
+def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key) or {}
+    if not isinstance(value, dict):
+        raise AimonkError(f"{CONFIG_FILE}: {key} must be a mapping, found {type(value).__name__}")
+    return value
 
 
 def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:

@@ -101,16 +101,22 @@ class AimonkConfig:
         if (model_type := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
             raise AimonkError(f"config.json has model_type {short(model_type)}; this library saves {MODEL_TYPE!r}")
         if (problem := values.get("problem_type")) != PROBLEM_TYPE:
-            raise AimonkError(f"config.json has problem_type {short(problem)}: not one sigmoid per attribute")
+            raise AimonkError(
+                f"config.json has problem_type {short(problem)}: not one sigmoid per attribute"
+                + "; if it has one, convert it: aimonk-hf convert FOLDER --output NEW" * (problem is None)
+            )
+        # timm's save_for_hf repeats names and number there, where transformers wants none
+        cfg, names = _split_off(given.get("pretrained_cfg", {}), "label_names")
+        args, number = _split_off(given.get("model_args", {}), "num_classes")
         named = _labels_of(given.get("id2label", {}))
         config = cls(
             architecture=values.get("architecture", ""),
-            attributes=given.get("label_names", named),
+            attributes=given.get("label_names", names or named),
             thresholds=given.get("thresholds", {}),
-            model_args=given.get("model_args", {}),
-            pretrained_cfg=given.get("pretrained_cfg", {}),
+            model_args=args,
+            pretrained_cfg=cfg,
         )
-        if (width := given.get("num_classes", len(config.attributes))) != len(config.attributes):
+        if (width := given.get("num_classes", number or len(config.attributes))) != len(config.attributes):
             raise AimonkError(f"config.json names {len(config.attributes)} attributes, num_classes is {short(width)}")
         if named and named != config.attributes:
             raise AimonkError("config.json has other names in label_names than in id2label; make both agree")
@@ -232,3 +238,10 @@ def _labels_of(id2label: Any) -> list[str]:
     if not isinstance(id2label, dict) or set(map(str, id2label)) != set(map(str, range(len(id2label)))):
         raise AimonkError("id2label in config.json must number the attributes from 0 on")
     return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+
+
+def _split_off(values: Any, key: str) -> tuple[Any, Any]:
+    """Return a mapping without a key, and the key's value; anything else is left to the checks."""
+    if not isinstance(values, dict):
+        return values, None
+    return {name: value for name, value in values.items() if name != key}, values.get(key)

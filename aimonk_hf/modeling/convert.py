@@ -1,20 +1,20 @@
-"""Convert third-party checkpoints, state dicts of torchvision or timm networks, to models."""
+"""Convert third-party checkpoints, and folders that timm, transformers and taggers saved, to models."""
 
-import pickle
+import csv
 import re
-import struct
-import zipfile
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from aimonk_hf.errors import AimonkError, reason_of
-from aimonk_hf.modeling.backbones import REFUSALS
-from aimonk_hf.modeling.config import AimonkConfig
+from aimonk_hf.errors import AimonkError
+from aimonk_hf.modeling.backbones import read_folder, trim_pretrained_cfg
+from aimonk_hf.modeling.config import PROBLEM_TYPE, AimonkConfig, short
+from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, model_folder
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.modeling.weights import check_state
+from aimonk_hf.modeling.weights import build_for, check_state, read_tensors
+from aimonk_hf.storage import read_json, text_lines
 
 # The published systems' torchvision transforms: Resize((224, 224)), ToTensor, Normalize with ImageNet's figures.
 PREPROCESSING = {
@@ -25,11 +25,9 @@ PREPROCESSING = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-# torch.load raises these on a damaged or foreign file, depending on where it stops making sense.
-_DAMAGE = (*REFUSALS, EOFError, struct.error, zipfile.BadZipFile)
-# Keys under which training loops keep the weights, and names under which wrappers keep the network.
-_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "base_model.")
+# Files of a tagger's repository: its labels, and a file that those whose network takes BGR pixels have (wd-tagger).
+TAGS_FILE = "selected_tags.csv"
+_BGR_FILE = "sw_jax_cv_config.json"
 # torchvision's efficientnet layers, as timm names them; blocks of the first stage have no expansion.
 _STEM_AND_HEAD = {"0.0": "conv_stem", "0.1": "bn1", "8.0": "conv_head", "8.1": "bn2"}
 _BLOCK = {
@@ -54,14 +52,12 @@ def convert_checkpoint(
     for a pickle of more than tensors and plain values, which is never run, and for tensors that do not fit.
     """
     path = Path(checkpoint)
-    state = _to_timm(_find_state(path, load_checkpoint(path)))
+    state = _to_timm(read_tensors(path))
     heads = (state.get(name) for name in ("fc.bias", "classifier.bias", "head.fc.bias", "head.bias"))
     width = next((len(head) for head in heads if head is not None and head.ndim == 1), None)
     if width is None:
         raise AimonkError(f"{path} has no linear head (fc, classifier or head): it is no classifier's state dict")
-    names = attributes or [f"Attr{number}" for number in range(1, width + 1)]
-    if len(names) != width:
-        raise AimonkError(f"{path} has {width} outputs but {len(names)} attributes were named: {', '.join(names)}")
+    names = _check_width(path, width, attributes)
     model = AimonkModel(AimonkConfig(architecture, names, pretrained_cfg=PREPROCESSING | (preprocessing or {})))
     own = model.timm_model.state_dict()
     state = {name: own[name] for name in own if name.endswith("num_batches_tracked")} | state  # old ones have none
@@ -70,43 +66,75 @@ def convert_checkpoint(
     return model.eval().check_outputs()
 
 
-def load_checkpoint(path: Path) -> Any:
-    """Read a .pth file without running anything in it (`weights_only=True`)."""
-    if not path.is_file():
-        raise AimonkError(f"{path} is no file" if path.exists() else f"there is no checkpoint {path}")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if packed := [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
-                    # it could unfold to any size
-                    raise ValueError(f"its entry {packed[0].filename[:60]!r} is compressed, which PyTorch does not do")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def convert_folder(
+    name: str | PathLike[str],
+    attributes: list[str] | None = None,
+    preprocessing: dict[str, Any] | None = None,
+    bgr: bool | None = None,
+) -> AimonkModel:
+    """Return the model, in eval mode, of a folder or Hub repository with one sigmoid per attribute.
+
+    It may be saved by timm's `save_for_hf` or transformers, or be a tagger with selected_tags.csv, of which names and
+    `best_threshold` are read. `preprocessing` overrides keys of its pretrained_cfg. `bgr` tells that the network takes
+    BGR pixels; by default, that of wd-tagger does. Raises `AimonkError` for folders of one class per image.
+    """
+    folder = model_folder(name, (CONFIG_FILE, WEIGHTS_FILE, TAGS_FILE, _BGR_FILE))
+    if (problem := read_json(folder / CONFIG_FILE).get("problem_type")) not in (None, PROBLEM_TYPE):
         raise AimonkError(
-            f"{path} holds more than tensors: it was not loaded, because that would run code from the file; "
-            "save model.state_dict() with the program that made it"
-        ) from error
-    except _DAMAGE as error:
-        raise AimonkError(f"{path} is no PyTorch checkpoint, or damaged ({reason_of(error)})") from error
+            f"{folder} has problem_type {short(problem)}: its scores are no sigmoids; "
+            "train from it instead, with train --architecture local-dir:FOLDER or hf-hub:user/name"
+        )
+    source = read_folder(folder, pretrained=True)
+    tags, cfg = _read_tags(folder / TAGS_FILE), source.pretrained_cfg
+    width = cfg.get("num_classes") or 0
+    names = _check_width(folder, width, attributes or [tag for tag, _ in tags] or source.label_names)
+    own = {}
+    if tags:  # thresholds of taggers hold for the larger test size, and for the whole image
+        own = {key: cfg[f"test_{key}"] for key in ("input_size", "crop_pct") if cfg.get(f"test_{key}")}
+        own["crop_mode"] = "border"
+    config = AimonkConfig(
+        source.architecture,
+        names,
+        {name: threshold for name, (_, threshold) in zip(names, tags, strict=False) if threshold is not None},
+        source.model_args,
+        trim_pretrained_cfg(cfg | own, width) | (preprocessing or {}),
+    )
+    weights = source.weights or folder / WEIGHTS_FILE
+    state = read_tensors(weights)
+    model = build_for(state, weights, lambda: AimonkModel(config))
+    if (folder / _BGR_FILE).is_file() if bgr is None else bgr:
+        first = model.timm_model.pretrained_cfg.get("first_conv") or ()
+        for layer in [first] if isinstance(first, str) else first:
+            state[f"{layer}.weight"] = state[f"{layer}.weight"].flip(1)
+    model.load_state_dict(state)
+    return model.eval().check_outputs()
 
 
-def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
-    """Return the state dict itself, or the one inside a checkpoint dict, without the prefixes of wrappers."""
-    for container in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(container), dict):
-            content = content[container]
-    items = content.items() if isinstance(content, dict) else ()
-    state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        found = f"a dict with {', '.join(str(key) for key, _ in items)}" if items else type(content).__name__
-        raise AimonkError(f"{path} holds no state dict (found {found[:200]}; looked under {', '.join(_CONTAINERS)})")
-    for key, value in state.items():
-        is_plain = value.layout == torch.strided and not value.is_quantized
-        if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise AimonkError(f"{path}: {key} is no plain tensor with all its numbers in the file")
-    while prefix := next((wrapper for wrapper in _WRAPPERS if all(key.startswith(wrapper) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+def _check_width(path: Path, width: int, names: list[str] | None) -> list[str]:
+    """Return the names, Attr1..AttrK without any; refuse another number of them than of outputs."""
+    names = names or [f"Attr{number}" for number in range(1, width + 1)]
+    if len(names) != width:
+        raise AimonkError(
+            f"{path} has {width} outputs but {len(names)} attributes were named: {', '.join(names)[:200]}"
+        )
+    return names
+
+
+def _read_tags(path: Path) -> list[tuple[str, float | None]]:
+    """Return the name of each tag and its best_threshold, None where the file has none."""
+    rows = csv.DictReader(text_lines(path)) if path.is_file() else None
+    if rows is None:
+        return []
+    if "name" not in (rows.fieldnames or ()):
+        raise AimonkError(f"{path} has no column `name`: it is no tagger's list of labels")
+    tags: list[tuple[str, float | None]] = []
+    for row in rows:
+        text = row.get("best_threshold") or ""
+        try:
+            tags.append((row["name"], float(text) if text else None))
+        except ValueError:
+            raise AimonkError(f"{path}:{rows.line_num}: best_threshold must be a number, found {short(text)}") from None
+    return tags
 
 
 def _to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:

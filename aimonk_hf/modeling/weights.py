@@ -2,20 +2,38 @@
 
 import hashlib
 import json
+import pickle
+import struct
 import threading
+import zipfile
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from aimonk_hf.errors import AimonkError, NotFiniteError
+from aimonk_hf.errors import AimonkError, NotFiniteError, reason_of
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 
+# A network that timm or torch cannot build, compute or train raises these, depending on where they notice.
+REFUSALS = (
+    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(SafetensorError, OSError, ImportError),
+)
+# torch.load raises these on a damaged or foreign file, depending on where it stops making sense.
+_DAMAGE = (*REFUSALS, EOFError, struct.error, zipfile.BadZipFile)
+# transformers saves a network that it made itself under this prefix, as `AimonkModel` names its own.
+_OWN_PREFIX = "timm_model."
+# Keys under which training loops keep the weights, and names under which wrappers keep the network.
+_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+_WRAPPERS = (_OWN_PREFIX, "module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "base_model.")
+# The file of timm's save_for_hf, unless told otherwise.
+PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 Built = TypeVar("Built", bound=nn.Module)
 
 
@@ -39,11 +57,13 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
 def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor]:
     """Read the tensors; raise `AimonkError` for a missing or damaged file, or weights of another `fingerprint`."""
     if not path.is_file():
-        raise AimonkError(f"{path.parent} has no {WEIGHTS_FILE}")
+        pickled = (path.parent / PICKLED_WEIGHTS_FILE).is_file()
+        advice = f", only a pickle: aimonk-hf convert {path.parent} --output NEW" if pickled else ""
+        raise AimonkError(f"{path.parent} has no {WEIGHTS_FILE}{advice}")
     try:
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get(FINGERPRINT)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name.removeprefix(_OWN_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise AimonkError(f"{path} is damaged ({error}); restore it from a good copy") from error
     if fingerprint and found and fingerprint != found:
@@ -53,7 +73,7 @@ def load_weights(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
 
 def check_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Raise `AimonkError` unless the tensors are exactly the network's, each of its shape and kind of number."""
-    own = {name.removeprefix("timm_model."): tensor for name, tensor in network.state_dict().items()}
+    own = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in network.state_dict().items()}
     for name in own | state:
         found, wanted = _form(state.get(name)), _form(own.get(name))
         if found != wanted:
@@ -111,7 +131,59 @@ def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def own_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the keys of a saved model.safetensors to those of the module, where `load_state_dict` is given them."""
-    own, inner = [name for name in state if name.startswith(prefix)], f"{prefix}timm_model."
+    own, inner = [name for name in state if name.startswith(prefix)], prefix + _OWN_PREFIX
     if not any(name.startswith(inner) for name in own):
         for name in own:
             state[inner + name.removeprefix(prefix)] = state.pop(name)
+
+
+def has_plain_names(path: Path) -> bool:
+    """Return whether a file is safetensors with timm's own names."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return not any(name.startswith(_OWN_PREFIX) for name in file.keys())  # noqa: SIM118
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file or of a pickle of tensors, without the prefixes of wrappers."""
+    return load_weights(path) if path.suffix == ".safetensors" else _find_state(path, load_checkpoint(path))
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Read a .pth file without running anything in it (`weights_only=True`)."""
+    if not path.is_file():
+        raise AimonkError(f"{path} is no file" if path.exists() else f"there is no checkpoint {path}")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if packed := [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                    # it could unfold to any size
+                    raise ValueError(f"its entry {packed[0].filename[:60]!r} is compressed, which PyTorch does not do")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise AimonkError(
+            f"{path} holds more than tensors: it was not loaded, because that would run code from the file; "
+            "save model.state_dict() with the program that made it"
+        ) from error
+    except _DAMAGE as error:
+        raise AimonkError(f"{path} is no PyTorch checkpoint, or damaged ({reason_of(error)})") from error
+
+
+def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
+    """Return the state dict itself, or the one inside a checkpoint dict, without the prefixes of wrappers."""
+    for container in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+    items = content.items() if isinstance(content, dict) else ()
+    state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        found = f"a dict with {', '.join(str(key) for key, _ in items)}" if items else type(content).__name__
+        raise AimonkError(f"{path} holds no state dict (found {found[:200]}; looked under {', '.join(_CONTAINERS)})")
+    for key, value in state.items():
+        is_plain = value.layout == torch.strided and not value.is_quantized
+        if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise AimonkError(f"{path}: {key} is no plain tensor with all its numbers in the file")
+    while prefix := next((wrapper for wrapper in _WRAPPERS if all(key.startswith(wrapper) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

@@ -47,7 +47,7 @@ def hub(files: list[Path], told: Told) -> Table:
     try:
         import datasets
     except ImportError:
-        raise AimonkError("Hub datasets and Parquet need an extra: pip install 'aimonk_hf[datasets]'") from None
+        raise AimonkError("Hub datasets and Parquet need datasets: pip install 'aimonk_hf[datasets]'") from None
     source = Path(told.source)
     where: dict[str, Any] = {"path": "parquet", "data_files": [str(path) for path in files]}
     if source.is_dir():

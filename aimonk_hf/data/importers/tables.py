@@ -168,7 +168,7 @@ def _sheet(path: Path) -> list[list[str]]:
     try:
         from openpyxl import load_workbook
     except ImportError:
-        raise AimonkError(f"{path} needs openpyxl: pip install openpyxl, or save it as CSV UTF-8") from None
+        raise AimonkError(f"{path} needs openpyxl: pip install 'aimonk_hf[excel]', or save it as CSV UTF-8") from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
         sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
