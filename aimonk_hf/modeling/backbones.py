@@ -1,6 +1,6 @@
 """Find the timm network of an `--architecture` and its weights, and build it with a new head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,17 @@ REFUSALS = (
 
 @dataclass
 class Backbone:
-    """A network to build: timm's plain name, constructor arguments, pretrained_cfg, and weights if wanted."""
+    """A network to build: timm's plain name, constructor arguments, pretrained_cfg, and weights if wanted.
+
+    `repo_id` is the Hub repository of these weights, where one is named.
+    """
 
     architecture: str
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
     weights: Path | None = None
     label_names: list[str] | None = None
+    repo_id: str | None = None
 
 
 def find_backbone(architecture: str, pretrained: bool) -> Backbone:
@@ -44,7 +48,8 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
     """
     source, _, place = architecture.partition(":")
     if source == "hf-hub":
-        return _from_folder(download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained), pretrained)
+        folder = download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained)
+        return replace(_from_folder(folder, pretrained), repo_id=place if pretrained else None)
     if source == "local-dir":
         return _from_folder(Path(place), pretrained)
     if "/" in architecture or place:
@@ -56,7 +61,8 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
         known = ", ".join(list_models(name + ".*", pretrained=True)) or "none"
         raise AimonkError(f"timm has no weights {architecture!r}; it has {known}") from error
     cfg = pretrained_cfg.to_dict() if pretrained_cfg else {}
-    return Backbone(name, {}, cfg, _fetch_weights(architecture, cfg) if pretrained else None)
+    weights = _fetch_weights(architecture, cfg) if pretrained else None
+    return Backbone(name, {}, cfg, weights, repo_id=cfg.get("hf_hub_id") if pretrained else None)
 
 
 def build_network(
@@ -133,7 +139,9 @@ def _from_folder(folder: Path, pretrained: bool) -> Backbone:
         raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
     args, cfg = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
     name = _known(values.get("architecture"))
-    return Backbone(name, args, cfg, weights if pretrained else None, values.get("label_names"))
+    if not pretrained:
+        return Backbone(name, args, cfg)
+    return Backbone(name, args, cfg, weights, values.get("label_names"), cfg.get("hf_hub_id"))
 
 
 def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:

@@ -8,9 +8,11 @@ import numpy as np
 
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
+from aimonk_hf.data.imports import imported_from
 from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
-from aimonk_hf.modeling.hub import push_model_folder
+from aimonk_hf.modeling.card_fields import given_fields
+from aimonk_hf.modeling.hub import dataset_id, push_model_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.onnx_export import onnx_line
 from aimonk_hf.modeling.prediction import Prediction
@@ -20,6 +22,7 @@ from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.plots import plot_loss_curve, plot_predictions
 from aimonk_hf.training.processes import hand_on, score_together
 from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS, RunDirectory
+from aimonk_hf.training.setup import hardware_of
 
 _PLOTTED_IMAGES = 12
 
@@ -34,6 +37,7 @@ def finish(
     """Calibrate, tune, evaluate, and write model, figures and plots; the other processes help to score and wait."""
     accelerator, config = trainer.accelerator, trainer.config
     model = trainer.finished_model()
+    model.card |= given_fields(config.license, config.tags) | _datasets(config.data_dir, trainer.train_set)
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
@@ -45,6 +49,8 @@ def finish(
                 "n_train": len(trainer.train_set),
                 "n_validation": len(validation),
                 "n_report": len(report_set),
+                "seconds": round(trainer.count_seconds(), 1),
+                "hardware": hardware_of(accelerator),
                 "data": describe_data([trainer.train_set, validation, report_set]),
             }
             print(metrics_table(model.metrics))
@@ -63,6 +69,12 @@ def finish(
             score_together(accelerator, model, part.paths)
     hand_on(accelerator, model.cpu())
     return model
+
+
+def _datasets(data_dir: str, dataset: AttributeDataset) -> dict[str, list[str]]:
+    """Return the card's field of the Hub dataset that was read, or from which the labels were imported."""
+    found = dataset_id(data_dir) or dataset_id(imported_from(dataset.labels.source))
+    return {"datasets": [found]} if found else {}
 
 
 def _judge(

@@ -315,6 +315,12 @@ class Trainer:
         """The network that the run keeps: the EMA where there is one."""
         return self.model.timm_model if self.average is None else self.average.module
 
+    def count_seconds(self) -> float:
+        """Return the seconds of the run so far, with those before a resume."""
+        now = time.monotonic()
+        self.state.seconds, self.saved_at = self.state.seconds + now - self.saved_at, now
+        return self.state.seconds
+
     def save(self, run: RunDirectory, stage: ActiveStage | None) -> None:
         """Write a checkpoint of all that the rest of the run depends on."""
         if not self.accelerator.is_main_process:
@@ -327,8 +333,8 @@ class Trainer:
             "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
             "scaler": scaler and scaler.state_dict(),
         }
+        self.count_seconds()
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)
-        self.saved_at = time.monotonic()
 
     def resume(self, run: RunDirectory) -> ActiveStage | None:
         """Take over the last checkpoint, if there is one; return its stage where that has begun."""
