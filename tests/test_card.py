@@ -1,6 +1,7 @@
 """The Hub's fields of a model card: where they come from, what they survive, what the Hub would refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def test_a_run_from_the_hub_to_the_hub(
     repo = hub.repos["model", "user/model"]
     assert repo.private
     card = head(repo.files()["README.md"])
-    index = card.pop("model-index")
+    index, took, hardware = (card.pop(key) for key in ("model-index", "training_time", "hardware"))
+    assert re.fullmatch(r"\d+s|\d+:\d\d", took)
+    assert re.fullmatch(r"cpu \(.+, \d+ cores\) in float32", hardware)
     assert card == {
         "base_model": "user/base",
         "datasets": ["user/garments"],
@@ -63,9 +66,7 @@ def test_a_run_from_the_hub_to_the_hub(
     }
     (result,) = index[0]["results"]
     assert (result["task"]["type"], result["dataset"]["type"]) == ("image-classification", "user/garments")
-    training = json.loads((run / "metrics.json").read_text())["training"]
-    assert training["seconds"] > 0
-    assert f" on {training['hardware']}." in (run / "README.md").read_text()
+    assert f"Training took {took} on {hardware}." in (run / "README.md").read_text()
 
     again = tmp_path / "again"  # another license, of a folder and of a repository; the rest stays
     AimonkModel.from_pretrained("user/model").save_pretrained(again)
@@ -77,6 +78,7 @@ def test_a_run_from_the_hub_to_the_hub(
     ):
         assert main(["push", "--model", model, "--repo-id", "user/model", "--license", license, "--tags", "more"]) == 0
         found = head(repo.files()["README.md"])
+        assert (found.pop("training_time"), found.pop("hardware")) == (took, hardware)
         assert found == card | fields | {"tags": [*card["tags"], "more"], "model-index": index}
     assert len(repo.messages) == 5, "each is a commit"
     assert main(["push", "--model", str(again), "--repo-id", "user/model", "--license", "mti"]) == 2
@@ -136,9 +138,8 @@ def test_the_seconds_of_a_run_are_kept_over_a_resume(few: Path, tmp_path: Path) 
     save_checkpoint(out / "checkpoints", saved["step"], saved | {"seconds": 7200.0})
     with pytest.raises(Killed):
         train(small(few, out, epochs=2, resume=True), callbacks=[KillAfter(0)])
-    model = train(small(few, out, epochs=2, resume=True))
-    assert 7200 < model.metrics["training"]["seconds"] < 10800
-    assert "It took 2:" in (out / "README.md").read_text()
+    train(small(few, out, epochs=2, resume=True))
+    assert "Training took 2:" in (out / "README.md").read_text()
 
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed(few: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from aimonk_hf.console import duration
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.modeling.saved_metrics import check_metrics
@@ -24,7 +23,7 @@ _METRICS = ("f1", "roc_auc")
 def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: dict[str, Any] | None = None) -> str:
     """Return the card's Markdown for a config and, where known, its metrics; raise `AimonkError` as `check_metrics`.
 
-    `fields` are those of the Hub that are not known here: license, base_model, datasets, tags, ...
+    `fields` are those at its head that are not known here: license, base_model, datasets, tags, training_time, ...
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -65,7 +64,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: di
         metrics=metrics,
         figure=_figure,
         interval=_interval,
-        duration=duration,
+        fields=given,
         cell=as_text,
         code=as_code,
     )

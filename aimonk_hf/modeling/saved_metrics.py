@@ -33,7 +33,6 @@ def _is_text(value: Any) -> bool:
 
 _COUNT, _COUNTS = ("a whole number from 0 on", _is_count), ("three whole numbers", _list_of(_is_count, 3))
 _FIGURE, _INTERVAL = ("a number from 0 to 1", _is_figure), ("two numbers from 0 to 1", _list_of(_is_figure, 2))
-_SECONDS = ("a number from 0 on", lambda value: is_number(value) and value >= 0)
 _TEXT, _TEXTS = ("a text", _is_text), ("a list of texts", _list_of(_is_text))
 
 # "key?" may be absent or null; "*" is every other key. Keys that nothing shows may hold anything.
@@ -59,7 +58,6 @@ _FORM: dict[str, Any] = {
     "training?": {
         **dict.fromkeys(("recipe", "backbone"), _TEXT),
         **dict.fromkeys(("epochs", "n_train", "n_validation", "n_report"), _COUNT),
-        **{"seconds?": _SECONDS, "hardware?": _TEXT},
         "data?": {"labels": {"*": _COUNTS}, "findings": _TEXTS},
     },
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aimonk_hf.console import duration
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.imports import imported_from
@@ -37,7 +38,7 @@ def finish(
     """Calibrate, tune, evaluate, and write model, figures and plots; the other processes help to score and wait."""
     accelerator, config = trainer.accelerator, trainer.config
     model = trainer.finished_model()
-    model.card |= given_fields(config.license, config.tags) | _datasets(config.data_dir, trainer.train_set)
+    model.card |= _card_fields(trainer)
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
@@ -49,8 +50,6 @@ def finish(
                 "n_train": len(trainer.train_set),
                 "n_validation": len(validation),
                 "n_report": len(report_set),
-                "seconds": round(trainer.count_seconds(), 1),
-                "hardware": hardware_of(accelerator),
                 "data": describe_data([trainer.train_set, validation, report_set]),
             }
             print(metrics_table(model.metrics))
@@ -71,10 +70,12 @@ def finish(
     return model
 
 
-def _datasets(data_dir: str, dataset: AttributeDataset) -> dict[str, list[str]]:
-    """Return the card's field of the Hub dataset that was read, or from which the labels were imported."""
-    found = dataset_id(data_dir) or dataset_id(imported_from(dataset.labels.source))
-    return {"datasets": [found]} if found else {}
+def _card_fields(trainer: Trainer) -> dict[str, Any]:
+    """Return the card's fields that a run knows; the dataset is the Hub's that was read or imported."""
+    config, labels = trainer.config, trainer.train_set.labels
+    found = dataset_id(config.data_dir) or dataset_id(imported_from(labels.source))
+    took = {"training_time": duration(trainer.count_seconds()), "hardware": hardware_of(trainer.accelerator)}
+    return given_fields(config.license, config.tags) | ({"datasets": [found]} if found else {}) | took
 
 
 def _judge(
