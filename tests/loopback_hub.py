@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 import yaml
+from card_rules import card_errors
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -142,8 +143,9 @@ class LoopbackHub:
         return JSONResponse({"url": url, "name": repo_id, "id": repo_id, "private": private})
 
     async def validate_yaml(self, request: Request) -> Response:
-        yaml.safe_load((await request.json())["content"].split("---")[1])
-        return JSONResponse({"errors": [], "warnings": []})
+        asked = await request.json()
+        errors = [{"message": message} for message in card_errors(asked["repoType"], asked["content"])]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     async def preupload(self, request: Request) -> Response:
         _, _, repo = self._repo(request, write=True)
@@ -194,6 +196,9 @@ class LoopbackHub:
                 files[value["path"]] = content
         if header.get("parentCommit", parent) != parent:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        kind = request.path_params["kind"]
+        if errors := card_errors(kind, files.get("README.md", b"").decode()):
+            raise HubError(400, f"Invalid metadata in README.md: {errors}")
         number = sum(name.startswith("refs/pr/") for name in repo.branches) + 1
         create_pr = "create_pr" in request.query_params
         sha = repo.commit(f"refs/pr/{number}" if create_pr else branch, files, header["summary"])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from aimonk_hf import AttributeDataset
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.imports import imported_from
 from aimonk_hf.data.labels import read_labels
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.sample_data import write_sample_data
@@ -273,6 +274,7 @@ def test_a_dataset_repository_is_imported(hub: LoopbackHub, tmp_path: Path, monk
     assert run("hf://datasets/user/table", "--output", tmp_path / "DATA", "--attributes", "dress,striped") == 0
     np.testing.assert_array_equal(read_labels(tmp_path / "DATA").values, [[1, 1], [0, np.nan], [np.nan, 0]])
     assert run("hf://datasets/user/folders", "--output", tmp_path / "DATA2") == 0
+    assert imported_from(str(tmp_path / "DATA2/labels.csv")) == "hf://datasets/user/folders"
     labels = read_labels(tmp_path / "DATA2")
     assert (labels.attributes, labels.images) == (["cat", "dog"], ["test/000000.png", "test/000001.png"])
     np.testing.assert_array_equal(labels.values, [[1, 0], [0, 1]])

@@ -52,6 +52,8 @@ def add_sharing_commands(command: Command) -> None:
     flag("--private", **private)
     flag("--revision", metavar="BRANCH", help="branch, created where it does not exist; main by default")
     flag("--commit-message", metavar="TEXT")
+    flag("--license", metavar="ID", help="license of the model, in its card: an id of the Hub, or other:NAME[:ADDRESS]")
+    flag("--tags", type=names, metavar="A,B", help="tags that are added to the card")
     flag("--create-pr", action="store_true", help="open a pull request instead of committing")
 
     space = command("push-space", _push_space, "upload a Hugging Face Space that serves a model, or write its folder")
@@ -135,7 +137,7 @@ def _push(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.hub import push_model_folder
     from aimonk_hf.modeling.model import AimonkModel
 
-    keys = ("revision", "commit_message", "create_pr")
+    keys = ("revision", "commit_message", "create_pr", "license", "tags")
     wishes = {key: getattr(options, key) for key in keys} | {"private": options.private or None}
     model = AimonkModel.from_pretrained(options.model)  # refused here if it does not load
     with TemporaryDirectory() as copy:

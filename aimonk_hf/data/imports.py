@@ -28,6 +28,7 @@ from aimonk_hf.data.labels import Labels, labels_table, write_labels
 from aimonk_hf.errors import AimonkError, ImageError, near_names
 from aimonk_hf.storage import is_text, staged_folder, write_json, write_text
 
+_REPORT, _HEADING = "import.md", "# Import of "
 _ENDINGS = {"MPO": "jpg", "JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
@@ -86,10 +87,20 @@ def import_labels(
         parts = [*_report(done, table, rows, told, format, finder), place, end]
         done.report = "\n\n".join(parts) + "\n"
         write_labels(stage / "labels.csv", done.labels)
-        write_text(stage / "import.md", done.report)
+        write_text(stage / _REPORT, done.report)
         if done.agreement:
             write_json(stage / AGREEMENT_FILE, done.agreement)
     return done
+
+
+def imported_from(label_file: str) -> str:
+    """Return the source of an imported label file, by the import.md beside it; "" where there is none."""
+    report = Path(label_file).with_name(_REPORT) if Path(label_file).is_file() else None
+    if report is None or not report.is_file():
+        return ""
+    with open(report, encoding="utf-8", errors="replace") as file:
+        heading = file.readline(1000).strip()
+    return heading.removeprefix(_HEADING) if heading.startswith(_HEADING) else ""
 
 
 def _check_flags(told: Told, format: str) -> None:
@@ -219,7 +230,7 @@ def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, 
     words: dict[float | str, str] = {1.0: "present", 0.0: "absent"}
     flags = {"blank": told.blank, "uncertain": told.uncertain, "unlisted": told.unlisted}
     given = " ".join(f"--{name} {value}" for name, value in flags.items() if value)
-    yield f"# Import of {shown_name(told.source)}"
+    yield f"{_HEADING}{shown_name(told.source)}"
     yield f"Format {format}. {rows.n_rows} rows in, {len(rows.images)} images out, {len(rows.refused)} rows refused."
     if given:
         yield f"Decided by {given}."

@@ -1,6 +1,6 @@
 """Find the timm network of an `--architecture` and its weights, and build it with a new head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ _KEPT_KEYS = (
 
 @dataclass
 class Backbone:
-    """A network to build: timm's plain name, constructor arguments, pretrained_cfg, and weights if wanted."""
+    """A network to build: timm's plain name, constructor arguments, pretrained_cfg, and weights if wanted.
+
+    `repo_id` is the Hub repository of these weights, where one is named.
+    """
 
     architecture: str
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
     weights: Path | None = None
     label_names: list[str] | None = None
+    repo_id: str | None = None
 
 
 def find_backbone(architecture: str, pretrained: bool) -> Backbone:
@@ -38,7 +42,8 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
     """
     source, _, place = architecture.partition(":")
     if source == "hf-hub":
-        return read_folder(download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained), pretrained)
+        folder = download(place, [CONFIG_FILE] + [WEIGHTS_FILE] * pretrained)
+        return replace(read_folder(folder, pretrained), repo_id=place if pretrained else None)
     if source == "local-dir":
         return read_folder(Path(place), pretrained)
     if "/" in architecture or place:
@@ -50,7 +55,8 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
         known = ", ".join(list_models(name + ".*", pretrained=True)) or "none"
         raise AimonkError(f"timm has no weights {architecture!r}; it has {known}") from error
     cfg = pretrained_cfg.to_dict() if pretrained_cfg else {}
-    return Backbone(name, {}, cfg, _fetch_weights(architecture, cfg) if pretrained else None)
+    weights = _fetch_weights(architecture, cfg) if pretrained else None
+    return Backbone(name, {}, cfg, weights, repo_id=cfg.get("hf_hub_id") if pretrained else None)
 
 
 def read_folder(folder: Path, pretrained: bool) -> Backbone:
@@ -67,7 +73,9 @@ def read_folder(folder: Path, pretrained: bool) -> Backbone:
     if "num_classes" in values:  # transformers leaves it out of pretrained_cfg
         cfg = cfg | {"num_classes": values["num_classes"]}
     labels = values.get("label_names") or cfg.get("label_names")
-    return Backbone(name, args, cfg, weights if pretrained else None, labels)
+    if not pretrained:
+        return Backbone(name, args, cfg)
+    return Backbone(name, args, cfg, weights, labels, cfg.get("hf_hub_id"))
 
 
 def build_network(

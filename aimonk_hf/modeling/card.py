@@ -16,13 +16,18 @@ _INDEXED = {
     "average_precision": ("average_precision", "macro average precision"),
     "auroc": ("roc_auc", "macro AUROC"),
 }
+# Those of them that hf.co/metrics lists.
+_METRICS = ("f1", "roc_auc")
 
 
-def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
-    """Return the card's Markdown for a config and, where known, its metrics; raise `AimonkError` as `check_metrics`."""
+def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: dict[str, Any] | None = None) -> str:
+    """Return the card's Markdown for a config and, where known, its metrics; raise `AimonkError` as `check_metrics`.
+
+    `fields` are those at its head that are not known here: license, base_model, datasets, tags, training_time, ...
+    """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    results = []
+    results, given = [], dict(fields or {})
     if metrics is not None:
         check_metrics(metrics, config.attributes)
         where = (metrics.get("measured_on") or {}).get("images", "labelled images")
@@ -30,7 +35,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
             EvalResult(
                 task_type="image-classification",
                 task_name="Multi-label image classification",
-                dataset_type="imagefolder",
+                dataset_type=next(iter(given.get("datasets") or ["imagefolder"])),
                 dataset_name=f"{where} ({metrics['n_images']} images)",
                 metric_type=kind,
                 metric_name=words,
@@ -42,9 +47,11 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
     data = ModelCardData(
         library_name="timm",  # by another one transformers' pipeline does not find a repository's task
         pipeline_tag="image-classification",
-        tags=_TAGS,
+        tags=[*_TAGS, *(given.pop("tags", None) or [])],
+        metrics=[one.metric_type for one in results if one.metric_type in _METRICS] or None,
         model_name=config.architecture if results else None,
         eval_results=results or None,
+        **given,
     )
     card = ModelCard.from_template(
         data,
@@ -57,6 +64,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None) -> str:
         metrics=metrics,
         figure=_figure,
         interval=_interval,
+        fields=given,
         cell=as_text,
         code=as_code,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError, reason_of
+from aimonk_hf.modeling.card_fields import change_card, given_fields, is_repo_id
 from aimonk_hf.storage import check_no_link_outside, read_json
 
 if TYPE_CHECKING:
@@ -40,13 +41,18 @@ class HubOptions(TypedDict, total=False):
 
 
 class PushOptions(TypedDict, total=False):
-    """Options of a push; the branch `revision` is created where missing, a public repository refuses `private`."""
+    """Options of a push; the branch `revision` is created where missing, a public repository refuses `private`.
+
+    `license` and `tags` go into the card of a model, as those of `--license` and `--tags`.
+    """
 
     private: bool | None
     token: str | bool | None
     revision: str | None
     commit_message: str | None
     create_pr: bool
+    license: str | None
+    tags: list[str] | None
 
 
 class Pushed(NamedTuple):
@@ -86,13 +92,26 @@ def data_folder(name: str | PathLike[str]) -> Path:
     text = fspath(name)
     if not text.startswith(_DATASETS):
         return Path(text)
-    owner, _, rest = text.removeprefix(_DATASETS).partition("/")
-    repo, _, below = rest.partition("/")
-    repo_id, _, revision = f"{owner}/{repo}".partition("@")
+    repo_id, revision, below = _dataset(text)
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo_id, f"cannot fetch {text}", revision or None):
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None), below)
+
+
+def dataset_id(name: str | PathLike[str]) -> str | None:
+    """Return the repository of hf://datasets/user/name[@revision][/folder], None for another place."""
+    text = fspath(name)
+    repo_id = _dataset(text)[0]
+    return repo_id if text.startswith(_DATASETS) and is_repo_id(repo_id) else None
+
+
+def _dataset(text: str) -> tuple[str, str, str]:
+    """Return repository, revision and folder."""
+    owner, _, rest = text.removeprefix(_DATASETS).partition("/")
+    repo, _, below = rest.partition("/")
+    repo_id, _, revision = f"{owner}/{repo}".partition("@")
+    return repo_id, revision, below
 
 
 @contextmanager
@@ -120,6 +139,10 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Itera
         raise AimonkError(next(text for kind, text in advice.items() if isinstance(error, kind))) from error
     except errors.HfHubHTTPError as error:
         raise AimonkError(f"{failure}: {answers.get(error.response.status_code, reason_of(error))}") from error
+    except ValueError as error:  # of `create_commit`, where the Hub refuses a card
+        if isinstance(error, AimonkError):
+            raise
+        raise AimonkError(f"{failure}: {' '.join(str(error).split())}") from error
     except (errors.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: an upload of bytes that failed
         raise AimonkError(
             f"{failure}: {reason_of(error.__cause__ or error)}; check the connection and try again"
@@ -151,9 +174,11 @@ def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]
     networks = [folder / name for name in files if name.endswith(".onnx")]
     if fingerprint and (others := [path for path in networks if not made_from(path, fingerprint)]):
         raise AimonkError(f"{others[0]} is of other weights: run aimonk-hf export again, or delete onnx/")
-    if CARD_FILE in files:
-        card = (folder / CARD_FILE).read_text(encoding="utf-8")
-        files[CARD_FILE] = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id).encode()
+    fields = given_fields(options.get("license"), options.get("tags"))
+    if CARD_FILE in files or fields:
+        card = (folder / CARD_FILE).read_text(encoding="utf-8") if CARD_FILE in files else ""
+        card = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id)
+        files[CARD_FILE] = change_card(card, fields).encode()
     with open(folder / WEIGHTS_FILE, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
 

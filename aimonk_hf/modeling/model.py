@@ -17,6 +17,7 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import hub
 from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute, find_backbone, trim_pretrained_cfg
 from aimonk_hf.modeling.card import render_card
+from aimonk_hf.modeling.card_fields import base_model_fields, read_fields
 from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.modeling.devices import autocast_dtype, resolve_precision, torch_network
 from aimonk_hf.modeling.losses import masked_bce_with_logits
@@ -89,6 +90,7 @@ class AimonkModel(Predicting, nn.Module):
         self.transform = TensorTransform(self.config.pretrained_cfg)
         self.normalize = Normalize(self.transform)
         self.metrics: dict[str, Any] | None = None
+        self.card: dict[str, Any] = {}  # the Hub's fields of README.md: license, base_model, datasets, tags, ...
         self.folder: Path | None = None  # the origin of the weights; its split.csv tells which images they have seen
         self.metrics_problem = ""  # the reason why a metrics.json that came with the weights is not used
         self.register_load_state_dict_pre_hook(own_names)
@@ -121,6 +123,7 @@ class AimonkModel(Predicting, nn.Module):
         model = cls(config, weights=backbone.weights)
         if backbone.weights and backbone.label_names != model.config.attributes:
             model.timm_model.reset_classifier(len(attributes))
+        model.card = base_model_fields(backbone.repo_id)
         return model.check_outputs()
 
     def check_outputs(self) -> "AimonkModel":
@@ -190,7 +193,7 @@ class AimonkModel(Predicting, nn.Module):
         with staged_folder(folder) as stage:
             fingerprint = save_weights(stage / hub.WEIGHTS_FILE, state)
             write_json(stage / hub.CONFIG_FILE, self.config.to_dict() | {hub.FINGERPRINT: fingerprint})
-            write_text(stage / hub.CARD_FILE, render_card(self.config, self.metrics))
+            write_text(stage / hub.CARD_FILE, render_card(self.config, self.metrics, self.card))
             if self.metrics is not None:
                 write_json(stage / hub.METRICS_FILE, self.metrics)
         if self.metrics is None:
@@ -239,5 +242,5 @@ class AimonkModel(Predicting, nn.Module):
         model.load_state_dict(state)
         require_finite(model.timm_model, str(path))
         model.metrics, model.metrics_problem = read_metrics(folder / hub.METRICS_FILE, config.attributes)
-        model.folder = folder
+        model.card, model.folder = read_fields(folder / hub.CARD_FILE), folder
         return model.eval().to(device=device, dtype=dtype).check_outputs()

@@ -1,6 +1,7 @@
 """The state of a run and its checkpoints: tensors in safetensors, everything else in JSON, nothing pickled."""
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class RunState:
     """Counts and figures of a run; random numbers, learning rates and the order of images follow from them.
 
     `epoch` and `stage_epoch` count finished epochs; `losses` holds the training loss of every step with a label,
-    `history` a row for every epoch, `best` the weights of the best epoch where one is kept.
+    `history` a row for every epoch, `best` the weights of the best epoch where one is kept; `seconds` is the time of
+    all that is saved, over resumes.
     """
 
     epoch: int = 0
@@ -64,6 +66,13 @@ class RunState:
     epoch_sums: EpochSums = field(default_factory=EpochSums)
     losses: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count_seconds(self, since: float) -> float:
+        """Add the seconds since a time of `time.monotonic`, and return the time now."""
+        now = time.monotonic()
+        self.seconds += now - since
+        return now
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for a checkpoint."""
@@ -73,7 +82,7 @@ class RunState:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "RunState":
         """Return the state that a checkpoint holds beside weights."""
-        own = {name: saved[name] for name in cls.__dataclass_fields__}
+        own = {name: saved[name] for name in cls.__dataclass_fields__ if name in saved}  # earlier ones have no seconds
         return cls(**own | {"epoch_sums": EpochSums(**saved["epoch_sums"]), "losses": saved["losses"].tolist()})
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from aimonk_hf.console import duration
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
+from aimonk_hf.data.imports import imported_from
 from aimonk_hf.evaluation.report_table import metrics_table
 from aimonk_hf.evaluation.tuning import choose_and_judge, choose_and_judge_out_of_fold, describe_data
-from aimonk_hf.modeling.hub import push_model_folder
+from aimonk_hf.modeling.card_fields import given_fields
+from aimonk_hf.modeling.hub import dataset_id, push_model_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.onnx_export import onnx_line
 from aimonk_hf.modeling.prediction import Prediction
@@ -20,6 +23,7 @@ from aimonk_hf.training.loop import Trainer
 from aimonk_hf.training.plots import plot_loss_curve, plot_predictions
 from aimonk_hf.training.processes import hand_on, score_together
 from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS, RunDirectory
+from aimonk_hf.training.setup import hardware_of
 
 _PLOTTED_IMAGES = 12
 
@@ -34,6 +38,7 @@ def finish(
     """Calibrate, tune, evaluate, and write model, figures and plots; the other processes help to score and wait."""
     accelerator, config = trainer.accelerator, trainer.config
     model = trainer.finished_model()
+    model.card |= _card_fields(trainer)
     if accelerator.is_main_process:
         shown, predictions = _judge(model, trainer, validation, report_set, out_of_fold)
         if model.metrics:
@@ -64,6 +69,15 @@ def finish(
             score_together(accelerator, model, part.paths)
     hand_on(accelerator, model.cpu())
     return model
+
+
+def _card_fields(trainer: Trainer) -> dict[str, Any]:
+    """Return the card's fields that a run knows; the dataset is the Hub's that was read or imported."""
+    config, labels = trainer.config, trainer.train_set.labels
+    found = dataset_id(config.data_dir) or dataset_id(imported_from(labels.source))
+    trainer.state.count_seconds(trainer.saved_at)
+    took = {"training_time": duration(trainer.state.seconds), "hardware": hardware_of(trainer.accelerator)}
+    return given_fields(config.license, config.tags) | ({"datasets": [found]} if found else {}) | took
 
 
 def _judge(

@@ -336,8 +336,8 @@ class Trainer:
             "optimizer": same_stage and same_stage.optimizer.state_dict(),  # a new stage starts with a new one
             "scaler": (scaler := self.accelerator.scaler) and scaler.state_dict(),
         }
+        self.saved_at = self.state.count_seconds(self.saved_at)
         save_checkpoint(run.checkpoints, self.state.step, self.state.to_dict() | weights)
-        self.saved_at = time.monotonic()
 
     def resume(self, run: RunDirectory) -> ActiveStage | None:
         """Take over the last checkpoint, if there is one; return its stage where that has begun."""

@@ -9,6 +9,7 @@ from aimonk_hf.data.read_options import READ_HELP
 from aimonk_hf.data.splits import NEAR_DUPLICATES, SPLIT_METHODS
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
+from aimonk_hf.modeling.card_fields import given_fields
 from aimonk_hf.modeling.config import PRECISIONS
 from aimonk_hf.training.recipes import get_recipe
 from aimonk_hf.training.setting_values import check_value, flag
@@ -143,6 +144,8 @@ class TrainConfig:
     onnx: bool = _setting("write onnx/model.onnx of the finished model, by which a CPU predicts", True)
     push_to_hub: str | None = _setting("Hub repository (user/name) to which the finished model is pushed")
     private: bool = _setting("with --push-to-hub, create the repository private; a public one is refused", False)
+    license: str | None = _setting("license of the model, in its card: an id of the Hub, or other:NAME[:ADDRESS]")
+    tags: list[str] | None = _setting("A,B: tags in the model's card, by which the Hub finds it")
 
     prefix_views: InitVar[int | None] = None  # of earlier versions
     given: InitVar[dict[str, Any] | None] = None  # the origin of the values that `dataclasses.replace` hands on
@@ -193,6 +196,7 @@ class TrainConfig:
     def _check(self) -> None:
         """Raise `AimonkError` for stages that train nothing, and for settings that exclude each other."""
         parse_objective(self.threshold_objective)
+        given_fields(self.license, self.tags)
         for stage in self.stages:
             if stage.epochs < 1:
                 raise AimonkError(f"--stage-epochs: a stage of {stage.epochs} epochs trains nothing; leave it out")
@@ -207,23 +211,16 @@ class TrainConfig:
                 raise AimonkError(f"{flag(name)} takes two numbers {needed}, found {','.join(map(str, pair))}")
         chooses = "--early-stopping-patience" if self.early_stopping_patience else "--metric-for-best-model"
         chooses = "--schedule plateau" if self.schedule == "plateau" else chooses
+        unchosen = self.chooses_epoch and not self.val_split
+        seen, taught = self.init_from and self.folds, self.teacher and self.folds
         for refused, told in (
             (self.resume and self.overwrite, "--resume and --overwrite exclude each other"),
             (self.private and not self.push_to_hub, "--private is about the repository of --push-to-hub: give both"),
-            (
-                self.init_from and self.folds,
-                f"--init-from {self.init_from} may have seen the images: leave out --folds",
-            ),
-            (
-                self.teacher and self.folds,
-                f"--teacher {self.teacher} may have seen the labels of the fold left out: leave out --folds",
-            ),
+            (seen, f"--init-from {self.init_from} may have seen the images: leave out --folds"),
+            (taught, f"--teacher {self.teacher} may have seen the labels of the fold left out: leave out --folds"),
             (self.teacher_weight <= 0, f"--teacher-weight must be above 0, found {self.teacher_weight}"),
             (self.folds == 1, "--folds must be 0 or at least 2, found 1"),
-            (
-                self.chooses_epoch and not self.val_split,
-                f"{chooses} needs validation images: give --val-split a share, or turn it off",
-            ),
+            (unchosen, f"{chooses} needs validation images: give --val-split a share, or turn it off"),
         ):
             if refused:
                 raise AimonkError(told)

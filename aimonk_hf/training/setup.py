@@ -1,6 +1,7 @@
 """Make the model of a run, and try every stage before images are read."""
 
 import copy
+import os
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,7 @@ from torch import Tensor
 from aimonk_hf.console import listed
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute, classifier_layers, find_backbone
+from aimonk_hf.modeling.card_fields import base_model_fields
 from aimonk_hf.modeling.devices import explain_failure
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.augmentation import sizes_by_epoch
@@ -39,6 +41,8 @@ def build_model(config: TrainConfig, attributes: list[str], earlier: AimonkModel
     )
     if earlier is not None:
         _copy_rows(earlier, model)
+        is_local = Path(config.init_from or "").is_dir()
+        model.card = base_model_fields(earlier.card.get("base_model") if is_local else config.init_from)
     return model
 
 
@@ -99,6 +103,7 @@ def with_attributes(model: AimonkModel, attributes: list[str]) -> AimonkModel:
     state = {name: tensor for name, tensor in model.timm_model.state_dict().items() if own[name].shape == tensor.shape}
     kept.timm_model.load_state_dict(state, strict=False)
     _copy_rows(model, kept)
+    kept.card = model.card
     return kept
 
 
@@ -150,10 +155,19 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
 
 def computing_line(accelerator: Accelerator) -> str:
     """Return the sentence that names device, precision and processes of a run."""
-    machine, device = machine_settings(accelerator), accelerator.device
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return f"Computing on {hardware_of(accelerator)}."
+
+
+def hardware_of(accelerator: Accelerator) -> str:
+    """Return the names of device and processor, the precision and the number of processes of a run."""
+    machine, device, name = machine_settings(accelerator), accelerator.device, ""
+    if device.type == "cuda":
+        name = f" ({torch.cuda.get_device_name(device)})"
+    elif device.type == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the lowest torch
+        name = f" ({known.get('cpu_name', 'unknown processor')}, {os.cpu_count()} cores)"
     several = f" and {machine['processes']} processes" if machine["processes"] > 1 else ""
-    return f"Computing on {name} in {machine['mixed_precision']}{several}."
+    return f"{device}{name} in {machine['mixed_precision']}{several}"
 
 
 def machine_settings(accelerator: Accelerator) -> dict[str, Any]:
