@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import gzip
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import methodcaller
@@ -47,13 +49,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def opened_bytes(path: Path) -> Iterator[Any]:
+    """Yield a file of bytes; one that gzip has packed is unpacked on the way, and refused where it is damaged."""
+    with explained(f"read {path}"), open(path, "rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            yield gzip.GzipFile(fileobj=file) if is_packed else file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise AimonkError(f"{path} is packed by gzip and damaged ({reason_of(error)}): fetch it again") from error
+
+
+def read_head(path: Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a file, unpacked."""
+    with opened_bytes(path) as file:
+        return bytes(file.read(n_bytes))
+
+
 def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
     """Yield the lines of a text file with their ends; in UTF-8, bytes that are no text, as in names, are surrogates.
 
     UTF-16 is known by its mark; any other encoding must be named. Raises `AimonkError` with the line.
     """
-    with explained(f"read {path}"), open(path, "rb") as file:
-        head = file.read(4)
+    head = read_head(path, 4)
     if head.startswith(b"PK\x03\x04"):
         raise AimonkError(f"{path} is not a text file but an archive or an Excel table: save the table as CSV")
     marked = not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -67,7 +86,7 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
     number = 0
     with explained(f"read {path}"):
         try:
-            with open(path, encoding=codec, errors=errors, newline="") as file:
+            with opened_bytes(path) as raw, io.TextIOWrapper(raw, codec, errors, newline="") as file:
                 for number, line in enumerate(file, start=1):
                     if "\0" in line:
                         told = "A zero byte: not a text file, or UTF-16 without its mark (then --encoding utf-16-le)"

@@ -43,3 +43,21 @@ def test_obstacles_are_reported_before_the_run(hub: LoopbackHub, sample: Path, t
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run" / "history.csv").exists()
     assert hub.repos["model", "user/open"].files() == before
+
+
+def test_a_run_starts_from_a_model_of_the_hub(hub: LoopbackHub, few: Path, tmp_path: Path, capsys):
+    earlier = AimonkModel.from_timm("test_resnet", ["belt", "hat"], pretrained=False, image_size=32)
+    earlier.push_to_hub("user/earlier")
+    flags = (
+        "--image-size 32 --epochs 1 --num-workers 0 --lr 1e-30 --ema-decay 0 --no-calibrate --init-from user/earlier"
+    )
+    assert main(f"train --data-dir {few} --output-dir {tmp_path / 'run'} {flags}".split()) == 0
+    printed = capsys.readouterr().out
+    assert "Starting from user/earlier: 1 of 4 rows of the head are copied by name" in printed
+    model = AimonkModel.from_pretrained(tmp_path / "run")
+    rows = [one.timm_model.get_classifier().weight for one in (model, earlier)]
+    torch.testing.assert_close(rows[0][model.config.attributes.index("belt")], rows[1][0])
+    torch.testing.assert_close(model.timm_model.layer1[0].conv1.weight, earlier.timm_model.layer1[0].conv1.weight)
+    assert model.card["base_model"] == "user/earlier"
+    assert main(f"train --data-dir {few} --output-dir {tmp_path / 'other'} {flags}1".split()) == 2
+    assert "user/earlier1" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Every import format: a file as its tool writes it, the table that comes out, and bad files in one sentence."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -99,6 +100,11 @@ def test_mimic_joins_studies_with_images(tmp_path: Path) -> None:
     assert rows_of(done) == {"ab.jpg": [1], "cd.jpg": [1]}
     assert done.labels.groups == ["10000032", "10000032"]
     assert [reason.split(": ")[1] for reason in done.refused] == ["mimic-cxr-2.0.0-chexpert.csv has no study 51"]
+    for path in (table, tmp_path / "mimic-cxr-2.0.0-split.csv"):  # as they are distributed
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    packed = imported(table.with_name(f"{table.name}.gz"), tmp_path / "again")
+    assert (rows_of(packed), packed.labels.groups) == (rows_of(done), done.labels.groups)
 
 
 def test_roboflow(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Any format of label file: the same table, the same words, the same refusals."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,13 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ),
         ("labels.csv", b'"\xc2\xa0"', {}, "is empty: a row is an image name"),
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
+        (
+            "labels.csv.gz",
+            gzip.compress(b"image,x\na,1\n")[:-9],
+            {},
+            "labels.csv.gz is packed by gzip and damaged .Compr",
+        ),
+        ("labels.csv.gz", b"\x1f\x8b\x08\0" + bytes(20), {}, "labels.csv.gz is packed by gzip and damaged"),
         ("labels.csv", b"PK\x03\x04...", {}, "not a text file but an archive or an Excel table: save"),
         (
             "export.xlsx",
@@ -273,7 +281,7 @@ def test_the_flags_of_reading_reach_the_reader(
     printed = capsys.readouterr().err
     assert printed.count(f"labels:   {path}: {len(rows)} row(s)") == 1
     assert "1 read as present, 0 read as absent, -1 read as missing" in printed
-    from aimonk_hf.training.run import _listed
+    from aimonk_hf.training.run import listed_images
 
     settings = TrainConfig(
         *(str(sample), str(tmp_path / "out")),
@@ -285,4 +293,4 @@ def test_the_flags_of_reading_reach_the_reader(
         attributes=header.split(",")[1:],
     )
     wanted = AttributeDataset.from_folder(sample).labels.values
-    np.testing.assert_array_equal(_listed(settings, None, None).labels.values, wanted)
+    np.testing.assert_array_equal(listed_images(settings, None, None).labels.values, wanted)

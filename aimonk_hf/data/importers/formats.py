@@ -12,7 +12,7 @@ from aimonk_hf.data.importers.arrays import hub, mat
 from aimonk_hf.data.importers.rows import Table, Told
 from aimonk_hf.data.importers.tables import celeba, chexpert, plain, roboflow, tags
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.storage import explained
+from aimonk_hf.storage import read_head
 
 _HEAD = 4096
 _TAG_HEADER = r'[^\n]*[,;\t"](tags|labels|categories|classes)"?\s*[,;\t\r\n]'
@@ -29,7 +29,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "celeba": Format(celeba, ("list_attr_celeba.*", "Anno/list_attr_celeba.*")),
-    "chexpert": Format(chexpert, ("*.csv",), r"[^\n]*Enlarged Cardiomediastinum"),
+    "chexpert": Format(chexpert, ("*.csv", "*.csv.gz"), r"[^\n]*Enlarged Cardiomediastinum"),
     "roboflow": Format(roboflow, ("_classes.csv", "*/_classes.csv")),
     "label-studio": Format(label_studio, ("*.json", "*.csv"), r"\s*\[|[^\n]*annotation_id"),
     "coco": Format(coco, ("*.json", "*/*.json"), r"\s*\{"),
@@ -73,8 +73,7 @@ def _files(path: Path, form: Format, check: bool) -> list[Path]:
 
 
 def _head(path: Path) -> str:
-    with explained(f"read {path}"), open(path, "rb") as file:
-        return file.read(_HEAD).decode("utf-8-sig", "replace")
+    return read_head(path, _HEAD).decode("utf-8-sig", "replace")
 
 
 def _has_folders_of_images(path: Path) -> bool:

@@ -75,7 +75,7 @@ def chexpert(files: list[Path], told: Told) -> Table:
 
 def _mimic_rows(path: Path, attributes: list[str], told: Told) -> Iterator[Row]:
     """Yield the images of each study, which the split file beside the table lists."""
-    split = next((file for file in sorted(path.parent.glob("mimic-cxr-*-split.csv"))), None)
+    split = next((file for file in sorted(path.parent.glob("mimic-cxr-*-split.csv*"))), None)
     if split is None:
         raise AimonkError(f"{path} names studies, not images: put mimic-cxr-2.0.0-split.csv beside it")
     labels = {row["study_id"]: [row[name] for name in attributes] for _, row in headed_rows(path, ["study_id"], told)}
