@@ -41,6 +41,7 @@ def train_seeds(
     if config.folds:
         raise AimonkError("--seeds repeats a run on one division, --folds makes several: leave one of them out")
     models = [train(config, model, dataset, callbacks)]
+    models[0].folder = Path(config.output_dir)  # in every process of a launch
     divided = copy.copy(listed_images(config, model, dataset))
     parts = [part or "" for part in parts_of(models[0], divided)[0]]
     divided.labels = replace(divided.labels, parts=parts)
