@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; nothing has to be installed by hand but Python 3.11, pip and make.
+# Every target sets up what it needs in .venv; nothing has to be installed by hand but Python (3.11 to 3.13), pip and make.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := outputs/demo
@@ -7,7 +7,7 @@ BENCH := outputs/bench
 # the demo's own launch settings, so that no `accelerate config` of this machine is asked for
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo app test soak check browser clean test-gpu bench-gpu sample-model
+.PHONY: demo app test soak check browser clean test-gpu test-lowest bench-gpu sample-model
 .PHONY: bench bench-training bench-prediction bench-cold-start bench-scale bench-cache bench-app bench-race
 .DELETE_ON_ERROR:
 
@@ -46,6 +46,22 @@ ON_GPU = $(if $(filter off,$(VENV)),$(PYTHON),$(BIN)/python)
 
 test-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed)
 	AIMONK_TEST_GPU=1 $(ON_GPU) -m pytest -m gpu tests/test_gpu.py
+
+# The lowest versions that pyproject.toml names, in an environment of their own, and the tests of what users rely on.
+LOWEST := outputs/lowest
+CONTRACT := audit batch_predictor cli compare convert export hub import_command interoperability label_formats labels losses \
+  metrics model networks predictor recipes report structure thresholds train_api training app_api spaces
+test-lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(if $(TESTS),$(TESTS),$(CONTRACT:%=tests/test_%.py))
+
+$(LOWEST)/installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	  -e '.[app,datasets,excel,parquet]' 'transformers>=5'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python hypothesis psutil pytest pytest-xdist requests
+	touch $@
 
 bench-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed) | $(BENCH)
 	$(ON_GPU) benchmarks/gpu_speed.py --json $(BENCH)/gpu_speed.json

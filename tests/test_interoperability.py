@@ -44,7 +44,9 @@ def timm_network(name: str = "test_efficientnet", **arguments: Any) -> nn.Module
 def test_a_folder_of_timm_is_an_architecture(name: str, safe: bool, tmp_path: Path) -> None:
     pool = {"test_efficientnet": "max", "test_vit": "avg"}[name]  # a changed pooling changes the network
     network = timm_network(name, global_pool=pool, in_chans=3)
-    save_for_hf(network, tmp_path, safe_serialization=safe, model_config={"label_names": NAMES})
+    # as timm writes them by itself since 1.0.31
+    args = {"num_classes": 2, "in_chans": 3, "global_pool": pool}
+    save_for_hf(network, tmp_path, safe_serialization=safe, model_config={"label_names": NAMES}, model_args=args)
     same = AimonkModel.from_timm(f"local-dir:{tmp_path}", NAMES)
     torch.testing.assert_close(logits(same, torch.zeros(1, 3, 160, 160)), logits(network, torch.zeros(1, 3, 160, 160)))
     assert "num_classes" not in same.config.model_args
@@ -61,7 +63,8 @@ def test_a_folder_of_timm_is_an_architecture(name: str, safe: bool, tmp_path: Pa
 
 def test_a_folder_of_timm_that_tells_its_problem_loads(tmp_path: Path) -> None:
     network = timm_network(global_pool="max", in_chans=3)
-    save_for_hf(network, tmp_path, model_config=MULTI_LABEL, safe_serialization=True)
+    args = {"num_classes": 2, "in_chans": 3, "global_pool": "max"}
+    save_for_hf(network, tmp_path, model_config=MULTI_LABEL, safe_serialization=True, model_args=args)
     model = AimonkModel.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(model), logits(network))
     assert (model.config.attributes, model.config.threshold_values) == (NAMES, [0.5, 0.5])

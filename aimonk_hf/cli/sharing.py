@@ -55,6 +55,7 @@ def add_sharing_commands(command: Command) -> None:
     flag("--license", metavar="ID", help="license of the model, in its card: an id of the Hub, or other:NAME[:ADDRESS]")
     flag("--tags", type=names, metavar="A,B", help="tags that are added to the card")
     flag("--create-pr", action="store_true", help="open a pull request instead of committing")
+    flag("--handler", action="store_true", help="add handler.py and this library, for Inference Endpoints")
 
     space = command("push-space", _push_space, "upload a Hugging Face Space that serves a model, or write its folder")
     add_model_flag(space, "model folder, which is copied into the Space, or Hub repository")
@@ -134,6 +135,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
+    from aimonk_hf.modeling.endpoint import endpoint_files
     from aimonk_hf.modeling.hub import push_model_folder
     from aimonk_hf.modeling.model import AimonkModel
 
@@ -145,7 +147,7 @@ def _push(options: argparse.Namespace) -> int:
         if not folder.is_dir():
             folder = Path(copy)
             model.save_pretrained(folder)
-        pushed = push_model_folder(folder, options.repo_id, **wishes)
+        pushed = push_model_folder(folder, options.repo_id, endpoint_files() if options.handler else None, **wishes)
     print(f"{'pushed:   ' if pushed.changed else 'unchanged:'} {pushed.url}")
     if not options.create_pr:
         print(f"predict:   aimonk-hf predict IMAGE --model {pushed.repo_id}")

@@ -157,8 +157,10 @@ def made_from(path: Path, fingerprint: str) -> bool:
         return content.find(fingerprint.encode()) >= 0
 
 
-def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> Pushed:
-    """Push the files of a model folder and no others as one commit; an unchanged folder makes none.
+def push_model_folder(
+    folder: Path, repo_id: str, added: dict[str, Path | bytes] | None = None, **options: Unpack[PushOptions]
+) -> Pushed:
+    """Push the files of a model folder, `added` and no others as one commit; an unchanged folder makes none.
 
     The commit removes metrics.json, onnx/ and preprocessor_config.json of earlier weights. Raises `AimonkError` for a
     folder without a model, links to files outside it, an export of other weights, and a refusal of the Hub.
@@ -179,13 +181,15 @@ def push_model_folder(folder: Path, repo_id: str, **options: Unpack[PushOptions]
         card = (folder / CARD_FILE).read_text(encoding="utf-8") if CARD_FILE in files else ""
         card = card.replace("PATH_OR_REPO", repo_id).replace("USER/REPO", repo_id)
         files[CARD_FILE] = change_card(card, fields).encode()
+    files |= added or {}
     with open(folder / WEIGHTS_FILE, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
 
     def stale(remote: dict[str, str]) -> list[str]:
         gone = [path for path in remote if path not in files]
         of_others = [path for path in gone if any(fnmatch(path, pattern) for pattern in _OF_THE_WEIGHTS)]
-        return [] if remote.get(WEIGHTS_FILE) == weights else of_others
+        library = [path for path in gone if added and path.startswith("aimonk_hf/")]  # modules that are no more
+        return library + ([] if remote.get(WEIGHTS_FILE) == weights else of_others)
 
     return push_files(files, repo_id, "model", stale, **options)
 
