@@ -31,6 +31,8 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    settings: dict[str, dict[str, str]] = field(default_factory=lambda: {"secrets": {}, "variables": {}})
+    hardware: str = "cpu-basic"
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         digest = hashlib.sha1(f"{len(self.commits)}{message}".encode())
@@ -73,6 +75,8 @@ class LoopbackHub:
             "POST /api/validate-yaml": self.validate_yaml,
             f"POST {repo}/preupload/{{revision:path}}": self.preupload,
             f"POST {repo}/commit/{{revision:path}}": self.commit,
+            f"POST {repo}/hardware": self.hardware,
+            f"POST {repo}/{{setting}}": self.setting,
             f"POST {repo}/branch/{{branch:path}}": self.branch,
             f"GET {repo}/tree/{{revision}}": self.tree,
             f"GET {repo}/tree/{{revision}}/{{path:path}}": self.tree,
@@ -210,6 +214,24 @@ class LoopbackHub:
         _, _, repo = self._repo(request, write=True)
         repo.branches.setdefault(request.path_params["branch"], repo.branches["main"])
         return JSONResponse({})
+
+    async def setting(self, request: Request) -> Response:
+        """Add a secret or a variable; only variables are given back."""
+        _, _, repo = self._repo(request, write=True)
+        setting = request.path_params["setting"]
+        if request.path_params["kind"] != "space" or setting not in repo.settings:
+            raise HubError(404, "Not found")
+        asked = await request.json()
+        repo.settings[setting][asked["key"]] = asked["value"]
+        return JSONResponse({key: {"key": key, "value": value} for key, value in repo.settings["variables"].items()})
+
+    async def hardware(self, request: Request) -> Response:
+        _, _, repo = self._repo(request, write=True)
+        repo.hardware = (await request.json())["flavor"]
+        if repo.hardware == "a100-large":
+            raise HubError(402, "You must have a credit card on file")
+        hardware = {"current": None, "requested": repo.hardware}
+        return JSONResponse({"stage": "NO_APP_FILE", "hardware": hardware, "storage": None})
 
     async def info(self, request: Request) -> Response:
         _, repo_id, repo = self._repo(request)

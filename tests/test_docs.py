@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 def arguments_of(words: list[str]) -> list[str]:
     """Return the arguments of `aimonk-hf` that a command amounts to; none for another program."""
-    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]  # settings of the environment
+    words = list(dropwhile(re.compile(r"[A-Z_]+=").match, words))  # settings of the environment
     if words and words[0].removeprefix(".venv/bin/") == "aimonk-hf":
         return words[1:]
     if words and words[0] in ("hf", "uv") and "aimonk-hf" in words:  # run by another program

@@ -12,18 +12,28 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub.constants
+import numpy as np
 import psutil
 import pytest
+import requests
 import yaml
 from app_support import call, result, upload
+from card_rules import card_errors
 from hub_support import hub
-from loopback_hub import LoopbackHub
+from loopback_hub import WRITER, LoopbackHub
 from PIL import Image
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.app import space as spaces
+from aimonk_hf.app.heatmap import heat_map
+from aimonk_hf.app.scoring import Scorer, on_gpu
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.sample_data import PREVALENCE
+from aimonk_hf.modeling.devices import resolve_device
+from aimonk_hf.modeling.hub import is_public, push_model_folder
 from aimonk_hf.modeling.onnx_export import export_folder
 
 __all__ = ["hub"]
@@ -51,7 +61,8 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
     assert not list(space.rglob("__pycache__"))
     front = front_matter((space / "README.md").read_bytes())
     assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "Image attributes: garments")
-    assert "torch" in (space / "requirements.txt").read_text()
+    assert (front["python_version"], "preload_from_hub" in front) == ("3.12.12", False)
+    assert "torch>=2.8,<2.14" in (space / "requirements.txt").read_text().splitlines()
     for flags, message in (
         ([*command, "--output", str(space)], "is not empty: name a new folder for the Space"),
         (command, "needs --repo-id USER/NAME to upload the Space, or --output DIR"),
@@ -60,6 +71,23 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
         assert main(flags) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_examples_travel_along_without_what_else_their_files_hold(model_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    (model / "examples").mkdir()
+    photograph = Image.new("RGB", (3000, 2000), "red")
+    photograph.getexif()[0x010F] = "a camera"
+    photograph.save(model / "examples" / "dress.jpg", exif=photograph.getexif())
+    (model / "examples" / "notes.txt").write_text("mine")
+    (model / "examples" / "broken.jpg").write_text("no image")
+    spaces.write_space(tmp_path / "space", str(model))
+    (example,) = (tmp_path / "space/model/examples").iterdir()
+    with Image.open(example) as image:
+        assert (image.size, dict(image.getexif())) == ((1024, 683), {})
+    shutil.rmtree(model / "examples")
+    spaces.write_space(tmp_path / "none", str(model))
+    assert not (tmp_path / "none/model/examples").exists()
 
 
 def isolated(code: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
@@ -208,3 +236,175 @@ def test_an_installed_package_writes_the_same_space(model_folder: Path, tmp_path
     needed = {re.split("[<>=[]", line)[0] for line in (tmp_path / "space" / "requirements.txt").read_text().split()}
     assert needed >= {"torch", "timm", "gradio"}
     assert not {"pytest", "wandb", "ruff", "pyarrow"} & needed
+
+
+def test_a_space_of_a_hub_model_preloads_its_files_unless_it_is_private(
+    hub: LoopbackHub, tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_folder(tiny_model, tmp_path / "model")
+    push_model_folder(tmp_path / "model", "user/light")
+    tiny_model.push_to_hub("user/heavy")
+    tiny_model.push_to_hub("user/secret", private=True)
+    for name, files in (
+        ("light", "config.json,onnx/model.onnx"),
+        ("heavy", "config.json,model.safetensors,README.md"),
+        ("secret", None),
+    ):
+        spaces.write_space(tmp_path / name, f"user/{name}")
+        readme = (tmp_path / name / "README.md").read_text()
+        front = front_matter(readme.encode())
+        assert card_errors("space", readme) == []
+        assert (front["models"], front.get("preload_from_hub")) == (
+            [f"user/{name}"],
+            [f"user/{name} {files}"] if files else None,
+        )
+    assert "torch" not in (tmp_path / "light/requirements.txt").read_text()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert not is_public("user/light"), "offline nobody knows"
+
+
+def test_hardware_secrets_and_variables_are_set_before_the_files(
+    hub: LoopbackHub, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_SECRET", "do-not-tell")
+    command = [
+        "push-space",
+        "--model",
+        str(model_folder),
+        "--repo-id",
+        "user/page",
+        "--output",
+        str(tmp_path / "space"),
+    ]
+    flags = "--hardware zero-a10g --secret MY_SECRET --secret HF_TOKEN --variable LANGUAGE=en --variable EMPTY="
+    assert main([*command, *flags.split()]) == 0
+    repo, told = hub.repos["space", "user/page"], "".join(capsys.readouterr())
+    assert repo.settings["secrets"] == {"MY_SECRET": "do-not-tell", "HF_TOKEN": WRITER}
+    assert (repo.settings["variables"], repo.hardware) == ({"LANGUAGE": "en", "EMPTY": ""}, "zero-a10g")
+    posts = [path for method, path in hub.requests if method == "POST"]
+    settings = [posts.index(f"/api/spaces/user/page/{one}") for one in ("secrets", "variables", "hardware")]
+    assert max(settings) < posts.index("/api/spaces/user/page/commit/main")
+    written = b"".join(path.read_bytes() for path in (tmp_path / "space").rglob("*") if path.is_file())
+    for secret in ("do-not-tell", WRITER):
+        assert secret not in told
+        assert secret.encode() not in written
+    assert repo.files()["requirements.txt"].decode().splitlines()[-1] == "spaces"
+    assert "model/model.safetensors" in repo.files()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--hardware t4-smal", "--hardware t4-smal is no hardware of Spaces (did you mean t4-small"),
+        ("--hardware quantum", "--hardware quantum is no hardware of Spaces: choose one of cpu-basic, cpu-upgrade"),
+        ("--hardware zero-a10g --backend onnx", "--hardware zero-a10g computes with torch: leave out --backend onnx"),
+        ("--secret NOT_THERE", "--secret NOT_THERE: the environment has no NOT_THERE; export it first"),
+        ("--secret KEY=do-not-tell", "--secret KEY takes the name of an environment variable"),
+        ("--variable A-B=1", "--variable A-B takes the name of an environment variable"),
+        ("--variable LANGUAGE", "--variable LANGUAGE has no value: --variable LANGUAGE=VALUE"),
+        ("--variable HF_TOKEN=do-not-tell", "--variable HF_TOKEN would be public: export HF_TOKEN, and pass --secret"),
+        ("--secret HOME --variable HOME=do-not-tell", "--variable HOME would be public"),
+    ],
+)
+def test_settings_that_no_space_can_have_are_refused_before_anything_is_made(
+    flags: str, message: str, hub: LoopbackHub, model_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["push-space", "--model", str(model_folder), "--repo-id", "user/page", *flags.split()]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "do-not-tell" not in told
+    assert not hub.repos
+
+
+def test_the_hub_s_refusal_of_a_setting_is_one_line(
+    hub: LoopbackHub, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["push-space", "--model", str(model_folder)]
+    assert main([*command, "--repo-id", "user/page", "--hardware", "a100-large"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot change the settings of user/page on the Hub: " in told
+    assert "You must have a credit card on file" in told
+    assert main([*command, "--output", str(tmp_path / "space"), "--variable", "LANGUAGE=en"]) == 2
+    assert "--secret and --variable are of a Space on the Hub: give --repo-id USER/NAME" in capsys.readouterr().err
+
+
+def test_this_repository_duplicated_as_a_space_shows_the_sample_model(tmp_path: Path) -> None:
+    root, space = Path(__file__).parents[1], tmp_path / "space"
+    front = front_matter((root / "README.md").read_bytes())
+    assert card_errors("space", (root / "README.md").read_text()) == []
+    assert "torch>=2.8,<2.14" in (root / "requirements.txt").read_text().splitlines()
+    shutil.copytree(root / "aimonk_hf", space / "aimonk_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (front["app_file"], "model_card.md"):
+        shutil.copy(root / name, space)
+    with served([front["app_file"]], space, tmp_path) as (url, _):
+        page = requests.get(f"{url}/v1/model", timeout=30).json()
+        assert page["attributes"] == list(PREVALENCE)
+        assert "This is a small sample model" in requests.get(f"{url}/config", timeout=30).text
+
+
+def test_off_zero_gpu_the_decorator_of_spaces_changes_nothing(tiny_model: AimonkModel, monkeypatch) -> None:
+    import spaces as real
+
+    def compute(pixels: object) -> object:
+        return pixels
+
+    assert real.GPU(compute) is compute
+    assert on_gpu(compute) is compute
+    assert Scorer(tiny_model)._compute.__func__ is Scorer._logits
+    called = []
+    fake = SimpleNamespace(GPU=lambda task: lambda *given: called.append(task) or task(*given))
+    monkeypatch.setitem(sys.modules, "spaces", fake)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert resolve_device("auto") == "cuda"
+    scorer, pixels = Scorer(tiny_model), np.zeros((64, 64, 3), np.uint8)
+    assert scorer.score(pixels) == pytest.approx(Scorer(tiny_model).score(pixels))
+    heat_map(scorer, pixels, "belt")
+    assert [task.__name__ for task in called] == ["_logits", "_logits", "_gradient_map"]
+
+
+# Starts the page as ZeroGPU does, with the real `spaces`, a device API on this machine and no GPU.
+ZERO_GPU = """
+import http.server, os, threading
+asked = []
+class Api(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked.append(self.path.split("?")[0])
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(b'{"idle": false, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": "t"}')
+    do_GET = do_POST
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(SPACES_ZERO_GPU="true", SPACES_ZERO_DEVICE_API_URL=f"http://127.0.0.1:{server.server_address[1]}")
+
+import numpy as np
+from aimonk_hf.app.scoring import Scorer
+from aimonk_hf import AimonkPredictor
+import gradio as gr
+
+scorer = Scorer(AimonkPredictor.from_pretrained("model"))
+print(scorer.model.computing_line)
+with gr.Blocks() as page:
+    gr.Markdown("a page")
+page.launch(prevent_thread_lock=True, quiet=True)
+print(asked)
+try:
+    scorer.score(np.zeros((64, 64, 3), np.uint8))
+except Exception as error:
+    print(error)
+print(asked, flush=True)
+os._exit(0)
+"""
+
+
+def test_on_zero_gpu_the_model_is_on_the_device_before_the_page_starts(model_folder: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space"
+    spaces.write_space(space, str(model_folder), hardware="zero-a10g")
+    settings = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    output, _ = isolated(["-c", ZERO_GPU], space, **settings).communicate(timeout=120)
+    assert "Computing on cuda:0 by torch in float32." in output
+    assert "['/startup-report']" in output, "weights packed, functions that want a GPU known"
+    assert "The network failed on this batch (" in output, "there is no GPU here"
+    assert "'/schedule', '/allow'" in output

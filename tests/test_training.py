@@ -311,6 +311,14 @@ def test_tensorboard_gets_the_history_and_plots_are_drawn(run: Run, tmp_path: Pa
     events = EventAccumulator(str(next(out.rglob("events.out.*")).parent))
     events.Reload()
     assert "val_loss" in events.Tags()["scalars"]
+    report = json.loads((out / "metrics.json").read_text())
+    for tag, value in (("f1/collar", report["per_attribute"]["collar"]["f1"]), ("report/f1", report["macro"]["f1"])):
+        (event,) = events.Scalars(tag)
+        assert (event.step, event.value) == (state_of(out)["step"], pytest.approx(value))
+    assert events.Tags()["images"] == ["loss_curve", "sample_predictions"]
+    with Image.open(out / "loss_curve.png") as plot:
+        (image,) = events.Images("loss_curve")
+        assert (image.width, image.height) == plot.size
     assert len(history(out)) == 1
     for name in ("loss_curve.png", "sample_predictions.png"):
         with Image.open(out / name) as plot:

@@ -2,18 +2,22 @@
 
 import secrets
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
+from aimonk_hf.modeling.devices import on_zero_gpu
 from aimonk_hf.modeling.hub import CONFIG_FILE
 from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.modeling.processing import Pixels
@@ -26,6 +30,20 @@ if TYPE_CHECKING:
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def on_gpu(compute: _Function) -> _Function:
+    """Return the function that asks for a GPU of ZeroGPU at each call; the function itself on any other machine.
+
+    Of its arguments and its result copies are made, which pass from one process to another.
+    """
+    if not on_zero_gpu():
+        return compute
+    import spaces
+
+    decorated: _Function = spaces.GPU(compute)
+    return decorated
 
 
 class Scorer:
@@ -43,6 +61,7 @@ class Scorer:
         self.n_images = self.n_batches = 0
         self._waiting: deque[tuple[Pixels, Future[Outputs]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._compute, self.gradient_map = on_gpu(self._logits), on_gpu(self._gradient_map)
 
     def torch_model(self) -> "AimonkModel":
         """Return the torch network of the model, loaded at the first call where onnxruntime computes the scores."""
@@ -53,7 +72,7 @@ class Scorer:
         """Return the scores of an image as the transform's uint8 pixels [H, W, 3]; raises `AimonkError`."""
         answer: Future[Outputs] = Future()
         self._waiting.append((pixels, answer))
-        self._thread.submit(self._score_waiting)
+        self._thread.submit(copy_context().run, self._score_waiting)  # ZeroGPU counts for the visitor of the context
         scores = sigmoid(finite(answer.result())).tolist()
         return dict(zip(self.model.config.attributes, scores, strict=True))
 
@@ -67,8 +86,8 @@ class Scorer:
             return  # an earlier turn has taken them along
         try:
             with self.network_lock:
-                logits = self.model.network().compute(np.stack([pixels for pixels, _ in batch]))
-        except (RuntimeError, MemoryError) as error:
+                logits = self._compute(np.stack([pixels for pixels, _ in batch]))
+        except Exception as error:  # also gradio's of ZeroGPU, such as a spent quota: the callers wait for an answer
             for _, answer in batch:
                 answer.set_exception(AimonkError(f"The network failed on this batch ({reason_of(error)}): try again"))
             return
@@ -76,6 +95,15 @@ class Scorer:
         self.n_batches += 1
         for (_, answer), row in zip(batch, logits, strict=True):
             answer.set_result(row)
+
+    def _logits(self, pixels: Pixels) -> Outputs:
+        return self.model.network().compute(pixels)
+
+    def _gradient_map(self, pixels: Pixels, attribute: str) -> NDArray[np.float32]:
+        """Return the heat [H, W] of `grad_cam.gradient_map`; the caller holds the lock."""
+        from aimonk_hf.app.grad_cam import gradient_map
+
+        return gradient_map(self.torch_model(), pixels, attribute)
 
 
 @dataclass

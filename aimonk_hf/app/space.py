@@ -1,20 +1,33 @@
 """Write and push a Hugging Face Space: a folder that serves one model, with the library in it."""
 
 import json
+import os
 import re
 import shutil
+from dataclasses import dataclass, field
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from aimonk_hf.errors import AimonkError
+from aimonk_hf.app.examples import write_examples
+from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.modeling.card import template_file
-from aimonk_hf.modeling.hub import MODEL_FILES, WEIGHTS_FILE, Pushed, push_files
+from aimonk_hf.modeling.hub import (
+    MODEL_FILES,
+    WEIGHTS_FILE,
+    Pushed,
+    create_repository,
+    hub_errors,
+    is_public,
+    push_files,
+)
 from aimonk_hf.modeling.onnx_network import FP32_FILE
 from aimonk_hf.modeling.predictor import AimonkPredictor
-from aimonk_hf.storage import check_no_link_outside, staged_folder, write_text
+from aimonk_hf.storage import check_no_link_outside, make_folder, staged_folder, write_text
 
 _PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
+TORCH = "torch>=2.8,<2.14"  # the versions that ZeroGPU has (hub-docs, spaces-zerogpu.md)
+ZERO_GPU = "zero-"  # begins the names of its hardware
 # the packages that serve a model with onnx/model.onnx: neither torch nor timm
 ONNX_SERVING = (
     "filelock",
@@ -48,7 +61,7 @@ colorFrom: green
 colorTo: gray
 sdk: gradio
 sdk_version: {gradio}
-python_version: "3.11"
+python_version: 3.12.12
 app_file: app.py
 {models}tags:
 - aimonk_hf
@@ -63,43 +76,113 @@ starts the library in `aimonk_hf/`.
 """
 
 
-def write_space(folder: Path, model: str, title: str | None = None, backend: str = "auto") -> None:
+@dataclass
+class SpaceSettings:
+    """Settings of a Space that are not in its files: hardware, secrets, variables.
+
+    `read` takes the flags, of secrets the names of environment variables; a value of a secret is in no message. Raises
+    `AimonkError` for hardware and names that a Space cannot have, for a secret without a value, and for a variable that
+    should be a secret.
+    """
+
+    hardware: str | None = None
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, hardware: str | None, secrets: list[str], variables: list[str]) -> "SpaceSettings":
+        """Check the flags."""
+        from huggingface_hub import SpaceHardware
+
+        flavors = [flavor.value for flavor in SpaceHardware]
+        if hardware and hardware not in flavors:
+            near = near_names(hardware, flavors) or f": choose one of {', '.join(flavors)}"
+            raise AimonkError(f"--hardware {hardware} is no hardware of Spaces{near}")
+        pairs = [text.partition("=") for text in variables]
+        for flag, name in [*(("--secret", name) for name in secrets), *(("--variable", name) for name, *_ in pairs)]:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                shown = name.partition("=")[0]
+                raise AimonkError(f"{flag} {shown} takes the name of an environment variable, such as HF_TOKEN")
+            if flag == "--secret" and not os.environ.get(name):
+                raise AimonkError(f"--secret {name}: the environment has no {name}; export it first")
+            if flag == "--variable" and (name in secrets or re.search("TOKEN|SECRET|PASSWORD", name.upper())):
+                raise AimonkError(f"--variable {name} would be public: export {name}, and pass --secret {name}")
+        if bad := [name for name, equals, _ in pairs if not equals]:
+            raise AimonkError(f"--variable {bad[0]} has no value: --variable {bad[0]}=VALUE")
+        return cls(hardware, {name: os.environ[name] for name in secrets}, {name: value for name, _, value in pairs})
+
+
+def write_space(
+    folder: Path, model: str, title: str | None = None, backend: str = "auto", hardware: str | None = None
+) -> None:
     """Write the Space of a model, a Hub repository or a local model folder, which is copied into it.
 
     A model that has a valid onnx/model.onnx is served by onnxruntime, and torch is not installed, unless `backend` is
-    "torch". Raises `AimonkError` for a folder that is not empty, and for `backend` "onnx" without such a file.
+    "torch" or the hardware has a GPU. Raises `AimonkError` for a folder that is not empty, for `backend` "onnx" without
+    such a file, and for it with a GPU.
     """
+    if hardware and not hardware.startswith("cpu"):
+        if backend == "onnx":
+            raise AimonkError(f"--hardware {hardware} computes with torch: leave out --backend onnx")
+        backend = "torch"
     if folder.exists() and any(folder.iterdir()):
         raise AimonkError(f"{folder} is not empty: name a new folder for the Space")
     local = Path(model) if Path(model).is_dir() else None
-    serving = AimonkPredictor.from_pretrained(model, backend=backend, device="cpu").backend
+    predictor = AimonkPredictor.from_pretrained(model, backend=backend, device="cpu")
+    serving, source = predictor.backend, local or predictor.folder or Path()
+    unused = WEIGHTS_FILE if serving == "onnx" else FP32_FILE
+    names = [name for name in (*MODEL_FILES, FP32_FILE) if name != unused and (source / name).is_file()]
     with staged_folder(folder) as stage:
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "sample_model")
         shutil.copytree(_PACKAGE, stage / "aimonk_hf", ignore=ignored)
         if not (stage / "aimonk_hf" / "model_card.md").exists():
             shutil.copy(template_file(_PACKAGE), stage)
         if local:
-            left_out, added = (WEIGHTS_FILE, FP32_FILE) if serving == "onnx" else ("", "")
-            names = [name for name in (*MODEL_FILES, added) if name != left_out and (local / name).is_file()]
             check_no_link_outside(local, [local / name for name in names])
             for name in names:
                 (stage / MODEL_FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(local / name, stage / MODEL_FOLDER / name)
+            examples = make_folder(stage / MODEL_FOLDER / "examples")
+            if not write_examples(local, [], examples):  # anew: a photograph may tell where it was taken
+                examples.rmdir()
         write_text(stage / "app.py", _APP.format(model=MODEL_FOLDER if local else model))
-        write_text(stage / "requirements.txt", requirements(serving))
+        write_text(stage / "requirements.txt", requirements(serving, hardware))
         title = title or f"Image attributes: {local.resolve().name if local else model.split('/')[-1]}"
         readme = _README.format(
             title=title,
             quoted_title=json.dumps(title, ensure_ascii=False),
             gradio=version("gradio"),  # without it a Space takes the newest one
-            models="" if local else f"models:\n- {model}\n",
+            models="" if local else _models(model, names),
             link=f"in `{MODEL_FOLDER}/`" if local else f"`{model}`",
         )
         write_text(stage / "README.md", readme)
 
 
-def push_space(folder: Path, repo_id: str, private: bool | None = None) -> Pushed:
-    """Push a Space folder as one commit, which also removes modules and model files that the Space no longer has."""
+def _models(model: str, names: list[str]) -> str:
+    """Return the head's lines on the Hub model; the Hub loads those that all may read before the Space starts."""
+    preload = f"preload_from_hub:\n- {model} {','.join(names)}\n" if is_public(model) else ""
+    return f"models:\n- {model}\n{preload}"
+
+
+def push_space(
+    folder: Path, repo_id: str, private: bool | None = None, settings: SpaceSettings | None = None
+) -> Pushed:
+    """Push a Space folder as one commit, which also removes modules and model files that the Space no longer has.
+
+    The settings are made first, so that the Space starts with them.
+    """
+    settings = settings or SpaceSettings()
+    if settings != SpaceSettings():
+        from huggingface_hub import HfApi, SpaceHardware
+
+        api, repo_id = HfApi(), create_repository(repo_id, private, repo_type="space")
+        with hub_errors(repo_id, f"cannot change the settings of {repo_id} on the Hub"):
+            for name, value in settings.variables.items():
+                api.add_space_variable(repo_id, name, value)
+            for name, value in settings.secrets.items():
+                api.add_space_secret(repo_id, name, value)
+            if settings.hardware:
+                api.request_space_hardware(repo_id, SpaceHardware(settings.hardware))
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
 
@@ -109,7 +192,7 @@ def push_space(folder: Path, repo_id: str, private: bool | None = None) -> Pushe
     return push_files(files, repo_id, "space", stale, private=private)
 
 
-def requirements(serving: str) -> str:
+def requirements(serving: str, hardware: str | None = None) -> str:
     """Return the content of a requirements.txt for the app, with torch or with onnxruntime only."""
     listed = _PACKAGE.parent / "requirements.txt"
     if listed.is_file():
@@ -119,4 +202,6 @@ def requirements(serving: str) -> str:
         lines = [name.strip() for name, _, marker in needed if not marker or "extra == 'app'" in marker]
     if serving == "onnx":
         lines = [line for line in lines if re.split("[<>=]", line)[0] in ONNX_SERVING]
+    lines = [TORCH if re.split("[<>=]", line)[0] == "torch" else line for line in lines]
+    lines += ["spaces"] * (hardware or "").startswith(ZERO_GPU)
     return "".join(f"{line}\n" for line in lines)

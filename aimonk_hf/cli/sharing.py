@@ -65,6 +65,9 @@ def add_sharing_commands(command: Command) -> None:
     without = "auto: without torch where the model has onnx/model.onnx (auto)"
     flag("--backend", choices=("auto", "onnx", "torch"), default="auto", help=without)
     flag("--title", help="of the page; the model's name by default")
+    flag("--hardware", metavar="NAME", help="of the Space, such as cpu-basic, t4-small or zero-a10g (ZeroGPU)")
+    flag("--secret", action="append", default=[], metavar="NAME", help="hand on this environment variable (repeatable)")
+    flag("--variable", action="append", default=[], metavar="NAME=VALUE", help="public variable (repeatable)")
     flag("--private", **private)
 
 
@@ -155,18 +158,21 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _push_space(options: argparse.Namespace) -> int:
-    from aimonk_hf.app.space import push_space, write_space
+    from aimonk_hf.app.space import SpaceSettings, push_space, write_space
     from aimonk_hf.modeling.model import AimonkModel
 
     if not options.repo_id and not options.output:
         raise AimonkError("push-space needs --repo-id USER/NAME to upload the Space, or --output DIR to write it")
+    settings = SpaceSettings.read(options.hardware, options.secret, options.variable)
+    if not options.repo_id and (options.secret or options.variable):
+        raise AimonkError("--secret and --variable are of a Space on the Hub: give --repo-id USER/NAME")
     AimonkModel.from_pretrained(options.model)  # refused here if it does not load
     with TemporaryDirectory() as copy:
         folder = options.output or Path(copy)
-        write_space(folder, options.model, options.title, options.backend)
+        write_space(folder, options.model, options.title, options.backend, options.hardware)
         if options.output:
             print(f"written:   {folder}  (start it with: cd {folder} && python app.py)")
         if options.repo_id:
-            pushed = push_space(folder, options.repo_id, options.private or None)
+            pushed = push_space(folder, options.repo_id, options.private or None, settings)
             print(f"{'pushed:   ' if pushed.changed else 'unchanged:'} {pushed.url}")
     return 0

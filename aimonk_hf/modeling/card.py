@@ -1,6 +1,7 @@
 """Render the model card, README.md of a saved folder, from model_card.md."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: di
         figure=_figure,
         interval=_interval,
         fields=given,
+        is_address=partial(re.fullmatch, r"https?://[\w.:/?=&%~#@+-]+", flags=re.ASCII),
         cell=as_text,
         code=as_code,
     )

@@ -33,6 +33,11 @@ _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
+def on_zero_gpu() -> bool:
+    """Return whether this is a Space with ZeroGPU, which has a GPU only within functions of `spaces.GPU`."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def resolve_device(requested: str) -> str:
     """Return the device "cpu", "cuda:1", "mps"; "auto" is the accelerator that torch has, else the CPU.
 
@@ -40,6 +45,8 @@ def resolve_device(requested: str) -> str:
 
     Raises `AimonkError` for a device that is unknown, gone, or not usable by this torch.
     """
+    if requested == "auto" and on_zero_gpu():
+        return "cuda"  # `spaces` emulates it where the GPU is not there yet
     may_have_one = os.name == "nt" or sys.platform == "darwin" or any(Path(driver).exists() for driver in _DRIVERS)
     if requested == "cpu" or (requested == "auto" and not (may_have_one and find_spec("torch"))):
         return "cpu"

@@ -87,6 +87,18 @@ def download(repo_id: str, files: list[str], **options: Unpack[HubOptions]) -> P
         return Path(snapshot_download(repo_id, allow_patterns=files, **options))
 
 
+def is_public(repo_id: str) -> bool:
+    """Return whether everybody may read a model repository; False where the Hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        with hub_errors(repo_id, "unknown"):
+            info = HfApi().model_info(repo_id)
+    except AimonkError:
+        return False
+    return not (info.private or info.gated)
+
+
 def data_folder(name: str | PathLike[str]) -> Path:
     """Return a data folder; hf://datasets/user/name[@revision][/folder] is fetched from the Hub."""
     text = fspath(name)
@@ -138,7 +150,8 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Itera
     except tuple(advice) as error:
         raise AimonkError(next(text for kind, text in advice.items() if isinstance(error, kind))) from error
     except errors.HfHubHTTPError as error:
-        raise AimonkError(f"{failure}: {answers.get(error.response.status_code, reason_of(error))}") from error
+        told = answers.get(error.response.status_code, error.server_message or reason_of(error))
+        raise AimonkError(f"{failure}: {told}") from error
     except ValueError as error:  # of `create_commit`, where the Hub refuses a card
         if isinstance(error, AimonkError):
             raise

@@ -24,6 +24,7 @@ from aimonk_hf.training.plots import plot_loss_curve, plot_predictions
 from aimonk_hf.training.processes import hand_on, score_together
 from aimonk_hf.training.run_directory import LOSS_CURVE, SAMPLE_PREDICTIONS, RunDirectory
 from aimonk_hf.training.setup import hardware_of
+from aimonk_hf.training.tracking import log_plots, log_report, tracked_run
 
 _PLOTTED_IMAGES = 12
 
@@ -61,6 +62,8 @@ def finish(
             print(onnx_line(model, run.path))
         _plot_losses(trainer, run.path / LOSS_CURVE)
         plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
+        log_report(accelerator, model.metrics, trainer.state.step)
+        log_plots(accelerator, [run.path / LOSS_CURVE], [run.path / SAMPLE_PREDICTIONS], trainer.state.step)
         run.write_config(trainer.resolved_settings(), finished=True)
         if config.push_to_hub:
             print(f"pushed:   {push_model_folder(run.path, config.push_to_hub, private=config.private or None).url}")
@@ -77,6 +80,7 @@ def _card_fields(trainer: Trainer) -> dict[str, Any]:
     found = dataset_id(config.data_dir) or dataset_id(imported_from(labels.source))
     trainer.state.count_seconds(trainer.saved_at)
     took = {"training_time": duration(trainer.state.seconds), "hardware": hardware_of(trainer.accelerator)}
+    took |= tracked_run(trainer.accelerator)
     return given_fields(config.license, config.tags) | ({"datasets": [found]} if found else {}) | took
 
 

@@ -74,7 +74,7 @@ def cross_validate(
 def _fold_config(config: TrainConfig, folder: Path) -> TrainConfig:
     share = config.val_split if config.chooses_epoch else 0.0
     own: dict[str, Any] = {"output_dir": str(folder), "folds": 0, "val_split": share, "report_split": 0.0}
-    return replace(config, **own, log_with=None, push_to_hub=None, private=False)
+    return replace(config, **own, log_with=None, trackio_space=None, push_to_hub=None, private=False)
 
 
 def _fold_model(

@@ -40,6 +40,7 @@ from aimonk_hf.training.setup import (
 )
 from aimonk_hf.training.stopping import stopped_line
 from aimonk_hf.training.teacher import soft_targets
+from aimonk_hf.training.tracking import start_tracker
 
 
 def train(
@@ -184,8 +185,5 @@ def _start_accelerator(config: TrainConfig) -> Processes:
     except (ValueError, ImportError) as error:
         raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
     prepare_for_training(accelerator.device)
-    if tracker := config.log_with:
-        accelerator.init_trackers(config.run_name, config={key: str(value) for key, value in config.to_dict().items()})
-        if not accelerator.trackers:
-            raise AimonkError(f"the tracker {tracker} is not installed: pip install 'aimonk_hf[{tracker}]'")
+    start_tracker(accelerator, config)
     return accelerator

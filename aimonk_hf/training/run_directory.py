@@ -34,7 +34,7 @@ _NOTED = ("bytes", "labels", "group", "part")
 _FREE_TO_CHANGE = (
     *("data_dir", "output_dir", "labels", "images_dir", "num_workers", "log_with", "run_name", "resume", "overwrite"),
     *("strict", "push_to_hub", "private", "checkpoint_minutes", "ignore_changes", "image_cache", "device", "onnx"),
-    *("val_labels", "report_labels", "license", "tags"),
+    *("val_labels", "report_labels", "license", "tags", "trackio_space"),
 )
 
 

@@ -9,7 +9,7 @@ from aimonk_hf.data.read_options import READ_HELP
 from aimonk_hf.data.splits import NEAR_DUPLICATES, SPLIT_METHODS
 from aimonk_hf.errors import AimonkError, near_names
 from aimonk_hf.evaluation.thresholds import parse_objective
-from aimonk_hf.modeling.card_fields import given_fields
+from aimonk_hf.modeling.card_fields import given_fields, is_repo_id
 from aimonk_hf.modeling.config import PRECISIONS
 from aimonk_hf.training.recipes import get_recipe
 from aimonk_hf.training.setting_values import check_value, flag
@@ -136,6 +136,7 @@ class TrainConfig:
     compile: bool = _setting("torch.compile the network: minutes at the start, faster steps on a GPU", False)
     channels_last: bool = _setting("memory format of the images; faster for convolutions", True)
     log_with: str | None = _setting("experiment tracker: tensorboard, wandb, trackio, ...")
+    trackio_space: str | None = _setting("Space (user/name) that shows the run of --log-with trackio; made if missing")
     run_name: str = _setting("title of the loss curve and name of the tracked run", "Aimonk_multilabel_problem")
     checkpoint_minutes: float = _setting("minutes between checkpoints within an epoch; 0: after epochs only", 10.0)
     resume: bool = _setting("continue from the last checkpoint in the run directory", False)
@@ -216,6 +217,8 @@ class TrainConfig:
         for refused, told in (
             (self.resume and self.overwrite, "--resume and --overwrite exclude each other"),
             (self.private and not self.push_to_hub, "--private is about the repository of --push-to-hub: give both"),
+            (self.trackio_space and not is_repo_id(self.trackio_space), "--trackio-space takes user/name of a Space"),
+            (self.trackio_space and self.log_with != "trackio", "--trackio-space is of --log-with trackio: give both"),
             (seen, f"--init-from {self.init_from} may have seen the images: leave out --folds"),
             (taught, f"--teacher {self.teacher} may have seen the labels of the fold left out: leave out --folds"),
             (self.teacher_weight <= 0, f"--teacher-weight must be above 0, found {self.teacher_weight}"),
