@@ -247,15 +247,15 @@ def test_a_failing_network_fails_its_callers_and_lives_on(
 def test_a_batch_goes_through_with_bad_and_odd_files(served: Served, tmp_path: Path) -> None:
     good, odd = write_images(served.limits.folder, 2), odd_images(served.limits.folder / "odd")
     bad = bad_images(served.limits.folder / "bad")
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     paths = [good[0], *bad.values(), *odd.values(), good[1]]
-    rows = score_batch(served, [file_of(p) for p in paths], tmp_path, lambda done, total: seen.append((done, total)))
+    rows = score_batch(served, [file_of(p) for p in paths], tmp_path, lambda *told: seen.append(told))
     assert [row.image for row in rows] == [path.name for path in paths]
     assert [row.image for row in rows if row.error] == list(bad)
     assert {row.image: row.notes for row in rows if row.notes} == NOTES
-    assert seen == [(number, len(paths)) for number in range(1, len(paths) + 1)]
+    assert seen == [(number, len(paths), path.name) for number, path in enumerate(paths)]
     assert all(row.thumbnail and row.thumbnail.is_file() for row in rows if row.scores)
-    two = score_batch(served, [file_of(p) for p in paths], None, lambda done, total: done == 2)
+    two = score_batch(served, [file_of(p) for p in paths], None, lambda done, *_: done == 2)
     assert [row.image for row in two] == [path.name for path in paths[:2]], "stopped"
 
 
