@@ -20,6 +20,7 @@ from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.page import build_page
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.serve import app_folder, launch, load_served
+from aimonk_hf.data.collected import Collection
 
 
 @dataclass
@@ -33,13 +34,18 @@ class RunningApp:
 
 
 @contextmanager
-def running_app(model_folder: Path, allow_save: bool = False, max_file_size: int = 5) -> Iterator[RunningApp]:
+def running_app(
+    model_folder: Path, allow_save: bool = False, max_file_size: int = 5, collect: Path | None = None
+) -> Iterator[RunningApp]:
     """Serve a model folder on a free port; `max_file_size` is in megabytes."""
     with app_folder() as folder:
         served = load_served(str(model_folder), max_file_size, model_folder if allow_save else None)
-        page = build_page(served, write_examples(model_folder, list(served.stored), folder))
+        examples = write_examples(model_folder, list(served.stored), folder)
+        served.collection = collect and Collection(collect, list(served.stored), examples)
+        page = build_page(served, examples)
+        is_writable = allow_save or collect is not None
         try:
-            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False, is_writable=allow_save)
+            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False, is_writable=is_writable)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
         finally:
             page.close()

@@ -7,12 +7,14 @@ import logging
 import random
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +202,41 @@ def hostile_request(app: App, chance: random.Random) -> None:
         check_refused(call(app.url, *chance.choice(hostile_bodies(app, upload(app.url, app.images[0])))))
 
 
+def good_plain(app: App, chance: random.Random) -> None:
+    """Ask /v1/predict: the bytes of an image with a heat map, or a form of several files, one of them bad."""
+    address = f"{app.url}/v1/predict"
+    if chance.random() < 0.5:
+        path = chance.choice(app.images)
+        asked = {"heatmap": "belt"} if chance.random() < 0.2 else {"belt": "0.5"}
+        paths, answer = [path], HTTP.post(address, content=path.read_bytes(), params=asked)
+    else:
+        paths = [*chance.sample(app.images, 3), chance.choice(app.bad)]
+        answer = HTTP.post(address, files=[("files", (path.name, path.read_bytes())) for path in paths])
+    assert answer.status_code == 200, answer.text
+    for row, path in zip(answer.json()["predictions"], paths, strict=True):
+        if path in app.bad:
+            assert row["error"]
+        else:
+            assert row["scores"] == pytest.approx(app.predictions[path.name].scores, abs=1e-5)
+
+
+def hostile_plain(app: App, chance: random.Random) -> None:
+    """Send /v1/predict a bad image, a damaged form, too much, or parameters that it has not."""
+    image, form = app.images[0].read_bytes(), {"Content-Type": "multipart/form-data; boundary=x"}
+    tries: list[dict[str, Any]] = [
+        {"content": chance.choice(app.bad).read_bytes()},
+        {"content": b"--y" + chance.randbytes(5000), "headers": form},
+        {"content": b"--x\r\n" * 10_000, "headers": form},
+        {"content": chance.randbytes(1_100_000)},
+        {"files": [("files", ("a.png", image))] * 101},
+        {"content": image, "params": {"heatmap": "../../etc/passwd"}},
+        {"content": image, "params": {chance.choice(("hat", "belt")): "<script>" * 20}},
+        {"content": image, "headers": {"Host": "evil.example"}},
+    ]
+    answer = HTTP.post(f"{app.url}/v1/predict", **chance.choice(tries))
+    check_refused((answer.status_code, answer.text))
+
+
 def leave(app: App, chance: random.Random) -> None:
     """Begin something and leave: in an upload, in a batch, or without asking for the answer."""
     content, kind = app.images[0].read_bytes(), chance.randrange(3)
@@ -346,6 +383,48 @@ def test_an_upload_of_the_wrong_size_is_not_let_in(
 
 def test_all_are_served_beside_slow_hostile_and_leaving_clients(app: App) -> None:
     bear_load(app, 20, 6)
+
+
+def send_mixed(app: App, n_requests: int, n_clients: int = 16) -> None:
+    """Send calls of gradio's endpoints and of /v1/predict, a tenth of them hostile."""
+    tenth = [good_predict] * 4 + [good_plain] * 4 + [good_batch]
+    kinds = [*tenth, hostile_request, *tenth, hostile_plain] * (n_requests // 20)
+    random.Random(n_requests).shuffle(kinds)
+    with ThreadPoolExecutor(n_clients) as pool:  # raises what a check found
+        list(pool.map(lambda number: kinds[number](app, random.Random(number)), range(len(kinds))))
+
+
+def test_mixed_requests_to_both_interfaces_are_answered_and_a_tenth_is_refused(app: App) -> None:
+    send_mixed(app, 60, 6)
+    check_quiet(app)
+
+
+@pytest.mark.soak
+def test_a_thousand_mixed_requests_leave_the_app_as_large_as_after_the_first_hundred(app: App, tmp_path: Path) -> None:
+    app.model.save_pretrained(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["app", "--model", str(tmp_path / "model"), "--port", str(port), "--max-file-size", "1"]
+    with open(tmp_path / "log", "w") as log:
+        own = subprocess.Popen([sys.executable, "-m", "aimonk_hf", *command], stdout=log, stderr=log)
+    try:
+        other = replace(app, url=f"http://127.0.0.1:{port}")
+        give_up = time.monotonic() + 120
+        while socket.socket().connect_ex(other.address):
+            assert own.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.2)
+        send_mixed(other, 100)
+        before = psutil.Process(own.pid).memory_info().rss / 1e6
+        send_mixed(other, 1000)
+        after = psutil.Process(own.pid).memory_info().rss / 1e6
+    finally:
+        own.terminate()
+        own.wait()
+    print(f"\nmemory {before:.0f} -> {after:.0f} MB")
+    assert after - before < 50
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.soak

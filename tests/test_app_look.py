@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from app_support import RunningApp, bad_images, running_app, write_images, write_zip
-from browser_support import DESKTOP, browser, fits_the_screen, halt_after_two, row, shown, upload, wait_for_state
+from browser_support import DESKTOP, FLAWS, browser, fits_the_screen, halt_after_two, row, shown, upload, wait_for_state
 from PIL import Image
 
 from aimonk_hf.evaluation.report import build_report
@@ -64,32 +64,6 @@ def desktop(window: Any, app: RunningApp) -> Any:
     window.reload()
     window.wait_for_selector("#panel .row")
     return window
-
-
-# Visible texts that are cut, that lie over another of the same row, or whose colour is too near to what is behind it.
-FLAWS = """(place) => {
-    const rgb = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-    const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > 0.9) return c; } return [255, 255, 255]; };
-    const flaws = [], width = document.documentElement.clientWidth;
-    for (const e of document.querySelector(place).querySelectorAll("*")) {
-        const own = [...e.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-        const box = e.getBoundingClientRect(), look = getComputedStyle(e), told = `${e.className} "${e.textContent.trim().slice(0, 40)}"`;
-        if (!own || e.matches("option, .table-wrap *") || box.width < 2 || look.visibility === "hidden" || !e.checkVisibility()) continue;
-        if (look.overflowX !== "visible" && e.scrollWidth > e.clientWidth + 1) flaws.push("cut: " + told);
-        if (!e.closest(".wide-table, .scroll") && (box.left < -1 || box.right > width + 1)) flaws.push("outside: " + told);
-        if (e.closest("[disabled], [aria-busy=true]")) continue;
-        const [a, b] = [light(rgb(look.color)), light(behind(e))].sort((x, y) => y - x);
-        if ((a + 0.05) / (b + 0.05) < 4.5) flaws.push(`contrast ${((a + 0.05) / (b + 0.05)).toFixed(1)}: ${told}`);
-    }
-    for (const e of document.querySelectorAll(place + " input[type=number]")) if (e.checkVisibility() && e.scrollWidth > e.clientWidth + 1) flaws.push("cut: " + e.value);
-    for (const row of document.querySelectorAll(place + " .row, " + place + " .tools")) {
-        const boxes = [...row.children].filter((e) => e.checkVisibility() && getComputedStyle(e).visibility !== "hidden").map((e) => [e, e.getBoundingClientRect()]);
-        for (const [e, p] of boxes) for (const [f, q] of boxes)
-            if (e !== f && p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1) flaws.push(`overlap: ${e.className} and ${f.className} of ${row.textContent.slice(0, 30)}`);
-    }
-    return [...new Set(flaws)];
-}"""  # noqa: E501
 
 
 def is_inside(page: Any, selector: str) -> bool:
@@ -251,7 +225,7 @@ def test_a_batch_is_stopped(desktop: Any, app: RunningApp, tmp_path: Path, monke
     desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 9)])
     desktop.wait_for_selector("#files :text('image_8')")
     desktop.click("#run")
-    desktop.wait_for_selector("#report :text('2/9')")
+    desktop.wait_for_selector("#report :text('3 of 9')")
     with desktop.expect_response("**/gradio_api/run/**"):
         desktop.click("#stop")
     go_on.set()

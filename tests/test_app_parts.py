@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from PIL import Image
 from aimonk_hf.app.batch_tab import Batch, Row, score_batch, table_value, write_table
 from aimonk_hf.app.endpoints import slugs
 from aimonk_hf.app.examples import write_plots
-from aimonk_hf.app.model_tab import card_title, model_page
+from aimonk_hf.app.model_tab import audit_lines, card_title, model_page
 from aimonk_hf.app.page import build_missing_page, build_page
 from aimonk_hf.app.predict_tab import panel_rows, summary
 from aimonk_hf.app.scoring import Scorer, Served
@@ -247,15 +248,15 @@ def test_a_failing_network_fails_its_callers_and_lives_on(
 def test_a_batch_goes_through_with_bad_and_odd_files(served: Served, tmp_path: Path) -> None:
     good, odd = write_images(served.limits.folder, 2), odd_images(served.limits.folder / "odd")
     bad = bad_images(served.limits.folder / "bad")
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     paths = [good[0], *bad.values(), *odd.values(), good[1]]
-    rows = score_batch(served, [file_of(p) for p in paths], tmp_path, lambda done, total: seen.append((done, total)))
+    rows = score_batch(served, [file_of(p) for p in paths], tmp_path, lambda *told: seen.append(told))
     assert [row.image for row in rows] == [path.name for path in paths]
     assert [row.image for row in rows if row.error] == list(bad)
     assert {row.image: row.notes for row in rows if row.notes} == NOTES
-    assert seen == [(number, len(paths)) for number in range(1, len(paths) + 1)]
+    assert seen == [(number, len(paths), path.name) for number, path in enumerate(paths)]
     assert all(row.thumbnail and row.thumbnail.is_file() for row in rows if row.scores)
-    two = score_batch(served, [file_of(p) for p in paths], None, lambda done, total: done == 2)
+    two = score_batch(served, [file_of(p) for p in paths], None, lambda done, *_: done == 2)
     assert [row.image for row in two] == [path.name for path in paths[:2]], "stopped"
 
 
@@ -353,6 +354,9 @@ def test_the_model_page_shows_the_trivial_predictors(tiny_model: AimonkModel) ->
     text = model_page("shop", tiny_model.config, metrics)
     assert "recipe &lt;i&gt; for 3 epochs on 9 images; 1 validated and 2 reported it." in text
     assert "<li>2 &lt;copies&gt;</li>" in text
+    text = model_page("shop", tiny_model.config, metrics, "", ["3 <pairs>"])
+    assert "<li>3 &lt;pairs&gt;</li>" in text
+    assert "copies" not in text
     (missing,) = build_missing_page("<script>", "<script>").blocks.values()
     assert "<script>" not in missing.value
 
@@ -368,6 +372,41 @@ def test_the_title_is_the_card_s_and_plots_are_pixels_of_regular_files(tmp_path:
     (tmp_path / "loss_curve.png").symlink_to(tmp_path / "roc.png")
     (tmp_path / "reliability.png").write_text("<script>")
     assert [path.name for path in write_plots(tmp_path, tmp_path / "out")] == ["roc_0.png"]
+
+
+def test_the_findings_of_an_audit_are_shown_without_paths_and_a_damaged_one_is_left_out(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "--data-dir", str(few), "--output", str(tmp_path)]) == 0
+    path = tmp_path / "audit.json"
+    findings = json.loads(path.read_text())
+    assert audit_lines(tmp_path)[0] == "24 of 24 listed images can be used"
+    told = r"<b>\x1b[0m: every label is missing"
+    findings["one_sided"] = {"<b>\x1b[0m": "every label is missing"} | {f"{n}": "x" * 1000 for n in range(200)}
+    findings["suspects"] = {
+        "source": "the scores in /home/ana/oof.csv",
+        "n_suspect": 2,
+        "n_fillable": 1,
+        "n_missing": 4,
+    }
+    findings["backbones"] = {"rows": [1, 2], "best": "local-dir:/home/ana/resnet"}
+    path.write_text(json.dumps(findings))
+    lines = audit_lines(tmp_path)
+    assert (len(lines), max(map(len, lines)), lines[1]) == (100, 500, told)
+    findings["one_sided"] = {}
+    path.write_text(json.dumps(findings))
+    lines = audit_lines(tmp_path)
+    assert lines[-2:] == [
+        "best of 2 backbones by the probe: resnet",
+        "2 suspect labels, 1 of 4 missing ones could be filled (by a model's scores)",
+    ]
+    for damaged in ("{", "[]", "{}", '{"files": 5}', json.dumps(findings | {"files": []}), '{"suspects": null}'):
+        path.write_text(damaged)
+        assert audit_lines(tmp_path) == []
+        assert "audit.json is not shown" in capsys.readouterr().err
+    path.unlink()
+    path.symlink_to(tmp_path / "audit.md")
+    assert audit_lines(tmp_path) == audit_lines(None) == []
 
 
 def test_requirements_agree_with_the_package() -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from aimonk_hf.audit import forecast
 from aimonk_hf.audit.checks import audit
-from aimonk_hf.audit.forecast import compare_backbones, learning_curve, learning_curve_line, power_law
+from aimonk_hf.audit.forecast import compare_backbones, learning_curve, power_law
+from aimonk_hf.audit.report import learning_curve_line
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.sample_data import write_sample_data

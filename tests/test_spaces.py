@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import huggingface_hub.constants
 import numpy as np
 import psutil
 import pytest
 import requests
 import yaml
-from app_support import call, result, upload
+from app_support import HTTP, call, result, upload
 from card_rules import card_errors
 from hub_support import hub
 from loopback_hub import WRITER, LoopbackHub
@@ -30,6 +31,7 @@ from aimonk_hf import AimonkModel
 from aimonk_hf.app import space as spaces
 from aimonk_hf.app.heatmap import heat_map
 from aimonk_hf.app.scoring import Scorer, on_gpu
+from aimonk_hf.app.serve import app_folder, launch, open_page
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import PREVALENCE
 from aimonk_hf.modeling.devices import resolve_device
@@ -179,6 +181,36 @@ def test_it_starts_from_its_folder_alone(
     image = min((sample / "images").iterdir())
     scores, _ = result(call(started[0], "predict", {"image": upload(started[0], image)}))
     assert scores == pytest.approx(tiny_model.predict(image).scores, abs=1e-5)
+
+
+def test_zerogpu_starts_where_the_page_is_launched_and_the_gate_stands_before_it(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    launched, original = [], gr.Blocks.launch
+
+    def one_launch(*arguments, **options):  # as the package `spaces` does, to start ZeroGPU
+        launched.append(options)
+        gr.Blocks.launch = original
+        return gr.Blocks.launch(*arguments, **options)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"SPACE_ID": "a/b", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(gr.Blocks, "launch", one_launch)
+    with app_folder() as folder:
+        page = open_page(str(model_folder), folder, max_file_size=1)
+        try:
+            url = launch(page, "", None, max_file_size=1, wait=False).rstrip("/")
+            assert (len(launched), url) == (1, f"http://127.0.0.1:{port}")
+            facts = HTTP.get(f"{url}/v1/model", headers={"Host": "a-b.hf.space"})
+            assert (facts.status_code, facts.headers["x-content-type-options"]) == (200, "nosniff")
+            assert HTTP.get(f"{url}/gradio_api/proxy=http://127.0.0.1:1/").status_code == 404
+            for address in ("v1/predict", "gradio_api/upload"):
+                assert HTTP.post(f"{url}/{address}", content=bytes(21_000_000)).status_code == 413
+        finally:
+            page.close()
 
 
 def test_the_memory_of_large_images_is_given_back(started: tuple[str, int], tmp_path: Path):

@@ -51,11 +51,12 @@ class Batch:
 
 
 def score_batch(
-    served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int], Any] | None = None
+    served: Served, files: Any, thumbnails: Path | None = None, progress: Callable[[int, int, str], Any] | None = None
 ) -> list[Row]:
     """Score every image of the files sent, in their order, until `progress` returns something true.
 
-    Raises `AimonkError` as `expand_uploads` does.
+    `progress` takes the number of images done, that of all, and the name of the next one. Raises `AimonkError` as
+    `expand_uploads` does.
     """
 
     def score(numbered: tuple[int, Upload]) -> Row:
@@ -67,14 +68,15 @@ def score_batch(
         except AimonkError as error:
             return Row(upload.name, error=sentence(error))
 
-    rows = []
+    rows: list[Row] = []
     with ExitStack() as archives, ThreadPoolExecutor(WORKERS) as pool:
         uploads = expand_uploads(files, served.limits, archives)
-        for row in pool.map(score, enumerate(uploads)):
-            rows.append(row)
-            if progress and progress(len(rows), len(uploads)):
+        scored = pool.map(score, enumerate(uploads))
+        for upload in uploads:
+            if progress and progress(len(rows), len(uploads), upload.name):
                 pool.shutdown(wait=True, cancel_futures=True)
                 break
+            rows.append(next(scored))
     return rows
 
 
@@ -113,8 +115,9 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
     def score(
         sent: Any, moved: dict[str, float] | None, batch: Batch, progress: gr.Progress = _PROGRESS
     ) -> tuple[Any, ...]:
-        def tell(done: int, total: int) -> bool:
-            progress((done, total), "scoring", unit="images")
+        def tell(done: int, total: int, name: str) -> bool:
+            shown = name if len(name) <= 40 else f"{name[:20]}…{name[-19:]}"
+            progress(done / total, f"{done + 1} of {total}: {shown}")
             return batch.is_stopped
 
         batch.is_stopped, batch.files, batch.rows = False, sent, []

@@ -91,7 +91,7 @@ class Gate:
         if "*" not in self.names and not all(map(self._knows, asked)):
             raise HTTPException(400, "This app is not served under that host name; app --allowed-host NAME adds one")
         origin = headers.get("origin", "").lower().partition("://")[2]  # browsers name the origin of every other page
-        is_foreign = {origin, origin.partition(":")[0]}.isdisjoint(asked | self.allowed)
+        is_foreign = {origin, origin.partition(":")[0]}.isdisjoint(asked | self.allowed | {shared_host(self.page)})
         if self.is_writable and "origin" in headers and is_foreign:
             raise HTTPException(403, "Pages of other sites may not use this app; app --allowed-host NAME lets one in")
 

@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import gradio as gr
 
 from aimonk_hf.app.examples import write_plots
 from aimonk_hf.app.scoring import Served
+from aimonk_hf.audit.report import summary
 from aimonk_hf.data.images import shown_name
+from aimonk_hf.errors import reason_of
 from aimonk_hf.modeling.config import AimonkConfig
+from aimonk_hf.storage import read_json
 
 MANY = 30  # attributes, above which their list is folded away
 LONGEST_TITLE = 100  # characters
+MOST_FINDINGS = 100
 # Figures with an interval: keys of metrics.json, and their titles.
 _MEASURED = {"average_precision": "Average precision", "auroc": "AUROC", "f1": "F1"}
 _RULED = ("macro_f1", "hamming_accuracy", "exact_match")
@@ -31,8 +36,8 @@ _COUNTS = {"n_positive": "Positive", "n_negative": "Negative", "n_missing": "Mis
 
 def build_model_tab(served: Served) -> None:
     """Lay out the tab."""
-    model = served.scorer.model
-    gr.HTML(model_page(served.name, model.config, model.metrics, model.metrics_problem), elem_id="model-page")
+    model, audit = served.scorer.model, audit_lines(served.model_folder)
+    gr.HTML(model_page(served.name, model.config, model.metrics, model.metrics_problem, audit), elem_id="model-page")
     plots = [
         (str(path), re.sub(r"_\d+$", "", path.stem).replace("_", " ").capitalize())
         for path in write_plots(served.model_folder, served.limits.folder)
@@ -51,10 +56,30 @@ def card_title(folder: Path | None) -> str:
     return shown_name(plain.strip())[:LONGEST_TITLE]
 
 
-def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, problem: str = "") -> str:
+def audit_lines(folder: Path | None) -> list[str]:
+    """Return the findings of a model folder's audit.json, one a line; none where it cannot be read."""
+    path = folder and folder / "audit.json"
+    if not path or path.is_symlink() or not path.is_file():
+        return []
+    try:
+        findings = read_json(path)
+        if "suspects" in findings:  # the place of the scores is for the terminal
+            findings["suspects"]["source"] = "by a model's scores"
+        if "backbones" in findings:
+            findings["backbones"]["best"] = Path(findings["backbones"]["best"]).name
+        return [shown_name(line)[:500] for line in summary(findings)[:MOST_FINDINGS]]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        print(f"{path} is not shown: {reason_of(error)}", file=sys.stderr)
+        return []
+
+
+def model_page(
+    name: str, config: AimonkConfig, metrics: dict[str, Any] | None, problem: str = "", audit: list[str] | None = None
+) -> str:
     """Return HTML: verdict, averages beside the trivial predictors, a row per attribute, training data.
 
     `metrics` are checked ones (`check_metrics`); where a metrics.json could not be used, `problem` is the reason.
+    `audit` replaces the findings in the metrics.
     """
     height, width = config.image_size
     backbone = f"Architecture <code>{html.escape(config.architecture)}</code>, images of {height} x {width} pixels."
@@ -68,12 +93,13 @@ def model_page(name: str, config: AimonkConfig, metrics: dict[str, Any] | None, 
         if verdict := (metrics.get("verdict") or "").rstrip("."):
             parts.append(f'<p class="verdict">{html.escape(verdict[:1].upper() + verdict[1:])}.</p>')
         parts.append(f"<p>Measured on {metrics['n_images']} images. A missing label counts nowhere. {_LEGEND}</p>")
-        parts += [_averages(metrics), _per_attribute(metrics), _training(metrics.get("training") or {})]
+        parts += [_averages(metrics), _per_attribute(metrics)]
     elif problem:
         told = f"The figures of this model are not shown: {html.escape(problem)}."
         parts.append(f'<p class="problem" role="alert">{told}</p>')
     else:
         parts.append("<p>This model has no metrics.json, so that its quality is not known.</p>")
+    parts.append(_training((metrics or {}).get("training") or {}, audit))
     return "\n".join([*parts, f'<h3>{html.escape(name)}</h3><p class="facts">{backbone}</p>', listed])
 
 
@@ -107,24 +133,26 @@ def _per_attribute(metrics: dict[str, Any]) -> str:
     return _table("Each attribute", [f'<button type="button">{head}</button>' for head in heads], rows, "sortable")
 
 
-def _training(training: dict[str, Any]) -> str:
+def _training(training: dict[str, Any], audit: list[str] | None) -> str:
     """Return the sentences on the training data, its labels and the findings of its audit."""
-    if not training:
-        return ""
-    told = (
-        f"Trained with the recipe {html.escape(training['recipe'])} for {training['epochs']} epochs on "
-        f"{training['n_train']} images; {training['n_validation']} validated and {training['n_report']} reported it."
-    )
-    data = training.get("data") or {}
+    told, data = "", training.get("data") or {}
+    if training:
+        counts = f"{training['n_validation']} validated and {training['n_report']} reported it."
+        told = f"Trained with the recipe {html.escape(training['recipe'])} for {training['epochs']} epochs on "
+        told = f"<p>{told}{training['n_train']} images; {counts}</p>"
+    if findings := audit or data.get("findings"):
+        found = "".join(f"<li>{html.escape(finding)}</li>" for finding in findings)
+        told += f"<p>The audit of the data found:</p><ul>{found}</ul>"
+    elif data:
+        told += "<p>The audit found nothing.</p>"
     rows = [
         [f'<th scope="row">{html.escape(name)}</th>', *(f"<td>{count}</td>" for count in counts)]
         for name, counts in (data.get("labels") or {}).items()
     ]
-    table = _table("Labels of the training data", ["Attribute", *_COUNTS.values()], rows) if rows else ""
-    found = "".join(f"<li>{html.escape(finding)}</li>" for finding in data.get("findings") or [])
-    audit = f"<p>The audit of the data found:</p><ul>{found}</ul>" if found else "<p>The audit found nothing.</p>"
-    folded = f"<details><summary>Labels of each attribute</summary>{table}</details>" if table else ""
-    return f"<h3>Training data</h3><p>{told}</p>{audit if data else ''}{folded}"
+    if rows:
+        table = _table("Labels of the training data", ["Attribute", *_COUNTS.values()], rows)
+        told += f"<details><summary>Labels of each attribute</summary>{table}</details>"
+    return told and f"<h3>Training data</h3>{told}"
 
 
 def _measured(value: float | None, interval: list[float] | None, marks: list[float | None]) -> str:

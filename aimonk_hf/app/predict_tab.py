@@ -1,5 +1,6 @@
 """Build the first tab: an image, a bar with a movable threshold per attribute, and heat maps."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import gradio as gr
 
 from aimonk_hf.app.gradio_internals import event_value
 from aimonk_hf.app.scoring import Served
-from aimonk_hf.app.uploads import in_words, open_upload, sentence
+from aimonk_hf.app.uploads import decoded, in_words, open_upload, sentence
+from aimonk_hf.data.reviews import LABEL_OF
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.prediction import Prediction
 
@@ -47,9 +49,12 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
                 listed = [[str(path)] for path in examples]
                 gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
         with gr.Column(scale=8, min_width=280, elem_id="predict-right"):
+            consent = None if served.collection is None else scripted("collect", None, "Right or wrong")
             panel = scripted("panel", panel_value(served, None, None), "Attributes")
     tab = PredictTab(image, panel, gr.State(None), gr.State(None))
     _bind(served, tab, heat)
+    if consent is not None:
+        _bind_marks(served, image, consent)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
@@ -82,8 +87,12 @@ def panel_value(
     error: bool = False,
     moves: int | None = None,
     image: str = "",
+    key: str = "",
 ) -> dict[str, Any]:
-    """Return the value of the panel; `moves` numbers the move of thresholds that it answers, None for new scores."""
+    """Return the value of the panel; `moves` numbers the move of thresholds that it answers, None for new scores.
+
+    `image` and `key` are the name of the image and its place, by which marks are known to be about it.
+    """
     rows = panel_rows(served.stored, thresholds or served.stored, scores)
     return {
         "rows": rows,
@@ -92,6 +101,8 @@ def panel_value(
         "error": error,
         "moves": moves or 0,
         "image": image,
+        "key": key,
+        "collects": served.collection is not None,
         "model": served.name,
         "token": "" if served.save_folder is None else served.token,
     }
@@ -136,7 +147,7 @@ def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
                 scores = served.scorer.score(pixels)
         except AimonkError as error:
             message, failed = sentence(error), True
-        return panel_value(served, scores, moved, message, failed, image=name), scores
+        return panel_value(served, scores, moved, message, failed, image=name, key=_key(value)), scores
 
     def decide(scores: dict[str, float] | None, event: gr.EventData) -> tuple[Any, Any]:
         moved, moves = _sent(served, event)
@@ -169,6 +180,38 @@ def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
     heat.select(explain, image, heat, trigger_mode="multiple", **hidden)
     if served.save_folder is not None:
         panel.submit(save, kept, [panel, thresholds], queue=False, **hidden)
+
+
+def _bind_marks(served: Served, image: gr.Image, consent: gr.HTML) -> None:
+    """Keep the image of a visitor who agreed, with the label that a mark means."""
+
+    def keep(value: Any, event: gr.EventData) -> dict[str, Any]:
+        attribute, label, key = (str(event_value(event, name)) for name in ("attribute", "label", "key"))
+        answer = {"attribute": attribute, "label": label, "key": key}
+        try:
+            if served.collection is None or event_value(event, "agreed") is not True:
+                raise AimonkError("Nothing was kept: agree to the sentence first")
+            if attribute not in served.stored or label not in LABEL_OF:
+                raise AimonkError("Nothing was kept: this page is of another model; load it again")
+            if not key or key != _key(value):
+                raise AimonkError("Nothing was kept: the image has changed; mark this one")
+            with decoded(open_upload(value, served.limits), served.limits) as (pixels, _):
+                digest = served.collection.keep(pixels, attribute, label)
+        except AimonkError as error:
+            told = sentence(error)
+            if served.collection is not None and str(served.collection.folder) in told:
+                print(f"--collect: {error}", file=sys.stderr)
+                told = "Nothing was kept: the log of this app says why."
+            return answer | {"error": told}
+        return answer | {"hash": digest[:12]}
+
+    hidden: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
+    consent.select(keep, image, consent, trigger_mode="multiple", concurrency_limit=2, **hidden)
+
+
+def _key(value: Any) -> str:
+    """Return the folder of an upload, which gradio names by its content; "" without one."""
+    return Path((value or {}).get("path") or "").parent.name
 
 
 def _sent(served: Served, event: gr.EventData) -> tuple[dict[str, float], int]:

@@ -27,6 +27,7 @@ from aimonk_hf.storage import explained, read_json, write_json
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from aimonk_hf.data.collected import Collection
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
@@ -110,7 +111,7 @@ class Scorer:
 class Served:
     """Hold the model behind the app; in a `save_folder` visitors who send the `token` may write thresholds.
 
-    `note` is a sentence on the page about the model.
+    `note` is a sentence on the page about the model; `collection` is where marked images go.
     """
 
     scorer: Scorer
@@ -119,6 +120,7 @@ class Served:
     save_folder: Path | None = None
     note: str = ""
     labelling: "ASGIApp | None" = None
+    collection: "Collection | None" = None
     model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 

@@ -48,22 +48,23 @@ def serve(
     max_file_size: int = MAX_FILE_SIZE,
     allowed_hosts: Sequence[str] = (),
     label: str | None = None,
+    collect: str | None = None,
     **computing: Any,
 ) -> None:
     """Serve a model folder or Hub repository until interrupted; None: $AIMONK_MODEL, outputs/demo, or the sample.
 
     `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
     backend, device and precision of `AimonkPredictor.from_pretrained`. `label` is a data folder whose labels a tab
-    mends. Raises `AimonkError` where the port is taken, and for `allow_save` or `label` with `share` or without a local
-    model folder.
+    mends; `collect` is one to which visitors who agreed add their images and marks. Raises `AimonkError` where the port
+    is taken, for `allow_save` or `label` with `share` or without a local model folder, and for `collect` in a Space.
     """
     if threading.current_thread() is threading.main_thread():
         # a container is stopped by it; without this the visitors' files would stay
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     give_back_freed_memory()
     with app_folder() as folder:
-        page = open_page(model, folder, allow_save, share, max_file_size, label, **computing)
-        is_writable = allow_save and not on_space()
+        page = open_page(model, folder, allow_save, share, max_file_size, label, collect, **computing)
+        is_writable = bool(collect) or (allow_save and not on_space())
         try:
             launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=is_writable)
         except OSError as error:
@@ -80,6 +81,7 @@ def open_page(
     share: bool = False,
     max_file_size: int = MAX_FILE_SIZE,
     label: str | None = None,
+    collect: str | None = None,
     **computing: Any,
 ) -> gr.Blocks:
     """Load the model and return its page, or the page that says why there is none."""
@@ -96,6 +98,8 @@ def open_page(
         raise AimonkError("--label lets every visitor write labels: leave out --share, or --label")
     if label and (is_sample or not is_folder):
         raise AimonkError("--label needs a model of these labels: name its folder with --model")
+    if collect and on_space():
+        raise AimonkError("--collect needs a disk that stays, and a Space's is erased: serve the app elsewhere")
     if can_save and not is_folder:
         raise AimonkError(f"--allow-save needs a local model folder, and {wanted} is none")
     try:
@@ -108,7 +112,13 @@ def open_page(
     if is_sample:
         served.name, served.note = "Sample model", _SAMPLE_NOTE
         print(_SAMPLE_NOTE, file=sys.stderr)
-    return build_page(served, write_examples(Path(wanted) if is_folder else None, list(served.stored), folder))
+    examples = write_examples(Path(wanted) if is_folder else None, list(served.stored), folder)
+    if collect:
+        from aimonk_hf.data.collected import Collection
+
+        served.collection = Collection(Path(collect), list(served.stored), examples)
+        print(f"collect:  {served.collection.folder}", file=sys.stderr)
+    return build_page(served, examples)
 
 
 def load_served(

@@ -92,18 +92,6 @@ def add_learning_curve(audited: Audit, architecture: str, device: str = "cpu") -
     audited.findings["learning_curve"] = found | {"backbone": architecture}
 
 
-def learning_curve_line(found: dict[str, Any]) -> str:
-    """Return a learning curve in one sentence."""
-    macro, kinds = found["macro"], [own["limited_by"] for own in found["per_attribute"].values()]
-    if macro["limited_by"] == "unknown" and "gain" not in macro:
-        return "the learning curve says nothing: too few labels of both kinds"
-    low, high = macro["gain_ci95"]
-    now = f"mAP {macro['average_precision'][-1]:.3f} of the probe with {found['numbers'][-1]} images"
-    more = f"{found['more']} more would bring {macro['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
-    counts = f"clear on {kinds.count('number')} of {len(kinds)} attributes, flat on {kinds.count('flat')}"
-    return f"{now}; {more}, {counts}"
-
-
 def backbones_table(found: dict[str, Any]) -> str:
     """Return the rows of `compare_backbones` as a table."""
     header = ["backbone", "mAP", "AUROC", "features/s", "parameters", "mAP against the first"]

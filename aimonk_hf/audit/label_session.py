@@ -204,7 +204,10 @@ class LabelSession:
         if size == self.read_size:
             return
         self.read_size, reviews = size, read_reviews(self.path)
-        for one in reviews[len(self.reviews) :]:
+        n_known = len(self.reviews)
+        if reviews[:n_known] != self.reviews:  # an image was removed with its answers
+            n_known = 0
+        for one in reviews[n_known:]:
             if one.attribute in self.done and one.image in self.row_of:
                 row, column = self.row_of[one.image], self.dataset.attributes.index(one.attribute)
                 self.labels[row, column] = LABEL_OF[one.new]

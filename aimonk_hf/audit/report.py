@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from aimonk_hf.audit.forecast import learning_curve_line
 from aimonk_hf.console import figure
 from aimonk_hf.data.agreement import describe_agreement
 from aimonk_hf.data.label_checks import describe_copy, describe_pattern
@@ -66,6 +65,18 @@ def summary(findings: dict[str, Any]) -> list[str]:
         filled = f"{suspects['n_fillable']} of {suspects['n_missing']} missing ones could be filled"
         lines.append(f"{suspects['n_suspect']} suspect labels, {filled} ({suspects['source']})")
     return lines
+
+
+def learning_curve_line(found: dict[str, Any]) -> str:
+    """Return a learning curve in one sentence."""
+    macro, kinds = found["macro"], [own["limited_by"] for own in found["per_attribute"].values()]
+    if macro["limited_by"] == "unknown" and "gain" not in macro:
+        return "the learning curve says nothing: too few labels of both kinds"
+    low, high = macro["gain_ci95"]
+    now = f"mAP {macro['average_precision'][-1]:.3f} of the probe with {found['numbers'][-1]} images"
+    more = f"{found['more']} more would bring {macro['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+    counts = f"clear on {kinds.count('number')} of {len(kinds)} attributes, flat on {kinds.count('flat')}"
+    return f"{now}; {more}, {counts}"
 
 
 def _files(findings: dict[str, Any]) -> Iterator[str]:

@@ -28,6 +28,8 @@ def add_label_command(command: Command) -> None:
     flag("--architecture", help=f"{learned}; by default the model's")
     flag("--split", type=Path, metavar="CSV", help="split.csv of a run: images of its report part have their own queue")
     flag("--who", default=_user(), help="name that is written beside answers (the user's)")
+    forget = "remove this image (its name, its hash, or a copy) with its row and its answers, and end"
+    flag("--forget", metavar="IMAGE", help=forget)
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7861)
     proxied: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
@@ -35,6 +37,8 @@ def add_label_command(command: Command) -> None:
 
 
 def _label(options: argparse.Namespace) -> int:
+    if options.forget is not None:
+        return _forget(options)
     from aimonk_hf.app.labelling import serve_labelling
     from aimonk_hf.audit.label_session import LabelSession, session_of_model
     from aimonk_hf.audit.learner import cached_features
@@ -64,6 +68,15 @@ def _label(options: argparse.Namespace) -> int:
             raise AimonkError(f"--split {options.split} names none of these images, by name or content")
         session.report = _in_report(parts)
     serve_labelling(session, options.who, options.host, options.port, options.allowed_host)
+    return 0
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from aimonk_hf.data.collected import forget_image
+
+    if not options.data_dir or options.labels or options.images_dir or options.images:
+        raise AimonkError("--forget removes an image of --data-dir DATA, its labels.csv and images/: name no other")
+    print(f"removed:  {forget_image(Path(options.data_dir), options.forget)}")
     return 0
 
 

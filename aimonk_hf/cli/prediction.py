@@ -52,6 +52,8 @@ def add_prediction_commands(command: Command) -> None:
     flag("--port", type=int, default=7860)
     flag("--share", action="store_true", help="make a public link through Gradio")
     flag("--label", metavar="DATA", help="a tab that mends the labels of this data folder (docs/LABELLING.md)")
+    kept = "keep images that visitors mark as rightly or wrongly decided, if they agree, in this data folder"
+    flag("--collect", metavar="DATA", help=f"{kept} (docs/APP.md)")
     flag("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
     proxied: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     flag("--allowed-host", **proxied, help="host name under which a proxy offers the app; repeatable, * for any")
@@ -178,7 +180,7 @@ def _app(options: argparse.Namespace) -> int:
         raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
     from aimonk_hf.app import serve
 
-    network = (options.model, options.host, options.port, options.share)
+    network = (options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)
     computing = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    serve(*network, options.allow_save, options.max_file_size, options.allowed_host, options.label, **computing)
+    serve(*network, options.allowed_host, options.label, options.collect, **computing)
     return 0

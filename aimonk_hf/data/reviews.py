@@ -34,13 +34,18 @@ def reviews_path(label_file: str | Path) -> Path:
     return Path(label_file).with_name(REVIEWS_FILE)
 
 
+def reviews_lock(path: Path) -> FileLock:
+    """Return the lock of a file of answers; a thread that holds it may take it again."""
+    return FileLock(f"{path}.lock", is_singleton=True)
+
+
 def append_reviews(path: Path, reviews: Sequence[Review]) -> None:
     """Add answers at the end, on the disk when this returns; several processes may do so at once.
 
     A last line without its end, of a process that was killed, is removed first.
     """
     told = explained(f"write {path}", "; answers until now are untouched")
-    with told, FileLock(f"{path}.lock"), open(path, "a+b") as file:
+    with told, reviews_lock(path), open(path, "a+b") as file:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)

@@ -5,6 +5,7 @@ const find = (selector) => element.querySelector(selector);
 const panel = find(".panel"), rowsBox = find(".rows"), message = find(".message"), search = find(".search"), sort = find(".sort");
 const PATIENCE = 3000; // milliseconds after which an answer is taken for lost
 let rows = [], items = new Map(), moves = 0, sentAt = 0, outdated = false, token = "", filter = "all", every = false, again = false, told = {};
+let agreed = false, marks = new Map(); // of this image: the label that a mark means, by attribute
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
 const three = (value) => value.toFixed(3);
@@ -33,11 +34,17 @@ function makeItem(row) {
     back: make("button", "back", { type: "button", hidden: "", title: "Reset to " + three(row.stored), "aria-label": `Reset the threshold of ${row.name} to ${three(row.stored)}` }, "↺"),
     why: make("button", "why", { type: "button", "aria-pressed": "false", "aria-label": `Why ${row.name}? Heat map` }, "Why?"),
   };
+  if (props.value.collects) {
+    item.marks = make("span", "group marks");
+    item.judged = ["✓", "✗"].map((sign) => make("button", "", { type: "button" }, sign));
+    item.marks.append(...item.judged);
+    item.judged.forEach((button, isWrong) => button.addEventListener("click", () => mark(row.name, isWrong)));
+  }
   item.name.append(...row.name.split(/(?<=_)/).flatMap((part) => [part, make("wbr", "")])); // names break behind an underscore
   item.track.append(item.fill, item.stored, item.range);
   item.scored.append(make("span", "word", {}, "score "), item.score);
   item.typed.append(make("span", "word", { "aria-hidden": "true" }, "threshold"), item.number);
-  item.box.append(item.name, item.state, item.track, item.scored, item.typed, item.back, item.why);
+  item.box.append(item.name, item.state, ...(item.marks ? [item.marks] : []), item.track, item.scored, item.typed, item.back, item.why);
   item.stored.style.setProperty("--at", row.stored);
   item.range.addEventListener("input", () => move(row.name, Number(item.range.value)));
   item.range.addEventListener("keydown", (event) => {
@@ -118,6 +125,29 @@ function showRow(row) {
   item.box.dataset.state = row.state;
   item.box.dataset.close = row.close;
   item.why.disabled = !scored;
+  showMarks(row);
+}
+
+// A mark means a label: the decision that is shown, or the other one; the same mark again takes it back.
+function labelOf(row, isWrong) {
+  return String(Number((row.state === "present") !== Boolean(isWrong)));
+}
+
+function mark(name, isWrong) {
+  const row = rows.find((each) => each.name === name), label = labelOf(row, isWrong);
+  const wanted = marks.get(name) === label ? "NA" : label;
+  marks.set(name, wanted);
+  showMarks(row);
+  tell("mark", { attribute: name, label: wanted, key: told.key });
+}
+
+function showMarks(row) {
+  itemOf(row).judged?.forEach((button, isWrong) => {
+    button.disabled = !agreed || row.score === null;
+    button.title = agreed ? "" : "Agree to the sentence above first";
+    button.setAttribute("aria-pressed", row.score !== null && marks.get(row.name) === labelOf(row, isWrong));
+    button.setAttribute("aria-label", `${row.name}: ${row.state} is ${isWrong ? "wrong" : "right"}`);
+  });
 }
 
 function nearness(row) {
@@ -177,8 +207,11 @@ function receive() {
   message.setAttribute("role", value.error ? "alert" : "status");
   token = value.token;
   find(".save").hidden = !token;
+  find(".judged").hidden = !value.collects;
+  panel.dataset.collects = value.collects;
   if (value.kind === "scored") {
-    told = { image: value.image, model: value.model };
+    told = { image: value.image, model: value.model, key: value.key };
+    marks = new Map();
     panel.removeAttribute("aria-busy");
   }
   for (const name of ["copy", "json", "card"]) find("." + name).disabled = rows[0].score === null;
@@ -265,6 +298,8 @@ find(".every").addEventListener("click", () => {
 document.addEventListener("aimonk-busy", busy);
 document.addEventListener("aimonk-idle", () => panel.hasAttribute("aria-busy") && (panel.removeAttribute("aria-busy"), (message.textContent = props.value.message)));
 document.addEventListener("aimonk-maps", ({ detail }) => items.forEach((item, name) => item.why.setAttribute("aria-pressed", detail.includes(name))));
+document.addEventListener("aimonk-agreed", ({ detail }) => ((agreed = detail), rows.forEach(showMarks)));
+document.addEventListener("aimonk-unmarked", ({ detail }) => detail.key === told.key && (marks.delete(detail.attribute), rows.forEach(showMarks)));
 find(".save").addEventListener("click", () => trigger("submit", { thresholds: rows.map((row) => row.threshold), moves, token }));
 sort.addEventListener("change", layOut);
 search.addEventListener("input", layOut);
