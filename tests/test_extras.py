@@ -17,7 +17,13 @@ from aimonk_hf.data.images import check_image
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules that come with a package of another name.
-COMES_WITH = {"PIL": "pillow", "sklearn": "scikit-learn", "pytorch_grad_cam": "grad-cam", "fsspec": "datasets"}
+COMES_WITH = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "pytorch_grad_cam": "grad-cam",
+    "fsspec": "datasets",
+    "yaml": "pyyaml",
+}
 COMES_WITH |= dict.fromkeys(("starlette", "fastapi", "uvicorn", "anyio", "pydantic"), "gradio")
 
 
@@ -108,7 +114,10 @@ def test_every_import_is_of_the_package_or_of_a_case_above() -> None:
                 found.add(node.module.partition(".")[0])
     found -= {*sys.stdlib_module_names, "aimonk_hf"}
     needed = {re.split("[<>=]", line)[0] for line in PROJECT["dependencies"]}
-    cases = {COMES_WITH.get(missing, missing) for missing, *_ in CASES} | {"grad-cam"}  # test_app_heatmap
+    cases = {COMES_WITH.get(missing, missing) for missing, *_ in CASES} | {
+        "grad-cam",
+        "spaces",
+    }  # of test_app_heatmap and test_spaces
     assert {COMES_WITH.get(name, name) for name in found} <= needed | cases
 
 
