@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from aimonk_hf.console import duration
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.imports import imported_from
@@ -77,8 +76,10 @@ def _card_fields(trainer: Trainer) -> dict[str, Any]:
     """Return the card's fields that a run knows; the dataset is the Hub's that was read or imported."""
     config, labels = trainer.config, trainer.train_set.labels
     found = dataset_id(config.data_dir) or dataset_id(imported_from(labels.source))
-    took = {"training_time": duration(trainer.count_seconds()), "hardware": hardware_of(trainer.accelerator)}
-    took |= tracked_run(trainer.accelerator)
+    seconds = trainer.count_seconds()
+    hours, minutes = divmod(round(seconds / 60), 60)
+    told = f"{hours} h {minutes} min" if hours else f"{minutes} min" if seconds >= 90 else f"{round(seconds)} s"
+    took = {"training_time": told, "hardware": hardware_of(trainer.accelerator)} | tracked_run(trainer.accelerator)
     return given_fields(config.license, config.tags) | ({"datasets": [found]} if found else {}) | took
 
 
