@@ -53,6 +53,7 @@ def finish(
                 "data": describe_data([trainer.train_set, validation, report_set]),
             }
             print(metrics_table(model.metrics))
+            log_report(accelerator, model.metrics, trainer.state.step)
         model.cpu()
         model.save_pretrained(run.path)
         model.folder = run.path
@@ -60,7 +61,6 @@ def finish(
             print(onnx_line(model, run.path))
         _plot_losses(trainer, run.path / LOSS_CURVE)
         plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
-        log_report(accelerator, model.metrics, trainer.state.step)
         log_plots(accelerator, [run.path / LOSS_CURVE], [run.path / SAMPLE_PREDICTIONS], trainer.state.step)
         run.write_config(trainer.resolved_settings(), finished=True)
         if config.push_to_hub:
