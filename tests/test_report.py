@@ -364,7 +364,7 @@ def test_the_card_has_verdict_intervals_trivial_predictors_and_an_index(tiny_mod
     text = render_card(config, report)
     assert "**Verdict: better than trivial on all 4 attributes.**" in text
     ends = report["per_attribute"]["belt"]["auroc_ci95"]
-    assert f"({ends[0]:.3f} to ".replace("(0", "(") in text
+    assert f"({ends[0]:.3f}\u00a0to\u00a0".replace("(0", "(") in text
     card = ModelCard(text)  # huggingface_hub's own reading of it
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     named = {"f1": "f1", "average_precision": "average_precision", "roc_auc": "auroc"}

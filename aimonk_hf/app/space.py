@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import NamedTuple
 
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.errors import AimonkError, near_names
@@ -76,40 +76,38 @@ starts the library in `aimonk_hf/`.
 """
 
 
-@dataclass
-class SpaceSettings:
-    """Settings of a Space that are not in its files: hardware, secrets, variables.
+class SpaceSettings(NamedTuple):
+    """Settings of a Space on the Hub that are not in its files."""
 
-    `read` takes the flags, of secrets the names of environment variables; a value of a secret is in no message. Raises
-    `AimonkError` for hardware and names that a Space cannot have, for a secret without a value, and for a variable that
-    should be a secret.
-    """
+    hardware: str | None
+    secrets: dict[str, str]
+    variables: dict[str, str]
 
-    hardware: str | None = None
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    variables: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def read(cls, hardware: str | None, secrets: list[str], variables: list[str]) -> "SpaceSettings":
-        """Check the flags."""
-        from huggingface_hub import SpaceHardware
+def read_settings(hardware: str | None, secrets: list[str], variables: list[str]) -> SpaceSettings:
+    """Check the flags: a Space's hardware, names of environment variables, NAME=VALUE; no message tells a secret."""
+    from huggingface_hub import SpaceHardware
 
-        flavors = [flavor.value for flavor in SpaceHardware]
-        if hardware and hardware not in flavors:
-            near = near_names(hardware, flavors) or f": choose one of {', '.join(flavors)}"
-            raise AimonkError(f"--hardware {hardware} is no hardware of Spaces{near}")
-        pairs = [text.partition("=") for text in variables]
-        for flag, name in [*(("--secret", name) for name in secrets), *(("--variable", name) for name, *_ in pairs)]:
-            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-                shown = name.partition("=")[0]
-                raise AimonkError(f"{flag} {shown} takes the name of an environment variable, such as HF_TOKEN")
-            if flag == "--secret" and not os.environ.get(name):
-                raise AimonkError(f"--secret {name}: the environment has no {name}; export it first")
-            if flag == "--variable" and (name in secrets or re.search("TOKEN|SECRET|PASSWORD", name.upper())):
-                raise AimonkError(f"--variable {name} would be public: export {name}, and pass --secret {name}")
-        if bad := [name for name, equals, _ in pairs if not equals]:
-            raise AimonkError(f"--variable {bad[0]} has no value: --variable {bad[0]}=VALUE")
-        return cls(hardware, {name: os.environ[name] for name in secrets}, {name: value for name, _, value in pairs})
+    flavors = [flavor.value for flavor in SpaceHardware]
+    if hardware and hardware not in flavors:
+        near = near_names(hardware, flavors) or f": choose one of {', '.join(flavors)}"
+        raise AimonkError(f"--hardware {hardware} is no hardware of Spaces{near}")
+    public = dict(text.split("=", 1) for text in variables if "=" in text)
+    for name in [*secrets, *(text.partition("=")[0] for text in variables)]:
+        flag = "--variable" if name in public or name in variables else "--secret"
+        shown = f"{flag} {name.partition('=')[0]}"
+        for refused, told in (
+            (not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII), " takes the name of an environment variable"),
+            (name in variables, f" has no value: {shown}=VALUE"),
+            (name in secrets and not os.environ.get(name), f": the environment has no {name}; export it first"),
+            (
+                name in public and (name in secrets or re.search("TOKEN|SECRET|PASSWORD", name.upper())),
+                f" would be public: export {name}, and pass --secret {name}",
+            ),
+        ):
+            if refused:
+                raise AimonkError(shown + told)
+    return SpaceSettings(hardware, {name: os.environ[name] for name in secrets}, public)
 
 
 def write_space(
@@ -171,8 +169,7 @@ def push_space(
 
     The settings are made first, so that the Space starts with them.
     """
-    settings = settings or SpaceSettings()
-    if settings != SpaceSettings():
+    if settings and any(settings):
         from huggingface_hub import HfApi, SpaceHardware
 
         api, repo_id = HfApi(), create_repository(repo_id, private, repo_type="space")

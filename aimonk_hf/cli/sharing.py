@@ -158,12 +158,12 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _push_space(options: argparse.Namespace) -> int:
-    from aimonk_hf.app.space import SpaceSettings, push_space, write_space
+    from aimonk_hf.app.space import push_space, read_settings, write_space
     from aimonk_hf.modeling.model import AimonkModel
 
     if not options.repo_id and not options.output:
         raise AimonkError("push-space needs --repo-id USER/NAME to upload the Space, or --output DIR to write it")
-    settings = SpaceSettings.read(options.hardware, options.secret, options.variable)
+    settings = read_settings(options.hardware, options.secret, options.variable)
     if not options.repo_id and (options.secret or options.variable):
         raise AimonkError("--secret and --variable are of a Space on the Hub: give --repo-id USER/NAME")
     AimonkModel.from_pretrained(options.model)  # refused here if it does not load

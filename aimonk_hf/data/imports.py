@@ -95,12 +95,11 @@ def import_labels(
 
 def imported_from(label_file: str) -> str:
     """Return the source of an imported label file, by the import.md beside it; "" where there is none."""
-    report = Path(label_file).with_name(_REPORT) if Path(label_file).is_file() else None
-    if report is None or not report.is_file():
+    report = Path(label_file).parent / _REPORT
+    if not Path(label_file).is_file() or not report.is_file():
         return ""
     with open(report, encoding="utf-8", errors="replace") as file:
-        heading = file.readline(1000).strip()
-    return heading.removeprefix(_HEADING) if heading.startswith(_HEADING) else ""
+        return file.readline(1000).strip().removeprefix(_HEADING)
 
 
 def _check_flags(told: Told, format: str) -> None:

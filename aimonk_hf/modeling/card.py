@@ -95,4 +95,4 @@ def _figure(value: Any) -> str:
 
 
 def _interval(ends: list[float] | None) -> str:
-    return f" ({_figure(ends[0])} to {_figure(ends[1])})" if ends else ""
+    return f" ({_figure(ends[0])}\u00a0to\u00a0{_figure(ends[1])})" if ends else ""  # on one line of a narrow cell

@@ -63,8 +63,9 @@ def read_fields(card: Path) -> dict[str, Any]:
     except _UNREADABLE as error:
         _logger.warning("%s: its head cannot be read (%s); license and tags are lost", card, reason_of(error))
         return {}
-    words = {key: value for key, value in fields.items() if key not in _RENDERED and _is_words(value)}
-    return words | {key: _listed(words[key]) for key in ("datasets", "tags") if key in words}
+    words = {key: value for key, value in fields.items() if all(isinstance(one, str) for one in _listed(value))}
+    lists = {key: _listed(words[key]) for key in ("datasets", "tags") if key in words}
+    return {key: value for key, value in (words | lists).items() if key not in _RENDERED}
 
 
 def change_card(text: str, fields: dict[str, Any]) -> str:
@@ -86,10 +87,6 @@ def change_card(text: str, fields: dict[str, Any]) -> str:
 def is_repo_id(text: Any) -> bool:
     """Return whether a text names a repository of the Hub, user/name."""
     return isinstance(text, str) and bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", text, re.ASCII))
-
-
-def _is_words(value: Any) -> bool:
-    return all(isinstance(one, str) for one in _listed(value))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -25,7 +26,7 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # This key in config.json and in the header of model.safetensors tells files of two different saves apart.
 FINGERPRINT = "weights_sha256"
-_DATASETS = "hf://datasets/"
+_DATASET = re.compile(r"hf://datasets/([^/@]*(?:/[^/@]*)?)(?:@([^/]*))?/?(.*)", re.S)
 # These files describe one set of weights: a push of other weights removes the Hub's copies.
 _OF_THE_WEIGHTS = (METRICS_FILE, PREPROCESSOR_FILE, "onnx/*")
 
@@ -102,9 +103,9 @@ def is_public(repo_id: str) -> bool:
 def data_folder(name: str | PathLike[str]) -> Path:
     """Return a data folder; hf://datasets/user/name[@revision][/folder] is fetched from the Hub."""
     text = fspath(name)
-    if not text.startswith(_DATASETS):
+    if not (found := _DATASET.fullmatch(text)):
         return Path(text)
-    repo_id, revision, below = _dataset(text)
+    repo_id, revision, below = found.groups()
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo_id, f"cannot fetch {text}", revision or None):
@@ -113,17 +114,8 @@ def data_folder(name: str | PathLike[str]) -> Path:
 
 def dataset_id(name: str | PathLike[str]) -> str | None:
     """Return the repository of hf://datasets/user/name[@revision][/folder], None for another place."""
-    text = fspath(name)
-    repo_id = _dataset(text)[0]
-    return repo_id if text.startswith(_DATASETS) and is_repo_id(repo_id) else None
-
-
-def _dataset(text: str) -> tuple[str, str, str]:
-    """Return repository, revision and folder."""
-    owner, _, rest = text.removeprefix(_DATASETS).partition("/")
-    repo, _, below = rest.partition("/")
-    repo_id, _, revision = f"{owner}/{repo}".partition("@")
-    return repo_id, revision, below
+    found = _DATASET.fullmatch(fspath(name))
+    return found[1] if found and is_repo_id(found[1]) else None
 
 
 @contextmanager

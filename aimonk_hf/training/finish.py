@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from aimonk_hf.console import duration
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.duplicates import image_groups
 from aimonk_hf.data.imports import imported_from
@@ -55,6 +54,7 @@ def finish(
                 "data": describe_data(parts),
             }
             print(metrics_table(model.metrics))
+            log_report(accelerator, model.metrics, trainer.state.step)
         model.cpu()
         model.save_pretrained(run.path)
         model.folder = run.path
@@ -62,7 +62,6 @@ def finish(
             print(onnx_line(model, run.path))
         _plot_losses(trainer, run.path / LOSS_CURVE)
         plot_predictions(shown, predictions, run.path / SAMPLE_PREDICTIONS)
-        log_report(accelerator, model.metrics, trainer.state.step)
         log_plots(accelerator, [run.path / LOSS_CURVE], [run.path / SAMPLE_PREDICTIONS], trainer.state.step)
         run.write_config(trainer.resolved_settings(), finished=True)
         if config.push_to_hub:
@@ -79,8 +78,10 @@ def _card_fields(trainer: Trainer) -> dict[str, Any]:
     config, labels = trainer.config, trainer.train_set.labels
     found = dataset_id(config.data_dir) or dataset_id(imported_from(labels.source))
     trainer.state.count_seconds(trainer.saved_at)
-    took = {"training_time": duration(trainer.state.seconds), "hardware": hardware_of(trainer.accelerator)}
-    took |= tracked_run(trainer.accelerator)
+    seconds = trainer.state.seconds
+    hours, minutes = divmod(round(seconds / 60), 60)
+    told = f"{hours} h {minutes} min" if hours else f"{minutes} min" if seconds >= 90 else f"{round(seconds)} s"
+    took = {"training_time": told, "hardware": hardware_of(trainer.accelerator)} | tracked_run(trainer.accelerator)
     return given_fields(config.license, config.tags) | ({"datasets": [found]} if found else {}) | took
 
 

@@ -28,17 +28,12 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
         raise AimonkError(f"the tracker {tracker} is not installed: pip install 'aimonk_hf[{tracker}]'")
 
 
-def log_report(accelerator: Accelerator, report: dict[str, Any] | None, step: int) -> None:
+def log_report(accelerator: Accelerator, report: dict[str, Any], step: int) -> None:
     """Log the figures of each attribute, and their macro averages, as "f1/collar" and "report/f1"."""
-    rows = {} if report is None else report["per_attribute"] | {"": report["macro"]}
-    values = {
-        f"{figure}/{name}" if name else f"report/{figure}": row[figure]
-        for name, row in rows.items()
-        for figure in _FIGURES
-        if row.get(figure) is not None
-    }
-    if values:
-        accelerator.log(values, step=step)
+    rows = report["per_attribute"].items()
+    values = {f"{figure}/{name}": row[figure] for name, row in rows for figure in _FIGURES}
+    values |= {f"report/{figure}": report["macro"].get(figure) for figure in _FIGURES}
+    accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
 
 
 def log_plots(accelerator: Accelerator, plots: list[Path], with_images: list[Path], step: int) -> None:
@@ -57,8 +52,8 @@ def log_plots(accelerator: Accelerator, plots: list[Path], with_images: list[Pat
 
 
 def tracked_run(accelerator: Accelerator) -> dict[str, str]:
-    """Return the card's field with the address of the run, where the tracker has one."""
-    found = [address for address in map(_address, accelerator.trackers) if address]
+    """Return the card's field with the address of the run, where a tracker has one."""
+    found = [*filter(None, map(_address, accelerator.trackers))]
     return {"tracked_run": found[0]} if found else {}
 
 
