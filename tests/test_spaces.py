@@ -64,7 +64,7 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
     front = front_matter((space / "README.md").read_bytes())
     assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "Image attributes: garments")
     assert (front["python_version"], "preload_from_hub" in front) == ("3.12.12", False)
-    assert "torch>=2.8,<2.14" in (space / "requirements.txt").read_text().splitlines()
+    assert "torch>=2.9,<2.14" in (space / "requirements.txt").read_text().splitlines()
     for flags, message in (
         ([*command, "--output", str(space)], "is not empty: name a new folder for the Space"),
         (command, "needs --repo-id USER/NAME to upload the Space, or --output DIR"),
@@ -364,7 +364,7 @@ def test_this_repository_duplicated_as_a_space_shows_the_sample_model(tmp_path: 
     root, space = Path(__file__).parents[1], tmp_path / "space"
     front = front_matter((root / "README.md").read_bytes())
     assert card_errors("space", (root / "README.md").read_text()) == []
-    assert "torch>=2.8,<2.14" in (root / "requirements.txt").read_text().splitlines()
+    assert "torch>=2.9,<2.14" in (root / "requirements.txt").read_text().splitlines()
     shutil.copytree(root / "aimonk_hf", space / "aimonk_hf", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (front["app_file"], "model_card.md"):
         shutil.copy(root / name, space)

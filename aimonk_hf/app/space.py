@@ -26,7 +26,7 @@ from aimonk_hf.storage import check_no_link_outside, make_folder, staged_folder,
 
 _PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
-TORCH = "torch>=2.8,<2.14"  # the versions that ZeroGPU has (hub-docs, spaces-zerogpu.md)
+TORCH = "torch>=2.9,<2.14"  # the versions that ZeroGPU has (hub-docs, spaces-zerogpu.md)
 ZERO_GPU = "zero-"  # begins the names of its hardware
 # the packages that serve a model with onnx/model.onnx: neither torch nor timm
 ONNX_SERVING = (
