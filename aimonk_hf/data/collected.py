@@ -57,7 +57,7 @@ class Collection:
             raise AimonkError(f"The columns of {self.table} are not those of this model ({wanted}): name a new folder")
 
     def keep(self, image: Image.Image, attribute: str, label: str) -> str:
-        """Save an RGB image, whose `info` is emptied, unless it is there, and append its label "1" or "0"; return its hash.
+        """Save an RGB image, unless it is there, and append its label "1" or "0"; return its hash; `info` is emptied.
 
         "NA" takes a label back, and the last one takes the image along. Raises `ImageError` for an example, and where
         the folder is full.
