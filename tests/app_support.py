@@ -35,7 +35,11 @@ class RunningApp:
 
 @contextmanager
 def running_app(
-    model_folder: Path, allow_save: bool = False, max_file_size: int = 5, collect: Path | None = None
+    model_folder: Path,
+    allow_save: bool = False,
+    max_file_size: int = 5,
+    collect: Path | None = None,
+    mcp: bool = False,
 ) -> Iterator[RunningApp]:
     """Serve a model folder on a free port; `max_file_size` is in megabytes."""
     with app_folder() as folder:
@@ -45,7 +49,7 @@ def running_app(
         page = build_page(served, examples)
         is_writable = allow_save or collect is not None
         try:
-            launch(page, "127.0.0.1", None, max_file_size=max_file_size, wait=False, is_writable=is_writable)
+            launch(page, "127.0.0.1", None, False, max_file_size, False, (), is_writable, mcp)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
         finally:
             page.close()

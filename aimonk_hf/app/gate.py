@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aimonk_hf.app.gradio_internals import CALLS, PAGES, has_answer, shared_host
+from aimonk_hf.app.gradio_internals import CALLS, MCP, PAGES, has_answer, shared_host
 from aimonk_hf.app.rest import PLACES, PlainApi
 
 MAX_SESSION_NAME = 100  # letters; gradio keeps the names that visitors give to their sessions
@@ -43,6 +43,7 @@ class Gate:
     max_upload: int
     allowed_hosts: Sequence[str] = ()
     is_writable: bool = False
+    mcp: bool = False
     plain: PlainApi | None = None
     labelling: ASGIApp | None = None
 
@@ -76,6 +77,9 @@ class Gate:
                 return
             if call is not None:
                 await self._call(call["kind"], scope, receive, send)
+                return
+            if self.mcp and scope["method"] == "POST" and MCP.fullmatch(path):
+                await self._call("mcp", scope, receive, send)
                 return
             is_read = scope["method"] in ("GET", "HEAD", "OPTIONS") and PAGES.fullmatch(path)
             if not is_read or not has_answer(self.page, path, scope["query_string"]):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import gradio as gr
 from gradio.route_utils import get_root_url
@@ -23,6 +23,8 @@ PAGES = re.compile(
     r"|heartbeat/[^/]*|queue/(data|status)|call/(v2/)?[^/]+/[^/]+|file=(?!.{0,20}://).*))?/?"
 )
 CALLS = re.compile(r"/gradio_api/((?P<kind>queue/join|upload|cancel|reset|call/v2|call|run)(/(?P<name>[^/]+))?)/?")
+MCP = re.compile(r"/gradio_api/mcp(/http)?/?")
+_OWN_FILE = re.compile(r"https?://[^/]{1,300}(/[\w.-]+)*/gradio_api/file=")
 _KEPT_SESSIONS = 64  # more than can be under way at the same time: gradio runs at most 40 calls at once
 _KEPT_LISTS = 4000  # gradio keeps the answers of the last 2,000 callers
 
@@ -93,6 +95,9 @@ def _checked(field: Any, value: Any, folder: Path) -> Any:
         for file in files:
             file["meta"] = {"_type": "gradio.FileData"}
             if file["path"] is not None:
+                # MCP clients name an upload by its address, which is never fetched
+                if own := _OWN_FILE.match(file["path"]):
+                    file["path"] = unquote(file["path"][own.end() :])
                 check_place(file["path"], folder)
         return sent
     if isinstance(value, dict | list):
@@ -100,6 +105,22 @@ def _checked(field: Any, value: Any, folder: Path) -> Any:
     if isinstance(field, gr.Dataset) and value not in range(len(field.samples)):
         raise AimonkError("There is no such example")
     return value
+
+
+def prepare_mcp(folder: Path) -> None:
+    """Let MCP clients' data URLs become files of the upload folder, where old ones are removed; offer no batch.
+
+    gradio passes lists of files on as texts.
+    """
+    from gradio import mcp
+
+    mcp.DEFAULT_TEMP_DIR = str(folder)
+    tools = mcp.GradioMCPServer.get_tool_to_endpoint
+
+    def without_batch(server: Any) -> dict[str, str]:
+        return {tool: endpoint for tool, endpoint in tools(server).items() if endpoint != "/predict_batch"}
+
+    mcp.GradioMCPServer.get_tool_to_endpoint = without_batch  # type: ignore[method-assign, assignment]
 
 
 def forget_files(page: gr.Blocks) -> None:

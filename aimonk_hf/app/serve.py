@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.folder import app_folder, sweep_regularly
 from aimonk_hf.app.gate import Gate
-from aimonk_hf.app.gradio_internals import upload_folder
+from aimonk_hf.app.gradio_internals import prepare_mcp, upload_folder
 from aimonk_hf.app.labelling import labelling_of
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer, Served
@@ -49,15 +49,19 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     label: str | None = None,
     collect: str | None = None,
+    mcp: bool = False,
     **computing: Any,
 ) -> None:
     """Serve a model folder or Hub repository until interrupted; None: $AIMONK_MODEL, outputs/demo, or the sample.
 
     `max_file_size` is in megabytes; `allowed_hosts` are names under which a proxy offers the app; `computing` are
     backend, device and precision of `AimonkPredictor.from_pretrained`. `label` is a data folder whose labels a tab
-    mends; `collect` is one to which visitors who agreed add their images and marks. Raises `AimonkError` where the port
-    is taken, for `allow_save` or `label` with `share` or without a local model folder, and for `collect` in a Space.
+    mends; `collect` is one to which visitors who agreed add images and marks; `mcp` offers tools to MCP clients. Raises
+    `AimonkError` where the port is taken, for `allow_save` or `label` with `share` or without a local model folder, and
+    for `collect` in a Space.
     """
+    if mcp and find_spec("mcp") is None:
+        raise AimonkError("--mcp needs the package mcp: pip install 'aimonk_hf[mcp]'")
     if threading.current_thread() is threading.main_thread():
         # a container is stopped by it; without this the visitors' files would stay
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -66,7 +70,7 @@ def serve(
         page = open_page(model, folder, allow_save, share, max_file_size, label, collect, **computing)
         is_writable = bool(collect) or (allow_save and not on_space())
         try:
-            launch(page, host, port, share, max_file_size, allowed_hosts=allowed_hosts, is_writable=is_writable)
+            launch(page, host, port, share, max_file_size, True, allowed_hosts, is_writable, mcp)
         except OSError as error:
             reason = "it is taken or not this machine's; choose another --port or --host"
             raise AimonkError(f"Cannot listen on {host}:{port}: {reason}") from error
@@ -143,6 +147,7 @@ def launch(
     wait: bool = True,
     allowed_hosts: Sequence[str] = (),
     is_writable: bool = False,
+    mcp: bool = False,
 ) -> str:
     """Start the server and return its address; with `wait` only when it is interrupted.
 
@@ -151,6 +156,8 @@ def launch(
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
         allowed_hosts = ["*"]  # the Space's proxy decides
+    if mcp:
+        prepare_mcp(upload_folder())
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
         server_name=host,
@@ -159,7 +166,8 @@ def launch(
         prevent_thread_lock=not wait,
         state_session_capacity=MAX_SESSIONS,
         quiet=not wait,
-        **_protected(page, host, max_file_size, allowed_hosts, is_writable),
+        mcp_server=mcp,
+        **_protected(page, host, max_file_size, allowed_hosts, is_writable, mcp),
     )
     return url
 
@@ -189,13 +197,18 @@ def mount(
 
 
 def _protected(
-    page: gr.Blocks, host: str, max_file_size: int, allowed_hosts: Sequence[str], is_writable: bool = False
+    page: gr.Blocks,
+    host: str,
+    max_file_size: int,
+    allowed_hosts: Sequence[str],
+    is_writable: bool = False,
+    mcp: bool = False,
 ) -> dict[str, Any]:
     """Return the options of gradio for look and protection, and begin to remove old files."""
     folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
     limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
     inner = (getattr(page, name, None) for name in ("plain_api", "labelling"))
-    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, *inner)
+    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, mcp, *inner)
     kept = set(folder.rglob("*"))  # the examples
     threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
     return {

@@ -51,6 +51,7 @@ def add_prediction_commands(command: Command) -> None:
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7860)
     flag("--share", action="store_true", help="make a public link through Gradio")
+    flag("--mcp", action="store_true", help="offer the endpoints as tools to MCP clients, at /gradio_api/mcp/")
     flag("--label", metavar="DATA", help="a tab that mends the labels of this data folder (docs/LABELLING.md)")
     kept = "keep images that visitors mark as rightly or wrongly decided, if they agree, in this data folder"
     flag("--collect", metavar="DATA", help=f"{kept} (docs/APP.md)")
@@ -182,5 +183,5 @@ def _app(options: argparse.Namespace) -> int:
 
     network = (options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)
     computing = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    serve(*network, options.allowed_host, options.label, options.collect, **computing)
+    serve(*network, options.allowed_host, options.label, options.collect, options.mcp, **computing)
     return 0

@@ -57,7 +57,7 @@ class Collection:
             raise AimonkError(f"The columns of {self.table} are not those of this model ({wanted}): name a new folder")
 
     def keep(self, image: Image.Image, attribute: str, label: str) -> str:
-        """Save an RGB image, unless it is there, and append its label "1" or "0"; return its hash.
+        """Save an RGB image, unless it is there, and append its label "1" or "0"; return its hash; `info` is emptied.
 
         "NA" takes a label back, and the last one takes the image along. Raises `ImageError` for an example, and where
         the folder is full.
@@ -92,10 +92,9 @@ class Collection:
         if max(image.size) > _LONGEST_SIDE:
             raise ImageError(f"Images with a side of more than {_LONGEST_SIDE:,} pixels are not kept")
         if not path.exists():
-            plain = image.copy()
-            plain.info.clear()
+            image.info.clear()
             with atomic_path(path) as temporary:
-                plain.save(temporary, "JPEG", quality=95, subsampling=0)
+                image.save(temporary, "JPEG", quality=95, subsampling=0)
 
 
 def forget_image(folder: Path, wanted: str) -> str:

@@ -19,7 +19,7 @@ function receive() {
   const value = props.value;
   if (!value) return;
   if (value.error) {
-    tell("unmarked", value);
+    tell("refused", value);
     return say(value.error, "error");
   }
   if (value.label === "NA") return say(`Taken back: your mark of ${value.attribute}.`);

@@ -299,7 +299,7 @@ document.addEventListener("aimonk-busy", busy);
 document.addEventListener("aimonk-idle", () => panel.hasAttribute("aria-busy") && (panel.removeAttribute("aria-busy"), (message.textContent = props.value.message)));
 document.addEventListener("aimonk-maps", ({ detail }) => items.forEach((item, name) => item.why.setAttribute("aria-pressed", detail.includes(name))));
 document.addEventListener("aimonk-agreed", ({ detail }) => ((agreed = detail), rows.forEach(showMarks)));
-document.addEventListener("aimonk-unmarked", ({ detail }) => detail.key === told.key && (marks.delete(detail.attribute), rows.forEach(showMarks)));
+document.addEventListener("aimonk-refused", ({ detail }) => detail.key === told.key && (marks.delete(detail.attribute), rows.forEach(showMarks)));
 find(".save").addEventListener("click", () => trigger("submit", { thresholds: rows.map((row) => row.threshold), moves, token }));
 sort.addEventListener("change", layOut);
 search.addEventListener("input", layOut);
