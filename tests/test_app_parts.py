@@ -201,12 +201,13 @@ def test_waiting_images_share_a_batch_and_equal_the_model(
     served: Served, tiny_model: AimonkModel, tmp_path: Path
 ) -> None:
     images = [Image.open(path).convert("RGB") for path in write_images(tmp_path / "p", 9)]
-    scorer = served.scorer
+    scorer, all_have_asked = served.scorer, threading.Event()
     with ThreadPoolExecutor(9) as pool:
-        with scorer.network_lock:  # nothing can be computed before all have asked
-            asked = [pool.submit(scorer.score, tiny_model.transform.pixels(image)) for image in images]
-            while len(scorer._waiting) < len(images) - scorer.max_batch:
-                pass
+        scorer._thread.submit(all_have_asked.wait)  # nothing can be computed before
+        asked = [pool.submit(scorer.score, tiny_model.transform.pixels(image)) for image in images]
+        while len(scorer._waiting) < len(images):
+            pass
+        all_have_asked.set()
         for image, answer in zip(images, asked, strict=True):
             assert answer.result() == pytest.approx(tiny_model.predict(image).scores, abs=1e-6)
     assert scorer.n_images == 9 > scorer.n_batches

@@ -172,7 +172,7 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
         (
             "labels.csv.gz",
-            gzip.compress(b"image,x\na,1\n")[:-9],
+            gzip.compress(b"image,x\na,1\n", mtime=0)[:-9],
             {},
             "labels.csv.gz is packed by gzip and damaged .Compr",
         ),

@@ -36,9 +36,7 @@ def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
     if maps is not None:
         heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
     else:
-        scorer.torch_model()  # loading it keeps nobody waiting
-        with scorer.network_lock:
-            heat = scorer.gradient_map(pixels, attribute)
+        heat = scorer.gradient_map(pixels, attribute)
     if not np.isfinite(heat).all():
         raise NotFiniteError("The network's output is not finite (infinite or NaN): it gives no heat map")
     return heat

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,7 +49,7 @@ def on_gpu(compute: _Function) -> _Function:
 class Scorer:
     """Run the network in one thread, on up to `max_batch` waiting images at a time; count images and batches.
 
-    `network_lock` is held while the network computes; other users of the network must hold it too.
+    Heat maps are computed there too: torch keeps threads and memory for every thread that computes.
     """
 
     def __init__(self, model: "AimonkModel | AimonkPredictor", max_batch: int = 16) -> None:
@@ -58,11 +57,10 @@ class Scorer:
         if not isinstance(model, AimonkPredictor):
             model.eval()
         self.max_batch = max_batch
-        self.network_lock = Lock()
         self.n_images = self.n_batches = 0
         self._waiting: deque[tuple[Pixels, Future[Outputs]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._compute, self.gradient_map = on_gpu(self._logits), on_gpu(self._gradient_map)
+        self._compute, self._compute_map = on_gpu(self._logits), on_gpu(self._gradient_map)
 
     def torch_model(self) -> "AimonkModel":
         """Return the torch network of the model, loaded at the first call where onnxruntime computes the scores."""
@@ -77,6 +75,11 @@ class Scorer:
         scores = sigmoid(finite(answer.result())).tolist()
         return dict(zip(self.model.config.attributes, scores, strict=True))
 
+    def gradient_map(self, pixels: Pixels, attribute: str) -> NDArray[np.float32]:
+        """Return the heat [H, W] of `grad_cam.gradient_map` for the transform's uint8 pixels [H, W, 3]."""
+        self.torch_model()  # loading it keeps nobody waiting
+        return self._thread.submit(copy_context().run, self._compute_map, pixels, attribute).result()
+
     def close(self) -> None:
         """Let the network's thread end after the work at hand."""
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -86,8 +89,7 @@ class Scorer:
         if not batch:
             return  # an earlier turn has taken them along
         try:
-            with self.network_lock:
-                logits = self._compute(np.stack([pixels for pixels, _ in batch]))
+            logits = self._compute(np.stack([pixels for pixels, _ in batch]))
         except Exception as error:  # also gradio's of ZeroGPU, such as a spent quota: the callers wait for an answer
             for _, answer in batch:
                 answer.set_exception(AimonkError(f"The network failed on this batch ({reason_of(error)}): try again"))
@@ -101,7 +103,6 @@ class Scorer:
         return self.model.network().compute(pixels)
 
     def _gradient_map(self, pixels: Pixels, attribute: str) -> NDArray[np.float32]:
-        """Return the heat [H, W] of `grad_cam.gradient_map`; the caller holds the lock."""
         from aimonk_hf.app.grad_cam import gradient_map
 
         return gradient_map(self.torch_model(), pixels, attribute)
