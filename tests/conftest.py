@@ -34,9 +34,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def image_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep decoded images beside the tests' other files, never in the user's own folder."""
-    os.environ["AIMONK_CACHE"] = str(tmp_path_factory.mktemp("image-cache"))
+def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded images beside the tests' other files, never in the user's own folder, also on a nearly full disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIMONK_CACHE", str(tmp_path_factory.mktemp("image-cache")))
+        patch.setattr("aimonk_hf.data.image_cache.FREE_SHARE", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,8 +16,8 @@ from aimonk_hf.evaluation.calibration import (
     expected_calibration_error,
     fit_scaling,
     fold_into_classifier,
-    to_logits,
 )
+from aimonk_hf.evaluation.metrics import to_logits
 
 NAN = np.nan
 

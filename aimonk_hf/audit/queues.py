@@ -9,7 +9,8 @@ from scipy.special import expit
 
 from aimonk_hf.audit.suspects import find_suspects
 from aimonk_hf.data.duplicates import Pair
-from aimonk_hf.evaluation.calibration import fit_scaling, to_logits
+from aimonk_hf.evaluation.calibration import fit_scaling
+from aimonk_hf.evaluation.metrics import to_logits
 
 Floats = NDArray[np.floating[Any]]
 

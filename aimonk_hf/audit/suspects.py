@@ -10,7 +10,8 @@ from scipy.special import expit
 from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.data.labels import SUGGESTION_COLUMNS
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import fit_scaling, to_logits
+from aimonk_hf.evaluation.calibration import fit_scaling
+from aimonk_hf.evaluation.metrics import to_logits
 from aimonk_hf.storage import score_columns, write_csv
 
 Floats = NDArray[np.floating[Any]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -147,12 +147,6 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
             layer.load_state_dict(state)
         name = type(network).__name__
         raise AimonkError(f"the head of {name} is not linear layers with a bias: its scores cannot be calibrated")
-
-
-def to_logits(scores: Floats) -> Floats:
-    """Return the logits of scores [N, K]; those that 32 bits have rounded to 0 or 1 come back as about -+16."""
-    values: Floats = logit(np.clip(scores, 1e-7, 1 - 1e-7))
-    return values
 
 
 def _log_loss(target: Floats, logits: Floats) -> Floats:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -81,6 +82,12 @@ def mean_defined(values: Floats) -> float:
     """Return the mean of the defined values, NaN where there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def to_logits(scores: Floats) -> Floats:
+    """Return the logits of scores [N, K]; those that 32 bits have rounded to 0 or 1 come back as about -+16."""
+    values: Floats = logit(np.clip(scores, 1e-7, 1 - 1e-7))
+    return values
 
 
 def agreement(labels: Floats, decisions: Bools) -> dict[str, float]:

@@ -9,8 +9,7 @@ from scipy.special import expit
 
 from aimonk_hf.data.splits import split_folds
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import to_logits
-from aimonk_hf.evaluation.metrics import Bools, Floats, Ints
+from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, to_logits
 from aimonk_hf.evaluation.resampling import draw_weights
 from aimonk_hf.modeling.config import DEFAULT_THRESHOLD
 

@@ -24,8 +24,8 @@ from aimonk_hf.data.label_checks import (
     one_sided_attributes,
 )
 from aimonk_hf.evaluation import metrics
-from aimonk_hf.evaluation.calibration import calibrate_model, to_logits
-from aimonk_hf.evaluation.metrics import Bools, Ints, mean_defined, nan_to_none
+from aimonk_hf.evaluation.calibration import calibrate_model
+from aimonk_hf.evaluation.metrics import Bools, Ints, mean_defined, nan_to_none, to_logits
 from aimonk_hf.evaluation.report import build_report, score_images
 from aimonk_hf.evaluation.thresholds import cross_fit, decide, tune
 from aimonk_hf.modeling.model import AimonkModel

@@ -16,8 +16,8 @@ from aimonk_hf.console import listed
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
 from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import MIN_OF_EACH, fit_scaling, to_logits
-from aimonk_hf.evaluation.metrics import Floats
+from aimonk_hf.evaluation.calibration import MIN_OF_EACH, fit_scaling
+from aimonk_hf.evaluation.metrics import Floats, to_logits
 from aimonk_hf.evaluation.report import score_images
 from aimonk_hf.evaluation.split_file import SPLIT_FILE, parts_of, read_parts
 from aimonk_hf.modeling.predictor import AimonkPredictor
