@@ -62,7 +62,7 @@ $(LOWEST)/installed: pyproject.toml
 	$(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  -e '.[app,datasets,excel,parquet,tensorboard]' 'transformers>=5'
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python hypothesis psutil pytest pytest-xdist requests
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python hypothesis playwright psutil pytest pytest-xdist requests spaces
 	touch $@
 
 bench-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed) | $(BENCH)
