@@ -9,7 +9,7 @@ from train_support import FLAGS, column, places, same, small
 
 from aimonk_hf import AimonkModel, train
 from aimonk_hf.cli.main import main
-from aimonk_hf.training.seeds import spread
+from aimonk_hf.training.seeds import spread_over
 
 DIVIDED = ["--val-split", "0.5", "--report-split", "0.5"]
 
@@ -44,7 +44,7 @@ def test_seeds_share_the_division_and_the_table_is_that_of_their_figures(
 
 def test_undefined_figures_stay_undefined() -> None:
     figures = {"f1": 0.5, "average_precision": None, "auroc": 0.25}
-    found = spread([{"macro": figures, "per_attribute": {"collar": figures}}] * 2)
+    found = spread_over([{"macro": figures, "per_attribute": {"collar": figures}}] * 2)
     assert found["macro"]["average_precision"] == {"mean": None, "sd": None, "values": [None, None]}
     assert found["per_attribute"]["collar"]["auroc"] == {"mean": 0.25, "sd": 0.0, "values": [0.25, 0.25]}
 

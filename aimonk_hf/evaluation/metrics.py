@@ -1,6 +1,6 @@
 """Metrics of scores and decisions against labels with NaN for "missing"; a ratio without a denominator is NaN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,14 @@ def mean_defined(values: Floats) -> float:
     """Return the mean of the defined values, NaN where there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return mean and standard deviation of the defined values, and all values; undefined ones are NaN."""
+    every = np.array(values, dtype=float)
+    defined = every[~np.isnan(every)]
+    sd = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+    return {"mean": mean_defined(every), "sd": sd, "values": every.tolist()}
 
 
 def to_logits(scores: Floats) -> Floats:

@@ -25,7 +25,7 @@ from aimonk_hf.data.label_checks import (
 )
 from aimonk_hf.evaluation import metrics
 from aimonk_hf.evaluation.calibration import calibrate_model
-from aimonk_hf.evaluation.metrics import Bools, Ints, mean_defined, nan_to_none, to_logits
+from aimonk_hf.evaluation.metrics import Bools, Ints, mean_defined, nan_to_none, spread, to_logits
 from aimonk_hf.evaluation.report import build_report, score_images
 from aimonk_hf.evaluation.thresholds import cross_fit, decide, tune
 from aimonk_hf.modeling.model import AimonkModel
@@ -193,12 +193,7 @@ def _fold_figures(labels: Labels, chosen: _Chosen, fold_of: Ints) -> dict[str, A
         values["f1"].append(mean_defined(metrics.f1(metrics.count_decisions(truth, chosen.decisions[own]))))
         values["average_precision"].append(mean_defined(metrics.average_precision(truth, scores)))
         values["auroc"].append(mean_defined(metrics.auroc(truth, scores)))
-    macro = {}
-    for name, column in values.items():
-        defined = np.array(column)[~np.isnan(column)]
-        sd = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
-        macro[name] = {"mean": mean_defined(defined), "sd": sd, "values": column}
-    return {"n_folds": n_folds, "macro": nan_to_none(macro)}
+    return {"n_folds": n_folds, "macro": nan_to_none({name: spread(column) for name, column in values.items()})}
 
 
 def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 
 from aimonk_hf.console import figure, table
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.metrics import nan_to_none
+from aimonk_hf.evaluation.metrics import nan_to_none, spread
 from aimonk_hf.evaluation.split_file import parts_of
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.storage import write_json
@@ -50,29 +49,22 @@ def train_seeds(
         place = Path(config.output_dir) / "seeds" / f"seed-{seed}"
         models.append(train(replace(config, seed=seed, output_dir=str(place), **own), model, divided, callbacks))
     if PartialState().is_main_process:
-        found = spread([one.metrics or {} for one in models])
+        found = spread_over([one.metrics or {} for one in models])
         write_json(Path(config.output_dir) / SEEDS_FILE, {"first_seed": config.seed, "n_seeds": n_seeds} | found)
         print(spread_table(found))
     return models
 
 
-def spread(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def spread_over(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean, standard deviation and values over several metrics.json, of the macro figures and by attribute."""
 
     def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        columns = {name: np.array([row.get(name) for row in rows], dtype=float) for name in _SHOWN}
-        return {
-            name: {"mean": values.mean(), "sd": values.std(ddof=1), "values": values.tolist()}
-            for name, values in columns.items()
-        }
+        return {name: spread([row.get(name) for row in rows]) for name in _SHOWN}
 
     attributes = reports[0].get("per_attribute", {})
     per_attribute = {name: over([report["per_attribute"][name] for report in reports]) for name in attributes}
-    found: dict[str, Any] = {
-        "macro": over([report.get("macro", {}) for report in reports]),
-        "per_attribute": per_attribute,
-    }
-    return dict(nan_to_none(found))
+    macro = over([report.get("macro", {}) for report in reports])
+    return dict(nan_to_none({"macro": macro, "per_attribute": per_attribute}))
 
 
 def spread_table(found: dict[str, Any]) -> str:
