@@ -164,12 +164,17 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the memory of decoded images back to the system; to be called before a server starts its threads.
+    """Give the memory of decoded images and of tables back to the system; to be called before a server starts threads.
 
     glibc keeps freed blocks of up to 32 MB in an arena of each thread, and Pillow divides images into smaller ones.
+    Arrow, in which pandas keeps text, has an allocator of its own, which keeps freed blocks of every thread.
     """
     _mallopt({_M_ARENA_MAX: 2})
     Image.core.set_block_size(64 << 20)
+    if "pyarrow" in sys.modules:
+        import pyarrow
+
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 
 
 def _mallopt(values: Mapping[int, int]) -> None:
