@@ -64,6 +64,7 @@ def test_the_first_cell_installs_only_where_the_package_is_missing(
     assert shell.user_ns["PACKAGE"].startswith("aimonk_hf @ git+https://")
 
 
+@pytest.mark.soak
 def test_the_quickstart_runs(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"

@@ -84,6 +84,25 @@ def test_a_killed_run_goes_on_after_its_last_shard(model: Path, sample: Path, tm
     assert "is finished: nothing to resume" in capsys.readouterr().out
 
 
+def test_what_a_run_left_that_was_killed_while_it_wrote_a_shard_is_taken_away(
+    model: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    flags = [sample / "images", "--output", out, "--shard-size", 30]
+
+    def killed(table: pyarrow.Table, path: Path) -> None:
+        path.with_name(".part-00000.0123.tmp.parquet").write_bytes(b"half")  # beside its own, which Python removes
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "write_table", killed)
+        assert predict(model, *flags) == 130
+    assert (out / "manifest.json").exists()
+    assert predict(model, *flags, "--resume") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert len(rows_of(out)) == 60
+
+
 def test_a_manifest_of_other_predictions_is_refused_and_nothing_written(
     model: Path, listed: tuple[Path, list[str]], sample: Path, tmp_path: Path, capsys
 ) -> None:

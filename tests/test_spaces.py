@@ -213,6 +213,7 @@ def test_zerogpu_starts_where_the_page_is_launched_and_the_gate_stands_before_it
             page.close()
 
 
+@pytest.mark.soak
 def test_the_memory_of_large_images_is_given_back(started: tuple[str, int], tmp_path: Path):
     (url, pid), path = started, tmp_path / "large.png"
     Image.new("RGB", (5000, 5000), (9, 99, 199)).save(path)
@@ -360,6 +361,7 @@ def test_the_hub_s_refusal_of_a_setting_is_one_line(
     assert "--secret and --variable are of a Space on the Hub: give --repo-id USER/NAME" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_this_repository_duplicated_as_a_space_shows_the_sample_model(tmp_path: Path) -> None:
     root, space = Path(__file__).parents[1], tmp_path / "space"
     front = front_matter((root / "README.md").read_bytes())
@@ -431,6 +433,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.soak
 def test_on_zero_gpu_the_model_is_on_the_device_before_the_page_starts(model_folder: Path, tmp_path: Path) -> None:
     space = tmp_path / "space"
     spaces.write_space(space, str(model_folder), hardware="zero-a10g")

@@ -62,6 +62,10 @@ class ParquetShards:
     def write(self, stream: Results) -> int:
         """Write the results, shard by shard, and return the failures of all shards."""
         make_folder(self.folder)
+        if not (self.folder / MANIFEST).exists():  # a run that is killed within its first shard can be resumed as well
+            write_json(self.folder / MANIFEST, self._manifest)
+        for leftover in self.folder.glob(".part-*.tmp.parquet"):
+            leftover.unlink()
         results = iter(stream)
         while rows := list(islice(results, self.shard_size)):
             self._write_shard(rows)
