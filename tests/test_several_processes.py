@@ -209,7 +209,7 @@ def test_a_signal_to_one_process_of_torchrun_stops_all(sample: Path, tmp_path: P
     assert not any(process.is_running() for process in children)
 
 
-# the process group of the program gives up after 5 seconds; the first process takes longer to save a fold
+# the process group of the program gives up after 10 seconds; the first process takes longer to save a fold
 PROGRAM = """
 import json, os, sys, time
 from datetime import timedelta
@@ -219,7 +219,7 @@ from accelerate import PartialState
 from aimonk_hf import AimonkModel, TrainConfig, train
 
 here, rank = Path(sys.argv[1]), os.environ["RANK"]
-PartialState(cpu=True, timeout=timedelta(seconds=5))
+PartialState(cpu=True, timeout=timedelta(seconds=10))
 scored, stream, save = [], AimonkModel.stream, AimonkModel.save_pretrained
 
 def counted(model, images, *more, **named):
@@ -229,7 +229,7 @@ def counted(model, images, *more, **named):
 
 def slow(model, folder, *more, **named):
     if Path(folder).name == "fold-1":
-        time.sleep(7)
+        time.sleep(13)
     return save(model, folder, *more, **named)
 
 AimonkModel.stream, AimonkModel.save_pretrained = counted, slow
