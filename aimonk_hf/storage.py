@@ -21,17 +21,17 @@ from typing import Any
 
 from aimonk_hf.errors import AimonkError, reason_of
 
-# Columns that stand beside the scores in one CSV file or another.
+# Columns beside the scores in one CSV file or another.
 _COLUMNS = ("image", "attributes", "error", "notes")
 
 
 @contextmanager
 def explained(action: str, advice: str = "") -> Iterator[None]:
-    """Raise `AimonkError` "cannot read a.csv: Permission denied" for an `OSError` within the block."""
+    """Raise `AimonkError` "Cannot read a.csv: Permission denied" for an `OSError` within the block."""
     try:
         yield
     except OSError as error:
-        raise AimonkError(f"cannot {action}: {error.strerror or error}{advice}") from error
+        raise AimonkError(f"Cannot {action}: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=methodcaller("tolist"))
     except (ValueError, RecursionError) as error:
-        raise AimonkError(f"cannot write {path}: {error}") from error
+        raise AimonkError(f"Cannot write {path}: {error}") from error
     write_text(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
@@ -151,14 +151,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"the key {name!r} stands twice")
+            raise ValueError(f"the key {name!r} is there twice")
         values[name] = value
     return values
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not a finite number")
     return number
 
 

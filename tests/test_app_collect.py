@@ -229,10 +229,10 @@ def test_a_folder_that_does_not_fit_is_refused_in_a_sentence(
     assert "has a labels.txt and no labels.csv: name a new folder" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([*command, str(tmp_path / "file")]) == 2
-    assert "cannot create the folder" in capsys.readouterr().err
+    assert "Cannot create the folder" in capsys.readouterr().err
     Collection(tmp_path / "closed", ["belt"])
     (tmp_path / "closed").chmod(0o555)
-    with without_rights(), pytest.raises(AimonkError, match="cannot write into .*closed: Permission denied"):
+    with without_rights(), pytest.raises(AimonkError, match="Cannot write into .*closed: Permission denied"):
         Collection(tmp_path / "closed", ["belt"])
     (tmp_path / "closed").chmod(0o755)
     monkeypatch.setenv("SPACE_ID", "user/space")

@@ -57,7 +57,7 @@ def test_images_of_every_kind_of_cell(kind: str, folder: Path, sample: Path) -> 
 
 
 def test_a_missing_column_is_named(folder: Path) -> None:
-    with pytest.raises(AimonkError, match="the batch has no column 'image'; it has path, label"):
+    with pytest.raises(AimonkError, match="The batch has no column 'image'; it has path, label"):
         BatchPredictor(folder)({"path": [], "label": []})
 
 

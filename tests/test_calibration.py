@@ -112,6 +112,6 @@ def test_heads_that_cannot_take_it_are_refused() -> None:
     network = timm.create_model("test_resnet", num_classes=2).eval()
     network.fc = nn.Linear(network.num_features, 2, bias=False)
     before = network.fc.weight.clone()
-    with pytest.raises(AimonkError, match="the head of ResNet is not linear layers with a bias"):
+    with pytest.raises(AimonkError, match="The head of ResNet is not linear layers with a bias"):
         fold_into_classifier(network, np.ones(2), np.ones(2))
     assert torch.equal(network.fc.weight, before)

@@ -82,7 +82,7 @@ def test_a_run_from_the_hub_to_the_hub(
         assert found == card | fields | {"tags": [*card["tags"], "more"], "model-index": index}
     assert len(repo.messages) == 5, "each is a commit"
     assert main(["push", "--model", str(again), "--repo-id", "user/model", "--license", "mti"]) == 2
-    assert "--license mti is no license of the Hub (did you mean mit?)" in capsys.readouterr().err
+    assert "--license mti is not a license of the Hub (did you mean mit?)" in capsys.readouterr().err
 
 
 def test_the_base_model_of_each_origin(hub: LoopbackHub, few: Path, tiny_model: AimonkModel, tmp_path: Path) -> None:
@@ -153,13 +153,13 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(few: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--license Apache2.0", "--license Apache2.0 is no license of the Hub (did you mean apache-2.0"),
-        ("--license apache-2.0:mine", "--license apache-2.0:mine is no license of the Hub"),
+        ("--license Apache2.0", "--license Apache2.0 is not a license of the Hub (did you mean apache-2.0"),
+        ("--license apache-2.0:mine", "--license apache-2.0:mine is not a license of the Hub"),
         ("--license other", "--license other needs a name of small letters"),
         ("--license other:My_License", "--license other needs a name of small letters"),
         ("--license other:mine:ftp://x", "its address must begin with https://"),
-        ("--license=", "--license  is no license of the Hub"),
-        ("--tags a,,b", "--tags '' is no tag: give words"),
+        ("--license=", "--license  is not a license of the Hub"),
+        ("--tags a,,b", "--tags '' is not a tag: give words"),
     ],
 )
 def test_what_the_hub_would_refuse_is_refused_before_the_run(
@@ -197,7 +197,7 @@ def test_a_card_that_the_hub_refuses_makes_no_commit(
         (tmp_path / "model/README.md").write_text(card.replace("---\n", f"---\n{line}\n", 1))
         assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model"]) == 2
         told = capsys.readouterr().err.splitlines()[-1]
-        assert "cannot push to user/model on the Hub: Invalid metadata in README.md" in told
+        assert "Cannot push to user/model on the Hub: Invalid metadata in README.md" in told
         assert reason in told
         assert hub.repos["model", "user/model"].messages == ["initial commit"]
     assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model", "--license", "mit"]) == 2
@@ -233,5 +233,5 @@ def test_a_folder_without_a_card_is_pushed_with_its_license(
     (tmp_path / "model/README.md").unlink()
     assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model", "--license", "mit"]) == 0
     assert head(hub.repos["model", "user/model"].files()["README.md"]) == {"license": "mit"}
-    with pytest.raises(AimonkError, match="is no license of the Hub"):
+    with pytest.raises(AimonkError, match="is not a license of the Hub"):
         tiny_model.push_to_hub("user/model", license="gpl3")

@@ -104,7 +104,7 @@ RESNET = published("resnet18").state_dict()
         (RESNET, "resnet_18", "timm .* has no architecture 'resnet_18'"),
         ({"conv1.weight": torch.zeros(1)}, "resnet18", "has no linear head"),
         ({"epoch": 3}, "resnet18", "holds no state dict .found a dict with epoch"),
-        ({f"fc.{layer}.weight": torch.zeros(2) for layer in (0, 3)}, "resnet18", "the head fc has several linear lay"),
+        ({f"fc.{layer}.weight": torch.zeros(2) for layer in (0, 3)}, "resnet18", "The head fc has several linear lay"),
         ({"args": argparse.Namespace(lr=1)}, "resnet18", r"more than tensors: .* save model.state_dict\(\)"),
     ],
 )

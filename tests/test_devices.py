@@ -60,7 +60,7 @@ def test_too_few_values_for_batch_norm_are_explained(
     data = write_sample_data(tmp_path / "data", n_images=n_images)
     command = f"train --data-dir {data} --output-dir {tmp_path / 'out'} --recipe demo --image-size 32 --num-workers 0"
     assert main([*command.split(), *flags.split()]) == 2
-    told = f"aimonk-hf: batch norm needs more than one value per channel: {advice}\n"
+    told = f"aimonk-hf: Batch norm needs more than one value per channel: {advice}\n"
     assert capsys.readouterr().err.endswith(told)
 
 
@@ -72,7 +72,7 @@ def test_a_device_without_memory_is_one_sentence(
         raise RuntimeError(words)
 
     monkeypatch.setattr(loop, "build_loss", lambda _: fails)
-    with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
+    with pytest.raises(AimonkError, match="Out of memory with batch size 16 and image size 32: try --batch-size 8"):
         train(small(sample, tmp_path / "out"))
     tiny_model.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(AimonkModel, "logits_of_pixels", fails)
@@ -106,7 +106,7 @@ def test_losses_read_some_steps_later_are_those_of_each_step(
 
     seeded: list[int] = []
     monkeypatch.setattr(loop, "build_loss", lambda _: lambda logits, *_: logits.sum() * torch.nan)
-    with pytest.raises(AimonkError, match="the loss of step 0 is nan: try a lower --lr; the batch was garment"):
+    with pytest.raises(AimonkError, match="The loss of step 0 is nan: try a lower --lr; the batch was garment"):
         train(settings(tmp_path / "nan"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch, "manual_seed", seeded.append)

@@ -63,7 +63,7 @@ CASES = [
         "evaluate --data-dir DATA --model MODEL",
         "needs sklearn, which is not installed: pip install scikit",
     ),
-    ("wandb", f"{TRAIN} --log-with wandb", "the tracker wandb is not installed: pip install 'aimonk_hf[wandb]'"),
+    ("wandb", f"{TRAIN} --log-with wandb", "The tracker wandb is not installed: pip install 'aimonk_hf[wandb]'"),
     (
         "trackio",
         f"{TRAIN} --log-with trackio",

@@ -10,7 +10,7 @@ from PIL import Image
 from aimonk_hf.audit import forecast
 from aimonk_hf.audit.checks import audit
 from aimonk_hf.audit.forecast import compare_backbones, learning_curve, power_law
-from aimonk_hf.audit.report import learning_curve_line
+from aimonk_hf.audit.report import learning_curve_line, summary
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.sample_data import write_sample_data
@@ -102,8 +102,13 @@ def test_a_better_backbone_is_told_from_one_that_sees_nothing(data: Path, monkey
     first, second = found["rows"]
     assert "difference" not in first
     assert second["difference"]["ci95"][0] > 0.1
-    assert (found["best"], second["millions"]) == ("seeing", 3.0)
+    assert (found["best"], found["is_clear"], second["millions"]) == ("seeing", True, 3.0)
     assert audited.findings["backbones"] == found
+    assert summary(audited.findings)[-1] == "best of 2 backbones by the probe: seeing"
+    seen["same"] = seen["seeing"]
+    assert not compare_backbones(audited, ["seeing", "same"])["is_clear"]
+    assert "no evidence" in summary(audited.findings)[-1]
+    assert compare_backbones(audited, ["seeing", "blind"])["is_clear"]
 
 
 @pytest.mark.usefixtures("real_plots")

@@ -94,7 +94,7 @@ def test_saving_can_push_and_subfolders_load(hub: LoopbackHub, model: AimonkMode
     assert same(model, subfolder="inner", force_download=True)
     config = AimonkConfig.from_pretrained(REPO, subfolder="inner")
     assert config.thresholds == model.config.thresholds
-    with pytest.raises(AimonkError, match=f"{REPO} is no model: it has no config.json"):
+    with pytest.raises(AimonkError, match=f"{REPO} is not a model: it has no config.json"):
         AimonkModel.from_pretrained(REPO)
 
 
@@ -187,7 +187,7 @@ def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, t
         AimonkModel.from_pretrained(REPO, token=READER, cache_dir=clean)
     with pytest.raises(AimonkError, match="does not accept the token; log in with `hf auth login`"):
         AimonkModel.from_pretrained(REPO, token="hf_wrong", cache_dir=clean)
-    with pytest.raises(AimonkError, match="cannot push to user/new on the Hub: it does not accept the token"):
+    with pytest.raises(AimonkError, match="Cannot push to user/new on the Hub: it does not accept the token"):
         model.push_to_hub("user/new", token="hf_wrong")
     with pytest.raises(AimonkError, match="the token may not do this with user/other"):
         model.push_to_hub("user/other", token=READER)
@@ -204,7 +204,7 @@ def test_private_repositories_and_tokens(hub: LoopbackHub, model: AimonkModel, t
 
 def test_an_interrupted_upload_commits_nothing_and_can_be_repeated(hub: LoopbackHub, model: AimonkModel, monkeypatch):
     hub.broken_uploads, hub.broken_status = 1, 403
-    with pytest.raises(AimonkError, match="^cannot push .* 403 .*; check the connection and try again$"):
+    with pytest.raises(AimonkError, match="^Cannot push .* 403 .*; check the connection and try again$"):
         model.push_to_hub(REPO)
     assert pushed(hub).messages == ["initial commit"]
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -232,21 +232,21 @@ def test_cached_copies_serve_without_the_hub(hub: LoopbackHub, model: AimonkMode
     assert same(model)
     with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; the Hub was not reached"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*HF_HUB_OFFLINE"):
+    with pytest.raises(AimonkError, match="Cannot push to user/model on the Hub: .*HF_HUB_OFFLINE"):
         model.push_to_hub(REPO)
     assert not hub.requests
 
 
 def test_no_network_and_unknown_repository_are_one_line(hub: LoopbackHub, model: AimonkModel, monkeypatch, capsys):
     assert main(["predict", "x.jpg", "--model", "user/none"]) == 2
-    unknown = "there is no folder and no Hub repository user/none; a private or gated one needs a token (hf auth login)"
+    unknown = "There is no folder and no Hub repository user/none; a private or gated one needs a token (hf auth login)"
     assert capsys.readouterr().err == f"aimonk-hf: {unknown}\n"
     with pytest.raises(AimonkError, match=r"'a/b/c' is neither a folder nor a Hub repository \(user/name\)"):
         AimonkModel.from_pretrained("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(AimonkError, match="no complete copy of user/none in the cache; the Hub was not reached"):
         AimonkModel.from_pretrained("user/none")
-    with pytest.raises(AimonkError, match="cannot push to user/model on the Hub: .*; check the connection and try"):
+    with pytest.raises(AimonkError, match="Cannot push to user/model on the Hub: .*; check the connection and try"):
         model.push_to_hub(REPO)
 
 

@@ -35,7 +35,7 @@ def test_obstacles_are_reported_before_the_run(hub: LoopbackHub, sample: Path, t
     for flags, token, message in (
         ("--private", None, "--private is about the repository of --push-to-hub"),
         ("--push-to-hub user/open --private", None, "user/open exists and is public: make it private in its settings"),
-        ("--push-to-hub user/run", "hf_wrong", "cannot push to user/run on the Hub: it does not accept the token"),
+        ("--push-to-hub user/run", "hf_wrong", "Cannot push to user/run on the Hub: it does not accept the token"),
     ):
         if token:
             monkeypatch.setenv("HF_TOKEN", token)

@@ -116,7 +116,7 @@ BAD = [
     ("tags.csv", "image,tags\na.jpg,cat;image\n", r"labels\.csv can.* column 'image': rename the attribute"),
     ("tags.csv", "image\na.jpg\n", r"tags\.csv"),
     ("annotation.mat", "no mat", r"annotation\.mat is no \.mat file"),
-    ("list_attr_celeba.txt", "1\nYoung\na.jpg 1 1\n", r"none of the 1 rows .*txt:3: 2 values where 1 were expected"),
+    ("list_attr_celeba.txt", "1\nYoung\na.jpg 1 1\n", r"None of the 1 rows .*txt:3: 2 values where 1 were expected"),
     ("list_attr_celeba.txt", "1\nYoung\na.jpg 2\n", r"txt:3: '2' in column Young is not a label"),
     ("list_attr_celeba.txt", "1\nYoung\nb.jpg 1\n", r"txt:3: there is no image file b\.jpg"),
     ("list_attr_celeba.txt", "1\nYoung\nhttp://x/a.jpg 1\n", r"http://x/a\.jpg is a URL: download it"),
@@ -147,7 +147,7 @@ def test_a_bad_source_is_one_sentence(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("nowhere --output DATA", "there is no nowhere; a dataset of the Hub is named hf://datasets/user/name"),
+        ("nowhere --output DATA", "There is no nowhere; a dataset of the Hub is named hf://datasets/user/name"),
         ("folder --output DATA --format coc", "--format coc is unknown (did you mean coco?)"),
         ("folder --output DATA --format coco", "folder holds no labels of coco: name the file"),
         ("folder --output DATA", "folder holds no labels of celeba or"),
@@ -257,7 +257,7 @@ def test_a_dataset_repository_is_a_data_folder(
 
 def test_an_unknown_dataset_repository_is_one_line(hub: LoopbackHub, capsys: pytest.CaptureFixture) -> None:
     assert main(["audit", "--data-dir", "hf://datasets/user/nothing"]) == 2
-    assert "there is no folder and no Hub repository user/nothing" in capsys.readouterr().err
+    assert "There is no folder and no Hub repository user/nothing" in capsys.readouterr().err
     assert data_folder("some/folder") == Path("some/folder")
 
 

@@ -201,19 +201,19 @@ def test_a_tagger_of_bgr_pixels_takes_ours(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("columns", "changes", "message"),
     [
-        ("tag_id category", {}, "selected_tags.csv has no column `name`: it is no tagger's list of labels"),
+        ("tag_id category", {}, "selected_tags.csv has no column `name`: not a tagger's list of labels"),
         (
             "name best_threshold",
             {"best_threshold": "high"},
             ":2: best_threshold must be a number, found 'high'",
         ),
-        ("name best_threshold", {"best_threshold": 7}, "the threshold of general must lie between 0 and 1, found 7.0"),
+        ("name best_threshold", {"best_threshold": 7}, "The threshold of general must lie between 0 and 1, found 7.0"),
         (
             "name best_threshold",
             {"best_threshold": "nan"},
             "of general must lie between 0 and 1, found nan",
         ),
-        ("name", {"name": "same"}, "the attribute name 'same' stands twice"),
+        ("name", {"name": "same"}, "The attribute name 'same' is there twice"),
     ],
 )
 def test_lists_of_tags_that_cannot_be_used_are_named(columns: str, changes: dict, message: str, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_folder_prefers_csv(tmp_path: Path) -> None:
         ("labels.csv", "image,x\na.jpg,maybe\n", r"labels.csv:2: 'maybe' in column x is not a label"),
         ("labels.csv", "image,x\na.jpg,1\na.jpg,0\n", r"labels.csv:3: a.jpg is listed already in line 2"),
         ("labels.csv", "image,x\n", "has a header but no rows"),
-        ("labels.csv", "a.jpg,1,0\n", r"labels.csv:1: The first row is no header: write image,<attribute>"),
+        ("labels.csv", "a.jpg,1,0\n", r"labels.csv:1: The first row is not a header: write image,<attribute>"),
         ("labels.csv", "image,x,x\na.jpg,1,0\n", r"labels.csv:1: The attribute 'x' is in the header twice"),
         ("labels.csv", "image,x,\na.jpg,1,0\n", r"labels.csv:2: The row has 3 cells where 2 were"),
         ("labels.csv", "image,x,,y\na.jpg,1,0,0\n", r"labels.csv:1: The attribute '' has no name"),

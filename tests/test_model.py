@@ -293,7 +293,7 @@ def content(name: str, content: bytes):
         (config(model_type="vit"), r"model_type 'vit'"),
         (config(problem_type="single_label_classification"), r"not one sigmoid per attribute"),
         (config(label_names=["a"]), r"num_classes is 4|unknown attributes"),
-        (config(label_names=["a", "a", "b", "c"], thresholds={}), r"'a' stands twice"),
+        (config(label_names=["a", "a", "b", "c"], thresholds={}), r"'a' is there twice"),
         (config(thresholds={"sleeves": 7}), r"must lie between 0 and 1"),
         (config(thresholds=[0.5]), r"thresholds must map"),
         (config(architecture="resnet_nonsense"), r"has no architecture"),
@@ -317,7 +317,7 @@ def test_damaged_folders_are_named_in_one_line(folder: Path, damage, message: st
     [
         ("resnet19", r"timm .* has no architecture 'resnet19' \(did you mean"),
         ("resnet18", r"pass --no-pretrained .* --architecture local-dir:PATH"),
-        ("local-dir:none", "cannot read none/config.json: No such file"),
+        ("local-dir:none", "Cannot read none/config.json: No such file"),
         ("user/repo", "use hf-hub:"),
         ("resnet18.zz", "timm has no weights 'resnet18.zz'; it has"),
     ],

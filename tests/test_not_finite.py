@@ -51,16 +51,16 @@ def overflowing(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactor
     [
         (
             SGD | {"lr": 1e30, "batch_size": 8},
-            r"the loss of step \d+ is (nan|inf): try a lower --lr; the batch was garment_",
+            r"The loss of step \d+ is (nan|inf): try a lower --lr; the batch was garment_",
         ),
         (
             LEAP | {"lr": 1e6, "metric_for_best_model": "val_loss"},
-            r"^epoch 1 \(step 1\) cannot be validated: the network's output for .*garment_.* --lr; there is no",
+            r"^epoch 1 \(step 1\) cannot be validated: The network's output for .*garment_.* --lr; there is no",
         ),
         (
             SGD
             | {"lr": 1e20, "weight_decay": 1e19, "stage_freeze": ["backbone"], "drop_rate": 0.0, "feature_views": 1},
-            r"^epoch 1 \(step 1\) cannot be validated: the logits of the validation images.* --lr",
+            r"^epoch 1 \(step 1\) cannot be validated: The logits of the validation images.* --lr",
         ),
         *(
             (

@@ -130,7 +130,7 @@ def test_a_manifest_of_other_predictions_is_refused_and_nothing_written(
         ((), "predict needs images, folders, or --list FILE"),
         (("a.jpg",), "--format parquet needs --output DIR"),
         (("a.jpg", "--output", "out", "--shard-size", 0), "a --shard-size of at least 1"),
-        (("--list", "none.txt", "--output", "out"), "cannot read none.txt: No such file or directory"),
+        (("--list", "none.txt", "--output", "out"), "Cannot read none.txt: No such file or directory"),
         (("a.jpg", "--format", "csv", "--resume"), "--resume continues Parquet files: add --format parquet"),
     ],
 )

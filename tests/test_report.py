@@ -216,7 +216,7 @@ def test_tune_saves_thresholds_and_a_new_card(
     assert tuned.metrics["verdict"] is None
     assert f"{tuned.config.thresholds['collar']:.3f}".removeprefix("0") in (folder / "README.md").read_text()
     assert main([*arguments, "--objective", "f3"]) == 2
-    assert "unknown objective 'f3'" in capsys.readouterr().err
+    assert "Unknown objective 'f3'" in capsys.readouterr().err
 
 
 def reordered(data: Path, folder: Path, names: dict[str, str] | None = None) -> Path:

@@ -176,8 +176,8 @@ def test_no_pickle_in_a_checkpoint_runs(tmp_path: Path, trace: Path) -> None:
     [
         ({1: torch.zeros(2)}, "holds no state dict"),
         ({"fc.bias": torch.tensor(1.0), "fc.weight": torch.zeros(1, 3)}, "has no linear head"),
-        ({"fc.bias": torch.zeros(1).expand(10**12)}, "fc.bias is no plain tensor with all its numbers in the file"),
-        ({"fc.bias": torch.zeros(2).to_sparse()}, "fc.bias is no plain tensor"),
+        ({"fc.bias": torch.zeros(1).expand(10**12)}, "fc.bias is not a plain tensor with all its values in the file"),
+        ({"fc.bias": torch.zeros(2).to_sparse()}, "fc.bias is not a plain tensor"),
         ({"fc.bias": torch.zeros(0)}, "at least one attribute"),
         ([torch.zeros(2)], "holds no state dict"),
         ({}, "holds no state dict"),
@@ -202,9 +202,9 @@ def test_packed_checkpoints_folders_and_pipes_are_refused_at_once(tmp_path: Path
         convert_checkpoint(tmp_path / "packed.pth", "test_resnet")
     os.mkfifo(tmp_path / "pipe.pth")
     for name in ("pipe.pth", "."):
-        with pytest.raises(AimonkError, match="is no file"):
+        with pytest.raises(AimonkError, match="is not a file"):
             convert_checkpoint(tmp_path / name, "test_resnet")
-    with pytest.raises(AimonkError, match="there is no checkpoint"):
+    with pytest.raises(AimonkError, match="There is no checkpoint"):
         convert_checkpoint(tmp_path / "none.pth", "test_resnet")
 
 

@@ -176,7 +176,7 @@ def test_when_one_process_dies_the_other_stops_and_says_why(few: Path, tmp_path:
     killed = {"at": ("step", 6), "number": signal.SIGKILL}
     first, second = forked.run_two([*ENDLESS, *places(few, tmp_path / "out")], signal=killed)
     assert first.status > 0
-    assert "another process of this run has ended: its own message says why; --resume goes on" in first.printed
+    assert "Another process of this run has ended: its own message says why; --resume continues" in first.printed
     assert second.status == -signal.SIGKILL
 
 
@@ -188,9 +188,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Path, tmp_pa
 
 
 def check_stopped(printed: str, out: Path) -> None:
-    said = re.search(r"stopped and saved after step (\d+): the same command with --resume goes on from there", printed)
+    said = re.search(r"stopped and saved after step (\d+): the same command with --resume continues from there", printed)
     assert said, printed
-    assert "another process of this run has ended" not in printed
+    assert "Another process of this run has ended" not in printed
     assert max((out / "checkpoints").glob("step-*")).name == f"step-{int(said[1]):08}"
 
 
@@ -287,7 +287,7 @@ def test_several_processes_need_a_file(
     tiny_model.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["predict", str(sample / "images"), "--model", str(tmp_path / "model")]) == 2
-    assert "several processes need --output FILE" in capsys.readouterr().err
+    assert "Several processes need --output FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
     for flags, message in (
         ([*command, "--output", str(space)], "is not empty: name a new folder for the Space"),
         (command, "needs --repo-id USER/NAME to upload the Space, or --output DIR"),
-        (["push-space", "--model", str(space), "--output", str(tmp_path / "b")], "is no model: it has no config.json"),
+        (["push-space", "--model", str(space), "--output", str(tmp_path / "b")], "is not a model: it has no config.json"),
     ):
         assert main(flags) == 2
         assert message in capsys.readouterr().err
@@ -328,8 +328,8 @@ def test_hardware_secrets_and_variables_are_set_before_the_files(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--hardware t4-smal", "--hardware t4-smal is no hardware of Spaces (did you mean t4-small"),
-        ("--hardware quantum", "--hardware quantum is no hardware of Spaces: choose one of cpu-basic, cpu-upgrade"),
+        ("--hardware t4-smal", "--hardware t4-smal is not hardware of Spaces (did you mean t4-small"),
+        ("--hardware quantum", "--hardware quantum is not hardware of Spaces: choose one of cpu-basic, cpu-upgrade"),
         ("--hardware zero-a10g --backend onnx", "--hardware zero-a10g computes with torch: leave out --backend onnx"),
         ("--secret NOT_THERE", "--secret NOT_THERE: the environment has no NOT_THERE; export it first"),
         ("--secret KEY=do-not-tell", "--secret KEY takes the name of an environment variable"),
@@ -355,7 +355,7 @@ def test_the_hub_s_refusal_of_a_setting_is_one_line(
     command = ["push-space", "--model", str(model_folder)]
     assert main([*command, "--repo-id", "user/page", "--hardware", "a100-large"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "cannot change the settings of user/page on the Hub: " in told
+    assert "Cannot change the settings of user/page on the Hub: " in told
     assert "You must have a credit card on file" in told
     assert main([*command, "--output", str(tmp_path / "space"), "--variable", "LANGUAGE=en"]) == 2
     assert "--secret and --variable are of a Space on the Hub: give --repo-id USER/NAME" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(
     flags += ["--stage-epochs", "1,1", "--stage-freeze", "backbone,none"]
     ended = runs.run(*flags, at=at, number=number, group=number == signal.SIGINT)
     assert ended.status == status, ended.printed
-    assert f"{said}the same command with --resume goes on" in ended.printed
+    assert f"{said}the same command with --resume continues" in ended.printed
     assert "Traceback" not in ended.printed
     if step := re.search(r"step (\d+)", said):
         assert checkpoints(tmp_path / "out")[-1] == f"step-{int(step[1]):08}"
@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(runs: ForkedRu
     kept = checkpoints(out)
     ended = runs.run(*flags, "--resume", file_limit=20000)
     assert ended.status == 2, ended.printed
-    assert "cannot write" in ended.printed
+    assert "Cannot write" in ended.printed
     assert kept[-1] in ended.printed
     assert "Traceback" not in ended.printed
     assert checkpoints(out) == kept

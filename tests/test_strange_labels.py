@@ -346,10 +346,10 @@ def test_any_bytes_as_config_json_are_an_error_in_one_line(tmp_path: Path, conte
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        (b'{"a": NaN}', "NaN is no finite number"),
-        (b'{"a": [-Infinity]}', "-Infinity is no finite number"),
-        (b'{"a": 1e999}', "1e999 is no finite number"),
+        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b'{"a": NaN}', "NaN is not a finite number"),
+        (b'{"a": [-Infinity]}', "-Infinity is not a finite number"),
+        (b'{"a": 1e999}', "1e999 is not a finite number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b"\xff\xfe{\0}\0", "is damaged"),
@@ -401,9 +401,9 @@ def test_nesting_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     deep: Any = 1
     for _ in range(20_000):
         deep = [deep]
-    with pytest.raises(AimonkError, match="cannot write"):
+    with pytest.raises(AimonkError, match="Cannot write"):
         write_json(tmp_path / "a.json", {"deep": deep})
-    with pytest.raises(AimonkError, match="cannot write .*: Out of range"):
+    with pytest.raises(AimonkError, match="Cannot write .*: Out of range"):
         write_json(tmp_path / "a.json", {"figure": math.nan})
     assert not list(tmp_path.iterdir())
 

@@ -89,7 +89,7 @@ def test_few_positives_keep_one_half() -> None:
 
 @pytest.mark.parametrize("objective", ["f2", "precision", "precision=2", "precision=x", "f1=3", ""])
 def test_unknown_objectives_are_refused(objective: str) -> None:
-    with pytest.raises(AimonkError, match="unknown objective"):
+    with pytest.raises(AimonkError, match="Unknown objective"):
         tune_thresholds(np.ones((3, 1)), np.ones((3, 1)), objective)
 
 

@@ -90,7 +90,7 @@ def test_a_tracker_that_cannot_start_is_one_line(few: Path, tmp_path: Path, monk
         def fail(*_: object, raised: Exception = error) -> None:
             raise raised
 
-        with pytest.raises(AimonkError, match=f"cannot start trackio: {error}"):
+        with pytest.raises(AimonkError, match=f"Cannot start trackio: {error}"):
             start_tracker(SimpleNamespace(init_trackers=fail), small(few, tmp_path, log_with="trackio"))
 
 

@@ -107,13 +107,13 @@ def test_own_recipes_are_files_and_replace_gives_the_recipe(tmp_path: Path, few:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr = ", "bad.toml is no recipe"),
-        ("lr = 1e-3", "'lr' does not belong at the top of a recipe; settings stand below"),
+        ("lr = ", "bad.toml is not a recipe"),
+        ("lr = 1e-3", "'lr' does not belong at the top of a recipe; put settings below"),
         ("[settings]\nlearning_rate = 1.0\nepochs=2", "has a setting 'learning_rate' that no recipe can have"),
         ('[settings]\nlr = "high"', "--lr must be float, found 'high'"),
         ("[settings]\nstage_epochs = 5", "--stage-epochs must be a list of int, found 5"),
         ('extends = "bad.toml"', "the recipe extends itself"),
-        ('extends = "none.toml"', "cannot read the recipe .*none.toml: No such file"),
+        ('extends = "none.toml"', "Cannot read the recipe .*none.toml: No such file"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_is_refused_in_a_sentence(text: str, message: str, tmp_path: Path) -> None:

@@ -209,19 +209,19 @@ def test_a_batch_without_any_label_changes_nothing_and_is_counted(
 def test_a_run_without_any_training_label_ends_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     none, out = write_data(tmp_path / "none", lambda _: "NA NA"), tmp_path / "out"
     assert main(["train", *FLAGS, *places(none, out)]) == 2
-    told = "none of the 6 listed images has a label (all are NA): label some with 1 or 0"
+    told = "None of the 6 listed images has a label (all are NA): label some with 1 or 0"
     assert capsys.readouterr().err == f"aimonk-hf: {none / 'labels.txt'}: {told}\n"
     assert not out.exists()
     one = write_data(tmp_path / "one", lambda number: "1 0" if number == 5 else "NA NA")
     for split in (["--val-split", "0.5", "--seed", "1"], ["--folds", "2"]):
         assert main(["train", *FLAGS, *places(one, out), *split, "--overwrite"]) == 2
-        assert "none of the 3 images to train on has a label (all are NA)" in capsys.readouterr().err
+        assert "None of the 3 images to train on has a label (all are NA)" in capsys.readouterr().err
         assert not (out / "history.csv").exists()
     model = tmp_path / "model"
     AimonkModel.from_timm("test_resnet", ["Attr1", "Attr2"], pretrained=False, image_size=32).save_pretrained(model)
     before = (model / "config.json").read_bytes()
     assert main(["tune", "--data-dir", str(none), "--model", str(model)]) == 2
-    assert "none of the 6 images that can be read has a label (all are NA)" in capsys.readouterr().err
+    assert "None of the 6 images that can be read has a label (all are NA)" in capsys.readouterr().err
     assert (model / "config.json").read_bytes() == before
 
 
@@ -270,9 +270,9 @@ def test_too_little_data_is_refused(n_images: int, message: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adamv"}, "unknown optimizer 'adamv'"),
-        ({"log_with": "nonsense"}, "cannot start the run"),
-        ({"log_with": "trackio"}, r"the tracker trackio is not installed: pip install 'aimonk_hf\[trackio\]'"),
+        ({"optimizer": "adamv"}, "Unknown optimizer 'adamv'"),
+        ({"log_with": "nonsense"}, "Cannot start the run"),
+        ({"log_with": "trackio"}, r"The tracker trackio is not installed: pip install 'aimonk_hf\[trackio\]'"),
         ({"architecture": "vgg11", "drop_path_rate": 0.1}, "timm cannot build vgg11 with .*drop_path_rate"),
         (
             {"architecture": "resnet18", "pretrained": True},
@@ -292,7 +292,7 @@ def test_running_out_of_memory_ends_the_run_with_one_line(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "build_loss", lambda _: lambda *_: torch.empty(2**60))
-    with pytest.raises(AimonkError, match="out of memory with batch size 16 and image size 32: try --batch-size 8"):
+    with pytest.raises(AimonkError, match="Out of memory with batch size 16 and image size 32: try --batch-size 8"):
         train(small(sample, tmp_path / "out"))
 
 

@@ -65,11 +65,11 @@ def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(
     (place / "closed").mkdir(mode=0o555)
     (place / "file").write_text("")
     with without_rights():
-        with pytest.raises(AimonkError, match="cannot create the folder .*closed/out: Permission denied"):
+        with pytest.raises(AimonkError, match="Cannot create the folder .*closed/out: Permission denied"):
             run(place, place / "closed" / "out")
-        with pytest.raises(AimonkError, match="cannot create the folder .*file"):
+        with pytest.raises(AimonkError, match="Cannot create the folder .*file"):
             run(place, place / "file")
-        with pytest.raises(AimonkError, match="cannot create the folder .*closed/checkpoints: Permission denied"):
+        with pytest.raises(AimonkError, match="Cannot create the folder .*closed/checkpoints: Permission denied"):
             run(place, place / "closed")
     assert "to train on" not in capsys.readouterr().out
 
@@ -105,7 +105,7 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
     monkeypatch.setattr(loop, "save_checkpoint", save_then_close)
     with (
         without_rights(),
-        pytest.raises(AimonkError, match=r"cannot write .*checkpoints: Permission denied.*last good one is step-\d{8}"),
+        pytest.raises(AimonkError, match=r"Cannot write .*checkpoints: Permission denied.*last good one is step-\d{8}"),
     ):
         run(place, out)
     (out / "checkpoints").chmod(0o755)
@@ -184,7 +184,7 @@ def test_only_the_last_two_checkpoints_and_no_leavings_stay(tmp_path: Path) -> N
     assert state is not None
     assert (state["epoch"], state["network"]["w"].tolist()) == (5, [5.0, 5.0])
     (tmp_path / "step-00000005" / "state.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(AimonkError, match="step-00000005 is damaged .*delete it to go on from the one before"):
+    with pytest.raises(AimonkError, match="step-00000005 is damaged .*delete it to continue from the one before"):
         load_checkpoint(tmp_path)
 
 

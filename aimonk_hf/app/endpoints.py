@@ -125,7 +125,7 @@ def add_endpoints(served: Served) -> None:
 
 
 def _numbers(served: Served, attribute_of: dict[str, str]) -> dict[str, gr.Number]:
-    # clients fill in the defaults that they read once; where stored thresholds can change, None stands for them
+    # clients fill in the defaults that they read once; where stored thresholds can change, they are None
     return {
         slug: gr.Number(None if served.save_folder else served.stored[name], label=name, visible=False)
         for slug, name in attribute_of.items()

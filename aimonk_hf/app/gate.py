@@ -109,7 +109,7 @@ class Gate:
         return False
 
     async def _call(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let in an upload for which the disk has room, or a call whose JSON is not too large."""
+        """Let in an upload that fits on the disk, or a call whose JSON is not too large."""
         app: ASGIApp = self.app
         try:
             async with timeout(UPLOAD_SECONDS):

@@ -157,7 +157,7 @@ def _page(session: "LabelSession", content: dict[str, Any]) -> Any:
 def _answers(session: "LabelSession", content: dict[str, Any]) -> Any:
     answers = _given(content, "answers", list)
     if not all(isinstance(one, dict) for one in answers):
-        raise AimonkError("answers must be a list of objects")
+        raise AimonkError("Answers must be a list of objects")
     who = _given(content, "who", str, "")[:100]
     return session.answer(_given(content, "attribute", str), who, answers)
 

@@ -36,7 +36,7 @@ _SAMPLE_NOTE = (
 )
 MAX_FILE_SIZE = 100  # megabytes
 MAX_SESSIONS = 1000  # visitors whose scores are kept
-MAX_JSON = 15 * MEGABYTE  # of a call: room for an image of 11 MB as a data URL; reading JSON holds up everybody
+MAX_JSON = 15 * MEGABYTE  # of a call: an image of 11 MB as a data URL; reading JSON holds up everybody
 
 
 def serve(

@@ -91,7 +91,7 @@ def read_settings(hardware: str | None, secrets: list[str], variables: list[str]
     flavors = [flavor.value for flavor in SpaceHardware]
     if hardware and hardware not in flavors:
         near = near_names(hardware, flavors) or f": choose one of {', '.join(flavors)}"
-        raise AimonkError(f"--hardware {hardware} is no hardware of Spaces{near}")
+        raise AimonkError(f"--hardware {hardware} is not hardware of Spaces{near}")
     public = dict(text.split("=", 1) for text in variables if "=" in text)
     for name in [*secrets, *(text.partition("=")[0] for text in variables)]:
         flag = "--variable" if name in public or name in variables else "--secret"
@@ -173,7 +173,7 @@ def push_space(
         from huggingface_hub import HfApi, SpaceHardware
 
         api, repo_id = HfApi(), create_repository(repo_id, private, repo_type="space")
-        with hub_errors(repo_id, f"cannot change the settings of {repo_id} on the Hub"):
+        with hub_errors(repo_id, f"Cannot change the settings of {repo_id} on the Hub"):
             for name, value in settings.variables.items():
                 api.add_space_variable(repo_id, name, value)
             for name, value in settings.secrets.items():

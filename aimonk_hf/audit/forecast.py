@@ -27,7 +27,8 @@ _WORTHWHILE = 0.005
 def compare_backbones(audited: Audit, architectures: list[str], device: str = "cpu") -> dict[str, Any]:
     """Probe the data on several backbones; return a row for each, with its difference to the first in mAP.
 
-    Rows hold AUROC and mAP of out-of-fold scores, features a second on this machine, and millions of parameters.
+    Rows hold AUROC and mAP of out-of-fold scores, features a second on this machine, and millions of parameters. The
+    best is clear where no interval of a difference between it and the first, or of the others to it, covers 0.
     """
     rows: list[dict[str, Any]] = []
     labels, first = audited.dataset.labels.values.astype(float), None
@@ -48,8 +49,11 @@ def compare_backbones(audited: Audit, architectures: list[str], device: str = "c
             compared = compare_sides(labels[usable], audited.dataset.attributes, first, side)
             row["difference"] = compared["macro"]["average_precision"]
         rows.append(row)
-    best = rows[int(np.nanargmax([row["average_precision"] for row in rows]))]["backbone"]
-    audited.findings["backbones"] = found = dict(nan_to_none({"rows": rows, "best": best}))
+    best = int(np.nanargmax([row["average_precision"] for row in rows]))
+    rivals = rows[1:] if best == 0 else [rows[best]]  # each with its difference to the first
+    is_clear = all(np.prod(row["difference"]["ci95"]) > 0 for row in rivals)
+    found = dict(nan_to_none({"rows": rows, "best": rows[best]["backbone"], "is_clear": is_clear}))
+    audited.findings["backbones"] = found
     return found
 
 

@@ -66,7 +66,7 @@ def backbone_features(
     shown = tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None)
     found = {row: own for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
     if not found:
-        raise AimonkError(f"none of the {len(paths)} images can be read")
+        raise AimonkError(f"None of the {len(paths)} images can be read")
     features = np.full((len(paths), len(next(iter(found.values())))), np.nan, dtype=np.float32)
     features[list(found)] = list(found.values())
     return features

@@ -150,14 +150,14 @@ def _tune(options: argparse.Namespace) -> int:
 
     folder = options.output or Path(options.model)
     if not options.output and not folder.is_dir():
-        raise AimonkError(f"{folder} is no folder: name a folder for the tuned model with --output")
+        raise AimonkError(f"{folder} is not a folder: name a folder for the tuned model with --output")
     dataset = read_data(options)
     model = AimonkModel.from_pretrained(options.model)
     dataset, _ = match_known(choose_part(model, dataset, options.part), model.config.attributes, whole=True)
     problems = dataset.find_problems(progress=True)
     usable = dataset.select(row for row in range(len(dataset)) if row not in problems)
     if not len(usable):
-        raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
+        raise AimonkError(f"None of the {len(dataset)} images in {dataset.images_dir} can be read")
     usable.labels.check_observed("images that can be read")
     usable.groups = image_groups(usable, near=options.near_duplicates == "group")
     before, earlier = dict(model.config.thresholds), model.metrics or {}

@@ -38,7 +38,7 @@ def add_prediction_commands(command: Command) -> None:
     flag("--excel", action="store_true", help="with --format csv: mark it as UTF-8, put ' before cells like formulas")
     flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal; a folder for parquet")
     flag("--shard-size", type=int, default=10_000, metavar="N", help="images in each Parquet file (10000)")
-    flag("--resume", action="store_true", help="with --format parquet: go on after the last complete shard")
+    flag("--resume", action="store_true", help="with --format parquet: continue after the last complete shard")
     flag("--tta", action="store_true", help="average with the mirrored image")
     flag("--batch-size", type=int, default=32)
     flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace) -> None:
     elif options.resume:
         raise AimonkError("--resume continues Parquet files: add --format parquet")
     elif several and options.output is None:
-        raise AimonkError("several processes need --output FILE: their lines would mix on the terminal")
+        raise AimonkError("Several processes need --output FILE: their lines would mix on the terminal")
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def _write_together(
         reason = f"another process ended before its part of {output} was written: its own message says why"
         raise AimonkError(reason) from error
     except OSError as error:
-        raise AimonkError(f"cannot write {parts[rank]}: {error.strerror or error}") from error
+        raise AimonkError(f"Cannot write {parts[rank]}: {error.strerror or error}") from error
     finally:
         parts[rank].unlink(missing_ok=True)
         dist.destroy_process_group()

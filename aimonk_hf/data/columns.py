@@ -84,7 +84,7 @@ def _no_image_column(names: list[str], image_columns: Sequence[str]) -> str:
     if len(image_columns) == 1:
         return f"There is no column {first!r} (--image-column){shown_name(near_names(first, names))}"
     if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names):
-        return f"The first row is no header: write {first},<attribute>,... above it (found {found!r})"
+        return f"The first row is not a header: write {first},<attribute>,... above it (found {found!r})"
     told = f"The header must be {first},<attribute>,... (found {found!r}), divided by commas, semicolons or tabs"
     return f"{told}: --image-column names the column of the images, and a line sep=| above it another delimiter"
 

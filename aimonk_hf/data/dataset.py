@@ -94,9 +94,9 @@ class AttributeDataset(Dataset[dict[str, Any]]):
                 read_image(image).save(Path(temporary.name, names[-1]), compress_level=1)
         values, wanted = np.asarray(labels, dtype=np.float32), (len(names), len(attributes))
         if values.shape != wanted or not np.isin(values[~np.isnan(values)], (0, 1)).all():
-            raise AimonkError(f"labels must be {list(wanted)} of 0, 1 and NaN, found shape {list(values.shape)}")
+            raise AimonkError(f"Labels must be {list(wanted)} of 0, 1 and NaN, found shape {list(values.shape)}")
         if len(set(names)) < len(names):
-            raise AimonkError("an image file is listed twice")
+            raise AimonkError("An image file is listed twice")
         dataset = cls(Labels(names, list(attributes), values, "labels"), temporary.name, transform)
         dataset._temporary = temporary
         return dataset

@@ -147,7 +147,7 @@ def text_table(path: Path, encoding: str | None = None, image_column: str | None
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         for number, line in _rows_of_text(path, encoding):
             cells = line.rsplit(maxsplit=n_values)
-            # a later token that ends as an image does is no label, and refused as such
+            # a later token that ends as an image does is not a label, and refused as such
             if len(cells) != n_values + 1 or not cells[0].lower().endswith(IMAGE_EXTENSIONS):
                 own = _check_row(path, number, line)
                 raise AimonkError(f"{path}:{number}: The row has {own} values where {n_values} were expected")

@@ -80,7 +80,7 @@ class ImageCache:
 
 
 def open_image_cache(setting: str | None, fingerprint: str) -> ImageCache | None:
-    """Return the cache in the directory `setting`; None stands for the default directory, "off" for no cache."""
+    """Return the cache in the directory `setting`; None for the default directory, "off" for no cache."""
     return None if setting == "off" else ImageCache(cache_folder(setting), fingerprint)
 
 

@@ -162,12 +162,12 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
         rows.counts.update(cells)
     if not rows.images:
         reason = f"; the first: {rows.refused[0]}" if rows.refused else ""
-        raise AimonkError(f"none of the {rows.n_rows} rows of {told.source} can be used{reason}")
+        raise AimonkError(f"None of the {rows.n_rows} rows of {told.source} can be used{reason}")
     return rows
 
 
 def _values(cells: list[str], table: Table, attributes: list[str], place: str) -> "array[float]":
-    """Return the labels of cells; raise `ImageError` for one that is no label, `AimonkError` for an open question."""
+    """Return the labels of cells; raise `ImageError` for one that is not a label, `AimonkError` for an open question."""
     try:
         return array("f", [table.meaning[cell] for cell in cells])  # type: ignore[misc]
     except KeyError as error:

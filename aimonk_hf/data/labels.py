@@ -59,7 +59,7 @@ class Labels:
     def check_observed(self, what: str) -> None:
         """Raise `AimonkError` where every label is missing."""
         if np.isnan(self.values).all():
-            told = f"none of the {len(self)} {what} has a label (all are NA): label some with 1 or 0"
+            told = f"None of the {len(self)} {what} has a label (all are NA): label some with 1 or 0"
             raise AimonkError(f"{self.source}: {told}")
 
 
@@ -68,7 +68,7 @@ def read_labels(path: str | Path, attributes: list[str] | None = None, options: 
 
     `attributes` (or `options.attributes`) names the columns of a labels.txt (Attr1..AttrK otherwise) and chooses
     columns, by name, of the others. Raises `AimonkError` with file and line for a row of another width, a value that is
-    not a label, a repeated file name, an attribute name that is no text, or an empty file; the message names the flag.
+    not a label, a repeated file name, an attribute name that is not text, or an empty file; the message names the flag.
     """
     path, attributes = Path(path), attributes or options.attributes
     if path.is_dir():
@@ -147,7 +147,7 @@ def write_labels(path: Path, labels: Labels) -> None:
 
 
 def cell_text(value: float) -> str:
-    """Return a label as it stands in a file."""
+    """Return a label as files write it."""
     return "NA" if np.isnan(value) else str(int(value))
 
 
@@ -159,7 +159,7 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
     rows = csv_rows(path)
     _, header = next(rows, (1, []))
     if not set(SUGGESTION_COLUMNS) <= set(header):
-        raise AimonkError(f"{path} is no list of suggestions: its header must be {','.join(SUGGESTION_COLUMNS)}")
+        raise AimonkError(f"{path} is not a list of suggestions: its header must be {','.join(SUGGESTION_COLUMNS)}")
     values, accepted = labels.values.copy(), 0
     row_of = {image: row for row, image in enumerate(labels.images)}
     for line, cells in rows:

@@ -146,7 +146,7 @@ def fold_into_classifier(network: nn.Module, scale: Floats, shift: Floats) -> No
         for layer, state in zip(last, before, strict=True):
             layer.load_state_dict(state)
         name = type(network).__name__
-        raise AimonkError(f"the head of {name} is not linear layers with a bias: its scores cannot be calibrated")
+        raise AimonkError(f"The head of {name} is not linear layers with a bias: its scores cannot be calibrated")
 
 
 def _log_loss(target: Floats, logits: Floats) -> Floats:

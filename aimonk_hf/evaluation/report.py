@@ -57,7 +57,7 @@ def judge_dataset(model: Predicting, dataset: AttributeDataset, batch_size: int 
         _logger.warning("left out %s: %s", shown_name(path), reason)
     readable = ~np.isnan(scores).all(axis=1)
     if not readable.any():
-        raise AimonkError(f"none of the {len(dataset)} images in {dataset.images_dir} can be read")
+        raise AimonkError(f"None of the {len(dataset)} images in {dataset.images_dir} can be read")
     seen, note = seen_images(model, dataset)
     dataset, scores = dataset.select(np.flatnonzero(readable)), scores[readable]
     labels, scores = dataset.labels.values, scores[:, columns]

@@ -31,7 +31,7 @@ def read_parts(path: Path) -> list[Row]:
     rows = csv_rows(path)
     _, header = next(rows, (1, []))
     if not {"image", "part"} <= set(header):
-        raise AimonkError(f"{path} is no split: its header must be image,part or image,part,sha256")
+        raise AimonkError(f"{path} is not a split file: its header must be image,part or image,part,sha256")
     named = (dict(zip(header, cells, strict=True)) for _, cells in rows)
     return [(row["image"], row["part"], row.get("sha256", "")) for row in named]
 

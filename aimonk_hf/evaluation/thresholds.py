@@ -38,7 +38,7 @@ def tune_thresholds(labels: Floats, scores: Floats, objective: str = "f1") -> ND
     """Return the best threshold per attribute [K] for labels [N, K] in {0, 1, NaN} and scores [N, K] in [0, 1].
 
     `objective`: "f1", "youden" (recall + specificity - 1), or "precision=X" (the highest recall at a precision of at
-    least X). A threshold lies halfway between two neighbouring scores; of equally good ones the one in the widest gap
+    least X). A threshold is halfway between two neighbouring scores; of equally good ones the one in the widest gap
     wins. For "f1" and "youden" it is the mean over bootstrap resamples, in logits, because the best one of few
     images follows chance (bagging, Breiman 1996). Attributes with fewer than 5 observed positives or negatives, and
     those that cannot reach the precision, keep 0.5.
@@ -101,7 +101,7 @@ def parse_objective(objective: str) -> tuple[str, float]:
     except ValueError:
         target = -1.0
     if kind != "precision" or not 0 < target <= 1:
-        raise AimonkError(f"unknown objective {objective!r}: use f1, youden, or precision=0.9")
+        raise AimonkError(f"Unknown objective {objective!r}: use f1, youden, or precision=0.9")
     return kind, target
 
 

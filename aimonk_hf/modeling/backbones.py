@@ -47,7 +47,7 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
     if source == "local-dir":
         return read_folder(Path(place), pretrained)
     if "/" in architecture or place:
-        raise AimonkError(f"{architecture!r} is no timm name: use hf-hub:user/repo, or local-dir:PATH for a folder")
+        raise AimonkError(f"{architecture!r} is not a timm name: use hf-hub:user/repo, or local-dir:PATH for a folder")
     name = _known(split_model_name_tag(architecture)[0])
     try:
         pretrained_cfg = get_pretrained_cfg(architecture)
@@ -167,7 +167,7 @@ def _fetch_weights(architecture: str, cfg: dict[str, Any]) -> Path:
     try:
         weights = download(repo_id, [filename]) / filename
     except AimonkError as error:
-        raise AimonkError(f"cannot fetch the weights of {architecture}: {error}; {advice}") from error
+        raise AimonkError(f"Cannot fetch the weights of {architecture}: {error}; {advice}") from error
     if not weights.is_file():
         raise AimonkError(f"{repo_id} has no {filename}: {advice}")
     return weights

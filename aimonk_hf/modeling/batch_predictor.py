@@ -46,7 +46,7 @@ class BatchPredictor:
         named as another column gets the column `score:NAME`. Raises `AimonkError` for a batch without the column.
         """
         if self.column not in batch:
-            raise AimonkError(f"the batch has no column {self.column!r}; it has {', '.join(map(str, batch))}")
+            raise AimonkError(f"The batch has no column {self.column!r}; it has {', '.join(map(str, batch))}")
         if self._predictor is None:
             self._predictor = AimonkPredictor.from_pretrained(self.model, **self.options)
         images = [_source(value) for value in batch[self.column]]

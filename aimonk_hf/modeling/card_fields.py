@@ -30,7 +30,7 @@ def given_fields(license: str | None, tags: list[str] | None) -> dict[str, Any]:
         known, name, link = (license.split(":", 2) + ["", ""])[:3]
         if known not in _LICENSES or (name and known != "other"):
             near = near_names(known.lower(), _LICENSES)
-            raise AimonkError(f"--license {license} is no license of the Hub{near}; another one is other:NAME")
+            raise AimonkError(f"--license {license} is not a license of the Hub{near}; another one is other:NAME")
         if known == "other" and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
             wanted = "a name of small letters, digits, points and dashes, and its address if it has one"
             raise AimonkError(f"--license other needs {wanted}: other:my-license-1.0:https://example.org/license")
@@ -40,7 +40,7 @@ def given_fields(license: str | None, tags: list[str] | None) -> dict[str, Any]:
         fields = {"license": known} | own  # None takes the place of an earlier license's name
     if tags is not None:
         if bad := [tag for tag in tags if not tag.strip() or not is_text(tag)]:
-            raise AimonkError(f"--tags {bad[0]!r} is no tag: give words, such as --tags fashion,street")
+            raise AimonkError(f"--tags {bad[0]!r} is not a tag: give words, such as --tags fashion,street")
         fields["tags"] = tags
     return fields
 

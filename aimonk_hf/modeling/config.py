@@ -55,7 +55,7 @@ class AimonkConfig:
         self.attributes = _check_attributes(self.attributes)
         self.thresholds = check_thresholds(self.attributes, self.thresholds)
         if not isinstance(self.architecture, str) or not self.architecture:
-            raise AimonkError("the configuration names no architecture")
+            raise AimonkError("The configuration names no architecture")
         for name in ("model_args", "pretrained_cfg", "extra"):
             if not isinstance(getattr(self, name), dict):
                 raise AimonkError(f"{name} must be a mapping, found {type(getattr(self, name)).__name__}")
@@ -168,7 +168,7 @@ def check_thresholds(attributes: list[str], thresholds: Any) -> dict[str, float]
         raise AimonkError(f"thresholds for unknown attributes: {named[:500]}; the model has {known}")
     for name, value in thresholds.items():
         if not is_number(value) or not 0 <= value <= 1:
-            raise AimonkError(f"the threshold of {name} must lie between 0 and 1, found {short(value)}")
+            raise AimonkError(f"The threshold of {name} must lie between 0 and 1, found {short(value)}")
     return {name: float(thresholds.get(name, DEFAULT_THRESHOLD)) for name in attributes}
 
 
@@ -189,12 +189,12 @@ def _check_attributes(attributes: Any) -> list[str]:
     if isinstance(attributes, np.ndarray):
         attributes = attributes.tolist()
     if not isinstance(attributes, list | tuple) or not attributes:
-        raise AimonkError("a model needs at least one attribute name (label_names in config.json)")
+        raise AimonkError("A model needs at least one attribute name (label_names in config.json)")
     if bad := [name for name in attributes if not isinstance(name, str) or not name.strip() or not is_text(name)]:
-        raise AimonkError(f"attribute names must be words, found {short(bad[0])}")
+        raise AimonkError(f"Attribute names must be words, found {short(bad[0])}")
     ((name, count),) = Counter(attributes).most_common(1)
     if count > 1:
-        raise AimonkError(f"the attribute name {short(name)} stands twice")
+        raise AimonkError(f"the attribute name {short(name)} is there twice")
     return list(attributes)
 
 

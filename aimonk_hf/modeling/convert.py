@@ -56,7 +56,7 @@ def convert_checkpoint(
     heads = (state.get(name) for name in ("fc.bias", "classifier.bias", "head.fc.bias", "head.bias"))
     width = next((len(head) for head in heads if head is not None and head.ndim == 1), None)
     if width is None:
-        raise AimonkError(f"{path} has no linear head (fc, classifier or head): it is no classifier's state dict")
+        raise AimonkError(f"{path} has no linear head (fc, classifier or head): not the state dict of a classifier")
     names = _check_width(path, width, attributes)
     model = AimonkModel(AimonkConfig(architecture, names, pretrained_cfg=PREPROCESSING | (preprocessing or {})))
     own = model.timm_model.state_dict()
@@ -126,7 +126,7 @@ def _read_tags(path: Path) -> list[tuple[str, float | None]]:
     if rows is None:
         return []
     if "name" not in (rows.fieldnames or ()):
-        raise AimonkError(f"{path} has no column `name`: it is no tagger's list of labels")
+        raise AimonkError(f"{path} has no column `name`: not a tagger's list of labels")
     tags: list[tuple[str, float | None]] = []
     for row in rows:
         text = row.get("best_threshold") or ""
@@ -147,7 +147,7 @@ def _to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
         layer = re.sub(r"^(fc|classifier)\.\d+$", r"\1", layer)
         name = f"{layer}.{parameter}".removeprefix(".")
         if name in renamed:
-            raise AimonkError(f"the head {layer} has several linear layers; only one can be converted")
+            raise AimonkError(f"The head {layer} has several linear layers; only one can be converted")
         renamed[name] = value
     return renamed
 

@@ -190,14 +190,14 @@ def explain_failure(
 ) -> AimonkError | None:
     """Return the line for a failure of the machine or of torch that a user can mend, or None for another error."""
     if any(words in str(error) for words in _LOST_PROCESS):
-        return AimonkError("another process of this run has ended: its own message says why; --resume goes on")
+        return AimonkError("Another process of this run has ended: its own message says why; --resume continues")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return AimonkError(f"--compile cannot be used here ({reason_of(error)}): leave it out")
     if "Expected more than 1 value per channel when training" in str(error):
         advice = f"use a --batch-size above {batch_size}, or a larger --image-size"
         if n_images is not None and n_images <= batch_size:
             advice = f"only one of {n_images} usable images is left to train on: add images"
-        return AimonkError(f"batch norm needs more than one value per channel: {advice}")
+        return AimonkError(f"Batch norm needs more than one value per channel: {advice}")
     return out_of_memory(error, batch_size, image_size)
 
 
@@ -213,8 +213,8 @@ def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> Aim
     if not is_out_of_memory(error):
         return None
     if "DataLoader worker" in str(error) or isinstance(error, BrokenProcessPool):
-        return AimonkError("out of memory in a process that reads images: try a smaller --num-workers")
+        return AimonkError("Out of memory in a process that reads images: try a smaller --num-workers")
     return AimonkError(
-        f"out of memory with batch size {batch_size} and image size {image_size}: try --batch-size "
+        f"Out of memory with batch size {batch_size} and image size {image_size}: try --batch-size "
         f"{max(1, batch_size // 2)} (with --accumulation-steps 2 the result stays alike), or a smaller --image-size"
     )

@@ -12,7 +12,7 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.predictor import AimonkPredictor
 
 _PARAMETERS = ("thresholds", "top_k")
-_HANDLER = '''"""Inference Endpoints call this; the library lies beside it."""
+_HANDLER = '''"""Inference Endpoints call this; the library is beside it."""
 
 from aimonk_hf.modeling.endpoint import EndpointHandler
 

@@ -73,7 +73,7 @@ def model_folder(
     if not Path(name).is_dir():
         folder = download(fspath(name), [f"{below}/{file}".removeprefix("/") for file in files], **options) / below
     if not (folder / CONFIG_FILE).is_file():
-        raise AimonkError(f"{name} is no model: it has no {CONFIG_FILE}")
+        raise AimonkError(f"{name} is not a model: it has no {CONFIG_FILE}")
     return folder
 
 
@@ -84,7 +84,7 @@ def download(repo_id: str, files: list[str], **options: Unpack[HubOptions]) -> P
     """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo_id, f"cannot fetch {repo_id} from the Hub", options.get("revision")):
+    with hub_errors(repo_id, f"Cannot fetch {repo_id} from the Hub", options.get("revision")):
         return Path(snapshot_download(repo_id, allow_patterns=files, **options))
 
 
@@ -108,7 +108,7 @@ def data_folder(name: str | PathLike[str]) -> Path:
     repo_id, revision, below = found.groups()
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo_id, f"cannot fetch {text}", revision or None):
+    with hub_errors(repo_id, f"Cannot fetch {text}", revision or None):
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None), below)
 
 
@@ -126,10 +126,10 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Itera
     wanted = f"{repo_id} at {revision!r}" if revision else repo_id
     advice: dict[type[Exception], str] = {
         errors.HFValidationError: f"{repo_id!r} is neither a folder nor a Hub repository (user/name)",
-        errors.RepositoryNotFoundError: f"there is no folder and no Hub repository {repo_id}; a private or "
+        errors.RepositoryNotFoundError: f"There is no folder and no Hub repository {repo_id}; a private or "
         "gated one needs a token (hf auth login)",
-        errors.RevisionNotFoundError: f"the Hub repository {repo_id} has no revision {revision!r}",
-        errors.LocalEntryNotFoundError: f"there is no folder, and no complete copy of {wanted} in the cache; the Hub "
+        errors.RevisionNotFoundError: f"The Hub repository {repo_id} has no revision {revision!r}",
+        errors.LocalEntryNotFoundError: f"There is no folder, and no complete copy of {wanted} in the cache; the Hub "
         "was not reached (offline, HF_HUB_OFFLINE, or local_files_only): go online once",
     }
     answers = {
@@ -175,7 +175,7 @@ def push_model_folder(
     chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in pushed)]
     files: dict[str, Path | bytes] = {name: folder / name for name in chosen}
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]:
-        raise AimonkError(f"{folder} is no model folder: it has no {missing[0]}")
+        raise AimonkError(f"{folder} is not a model folder: it has no {missing[0]}")
     check_no_link_outside(folder, [folder / name for name in files])
     fingerprint = read_json(folder / CONFIG_FILE).get(FINGERPRINT)
     networks = [folder / name for name in files if name.endswith(".onnx")]
@@ -207,7 +207,7 @@ def create_repository(
 
     api = api or HfApi()
     sdk = "gradio" if repo_type == "space" else None
-    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub"):
+    with hub_errors(repo_id, f"Cannot push to {repo_id} on the Hub"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
         if private and not api.repo_info(repo, repo_type=repo_type).private:
             raise AimonkError(f"{repo} exists and is public: make it private in its settings, or push without private")
@@ -231,10 +231,10 @@ def push_files(
 
     revision, create_pr = options.get("revision"), options.get("create_pr", False)
     if create_pr and revision not in (None, "main"):
-        raise AimonkError(f"a pull request goes against the main branch: leave out the revision {revision!r}")
+        raise AimonkError(f"A pull request goes against the main branch: leave out the revision {revision!r}")
     api = HfApi(token=options.get("token"), library_name="aimonk_hf", library_version=__version__)
     repo_id = create_repository(repo_id, options.get("private"), api, repo_type)
-    with hub_errors(repo_id, f"cannot push to {repo_id} on the Hub", revision):
+    with hub_errors(repo_id, f"Cannot push to {repo_id} on the Hub", revision):
         if revision and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha

@@ -23,7 +23,7 @@ class ImageFiles:
             count = sum(1 for _ in self._paths_of(source))
             if not count:
                 looked_for = "one path a line" if source in self.lists else " ".join(IMAGE_EXTENSIONS)
-                raise AimonkError(f"there are no images in {source} (looked for {looked_for})")
+                raise AimonkError(f"There are no images in {source} (looked for {looked_for})")
             self._count += count
 
     def __len__(self) -> int:

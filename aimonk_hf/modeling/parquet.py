@@ -1,4 +1,4 @@
-"""Write predictions as Parquet shards with a manifest, so that a killed run goes on where it was."""
+"""Write predictions as Parquet shards with a manifest, so that a killed run continues where it was."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

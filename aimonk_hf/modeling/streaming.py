@@ -164,7 +164,7 @@ def finite(outputs: Outputs, source: Any = None) -> Outputs:
     if not np.isfinite(outputs).all():
         name = shown_name(os.fspath(source)) if isinstance(source, str | os.PathLike) else "this image"
         advice = "these weights give no scores, train with a lower --lr"
-        raise NotFiniteError(f"the network's output for {name} is not finite (infinite or NaN): {advice}")
+        raise NotFiniteError(f"The network's output for {name} is not finite (infinite or NaN): {advice}")
     return outputs
 
 

@@ -153,7 +153,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_checkpoint(path: Path) -> Any:
     """Read a .pth file without running anything in it (`weights_only=True`)."""
     if not path.is_file():
-        raise AimonkError(f"{path} is no file" if path.exists() else f"there is no checkpoint {path}")
+        raise AimonkError(f"{path} is not a file" if path.exists() else f"There is no checkpoint {path}")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -183,7 +183,7 @@ def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
     for key, value in state.items():
         is_plain = value.layout == torch.strided and not value.is_quantized
         if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise AimonkError(f"{path}: {key} is no plain tensor with all its numbers in the file")
+            raise AimonkError(f"{path}: {key} is not a plain tensor with all its values in the file")
     while prefix := next((wrapper for wrapper in _WRAPPERS if all(key.startswith(wrapper) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     except (AimonkError, SafetensorError) as error:  # the latter is safetensors' own word for a full disk and the like
         kept = last_checkpoint(folder)
         last = f"the last good one is {kept.name}" if kept else "there is none before it"
-        raise AimonkError(f"cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
+        raise AimonkError(f"Cannot write the checkpoint of step {step} into {folder} ({error}); {last}") from error
     for old in [*sorted(folder.glob("step-*"))[:-_KEPT], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -114,8 +114,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         tensors = load_file(newest / _TENSORS)
     except (SafetensorError, OSError) as error:
-        advice = "delete it to go on from the one before"
-        raise AimonkError(f"the checkpoint {newest} is damaged ({error}); {advice}") from error
+        advice = "delete it to continue from the one before"
+        raise AimonkError(f"The checkpoint {newest} is damaged ({error}); {advice}") from error
     state: dict[str, Any] = _unpack(read_json(newest / _STATE), tensors)
     return state
 

@@ -364,7 +364,7 @@ class Trainer:
             return None
         steps = self.state.epoch_sums.steps
         within = f", step {steps} of {self.batches.n_steps}" if steps else ""
-        accelerator.print(f"going on after epoch {self.state.epoch} of {self.config.n_epochs}{within}")
+        accelerator.print(f"Continuing after epoch {self.state.epoch} of {self.config.n_epochs}{within}")
         if saved["optimizer"] is None:
             return None
         stage = self.begin_stage()
@@ -396,5 +396,5 @@ class Trainer:
         fp16 = self.accelerator.mixed_precision == "fp16"
         narrow = "fp16 overflows early, try --mixed-precision float32; " if fp16 else ""
         if kept := last_checkpoint(run.checkpoints):
-            return f"{narrow}the last good checkpoint is {kept}: --resume --ignore-changes goes on from it"
+            return f"{narrow}the last good checkpoint is {kept}: --resume --ignore-changes continues from it"
         return f"{narrow}there is no checkpoint yet"

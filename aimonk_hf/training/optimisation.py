@@ -29,7 +29,7 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     """
     names = [str(name) for name in list_optimizers()]
     if config.optimizer not in names:
-        raise AimonkError(f"unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
+        raise AimonkError(f"Unknown optimizer {config.optimizer!r}{near_names(config.optimizer, names)}")
     layer_decay = config.layer_decay if config.layer_decay < 1 else None
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "layer_decay": layer_decay}
     try:

@@ -45,7 +45,7 @@ def usable_images(config: TrainConfig, listed: AttributeDataset, accelerator: Ac
         if config.strict:
             raise AimonkError(f"{len(problems)} listed image(s) cannot be used, first {lines[0]} (--strict)")
     if len(problems) == len(listed):
-        raise AimonkError(f"none of the {len(listed)} listed images can be read from {listed.images_dir}")
+        raise AimonkError(f"None of the {len(listed)} listed images can be read from {listed.images_dir}")
     dataset = listed.select([row for row in range(len(listed)) if row not in problems])
     near = config.near_duplicates == "group"
     # the first process decides, as files may change

@@ -69,7 +69,7 @@ def plot_loss_curve(
 def plot_predictions(dataset: AttributeDataset, predictions: list[Prediction | None], path: Path) -> None:
     """Draw images [N] beside a bar per attribute: its length the score, its colour whether the label agrees.
 
-    With many attributes each image shows those whose score lies highest above, or least below, the threshold.
+    With many attributes each image shows those whose score is highest above, or least below, the threshold.
     """
     shown = [(row, prediction) for row, prediction in enumerate(predictions) if prediction is not None]
     columns = min(4, max(1, len(shown)))

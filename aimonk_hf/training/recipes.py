@@ -60,9 +60,9 @@ def _read(path: Path, presets: dict[str, Path], seen: tuple[Path, ...]) -> dict[
     try:
         values = tomllib.loads(content.decode())
     except ValueError as error:  # neither TOML nor UTF-8
-        raise AimonkError(f"{path} is no recipe: {error}") from error
+        raise AimonkError(f"{path} is not a recipe: {error}") from error
     if wrong := [key for key, value in values.items() if not isinstance(value, _KINDS.get(key, ()))]:
-        advice = "settings stand below [settings]"
+        advice = "put settings below [settings]"
         raise AimonkError(f"{path}: {wrong[0]!r} does not belong at the top of a recipe; {advice}")
     settings, base = values.get("settings", {}), values.get("extends")
     earlier = _read(presets.get(base, path.parent / base), presets, (*seen, path)) if base else {}

@@ -183,7 +183,7 @@ def _start_accelerator(config: TrainConfig) -> Processes:
             project_dir=config.output_dir,
         )
     except (ValueError, ImportError) as error:
-        raise AimonkError(f"cannot start the run: {reason_of(error)}") from error
+        raise AimonkError(f"Cannot start the run: {reason_of(error)}") from error
     prepare_for_training(accelerator.device)
     start_tracker(accelerator, config)
     return accelerator

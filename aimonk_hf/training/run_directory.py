@@ -61,13 +61,13 @@ class RunDirectory:
             epochs = [settings.get("stage_epochs", own["stage_epochs"]) for settings in (earlier, own)]
             if self.finished and epochs[0] != epochs[1]:
                 ended, wanted = (" + ".join(map(str, one)) for one in epochs)
-                told = f"{self.path} is finished: a schedule of {ended} epochs cannot go on as one of {wanted}"
+                told = f"{self.path} is finished: a schedule of {ended} epochs cannot continue as one of {wanted}"
                 raise AimonkError(f"{told}; train further with --init-from {self.path} and another --output-dir")
             kept = {name: old for name, old in earlier.items() if name in own and name not in _FREE_TO_CHANGE}
             changed = [f"{name} was {old!r}, now {own[name]!r}" for name, old in kept.items() if own[name] != old]
             self._refuse(changed, " with other settings: {}; use the old ones")
         elif not self.config.overwrite and (self.earlier or (self.path / WEIGHTS_FILE).exists()):
-            advice = "pass --resume to go on with it, --overwrite to replace it, or another --output-dir"
+            advice = "pass --resume to continue it, --overwrite to replace it, or another --output-dir"
             raise AimonkError(f"{self.path} holds another run: {advice}")
 
     def check_machine(self, now: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class RunDirectory:
             if before["mixed_precision"] == "no":  # of earlier versions
                 before["mixed_precision"] = "float32"
             changed = [f"{name} was {before[name]}, now {new}" for name, new in now.items() if before[name] != new]
-            self._refuse(changed, " on this machine: {}; go on as the run began")
+            self._refuse(changed, " on this machine: {}; continue as the run began")
 
     def check_data(self, dataset: AttributeDataset) -> None:
         """Note attributes, images and all about them; at --resume, raise `AimonkError` naming the changes since.
@@ -100,7 +100,7 @@ class RunDirectory:
             if noted != names:
                 was, now_named = (", ".join(text.split("\n")) for text in (noted, names))
                 told = f"it was trained on {was}, and the labels now hold {now_named}"
-                raise AimonkError(f"cannot resume {self.path}: {told}; restore them, or use --overwrite")
+                raise AimonkError(f"Cannot resume {self.path}: {told}; restore them, or use --overwrite")
             if self.finished:  # its images were not checked again: a new one counts only where it can be read
                 for image in [one for one in now if one not in before and check_image(dataset.images_dir / one)]:
                     del now[image]
@@ -111,7 +111,7 @@ class RunDirectory:
     def _refuse(self, changes: list[str], reason: str) -> None:
         if changes and not self.config.ignore_changes:
             told = reason.format("; ".join(changes))
-            raise AimonkError(f"cannot resume {self.path}{told}, or use --overwrite or --ignore-changes")
+            raise AimonkError(f"Cannot resume {self.path}{told}, or use --overwrite or --ignore-changes")
 
     def open(self) -> None:
         """Create the directory; files that --overwrite replaces are removed."""
@@ -124,7 +124,7 @@ class RunDirectory:
                 for folder in filter(Path.is_dir, (self.checkpoints, self.folds)):
                     shutil.rmtree(folder)
             except OSError as error:
-                raise AimonkError(f"cannot remove {error.filename}: {error.strerror}") from error
+                raise AimonkError(f"Cannot remove {error.filename}: {error.strerror}") from error
         make_folder(self.checkpoints)
 
     def write_config(self, resolved: dict[str, Any], finished: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 from aimonk_hf.errors import AimonkError
 
-# The lowest value of each field that has one; a share lies in [0, 1), a factor in (0, 1].
+# The lowest value of each field that has one; a share is in [0, 1), a factor in (0, 1].
 _LOWEST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps"), 1),
     **dict.fromkeys(("num_workers", "folds", "seed", "feature_views", "early_stopping_patience"), 0),

@@ -14,8 +14,8 @@ def stopped_line(folder: Path) -> str:
     """Return the line that names the last checkpoint of a stopped run, or of its fold, and the way on."""
     saved = max(folder.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime, default=None)
     if saved is None:
-        return "stopped: the same command with --resume goes on"
-    return f"stopped and saved after step {int(saved.name[5:])}: the same command with --resume goes on from there"
+        return "stopped: the same command with --resume continues"
+    return f"stopped and saved after step {int(saved.name[5:])}: the same command with --resume continues from there"
 
 
 class StopRequest:

@@ -37,5 +37,5 @@ def read_losses(steps: list[TakenStep]) -> None:
             read = [shown_name(name) for name in step.images]
             told = ", ".join(read[:5]) + (f" and {len(read) - 5} more" if len(read) > 5 else "")
             number = step.number - 1
-            raise NotFiniteError(f"the loss of step {number} is {loss}: try a lower --lr; the batch was {told}")
+            raise NotFiniteError(f"The loss of step {number} is {loss}: try a lower --lr; the batch was {told}")
         step.loss = loss if step.observed else None

@@ -22,10 +22,10 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig) -> None:
     space, resume = config.trackio_space, "allow" if config.resume else "never"
     run = {"name": Path(config.output_dir).resolve().name, "resume": resume, "space_id": space}
     settings = {key: str(value) for key, value in config.to_dict().items()}
-    with hub_errors(space or "the tracker's server", f"cannot start {tracker}"):
+    with hub_errors(space or "the tracker's server", f"Cannot start {tracker}"):
         accelerator.init_trackers(config.run_name, settings, {"trackio": run | {"embed": False}})
     if not accelerator.trackers:
-        raise AimonkError(f"the tracker {tracker} is not installed: pip install 'aimonk_hf[{tracker}]'")
+        raise AimonkError(f"The tracker {tracker} is not installed: pip install 'aimonk_hf[{tracker}]'")
 
 
 def log_report(accelerator: Accelerator, report: dict[str, Any], step: int) -> None:

@@ -84,7 +84,7 @@ def validation_figures(
     mean_loss = float(loss(logits, torch.from_numpy(labels), pos_weight, None)) if observed else math.nan
     if not torch.isfinite(logits).all() or (observed and not math.isfinite(mean_loss)):
         raise NotFiniteError(
-            "the logits of the validation images, or their loss, are infinite or NaN: try a lower --lr"
+            "The logits of the validation images, or their loss, are infinite or NaN: try a lower --lr"
         )
     scores, labels = logits[:, :n_reported].double().sigmoid().numpy(), labels[:, :n_reported]
     figures: dict[str, float | None] = nan_to_none(

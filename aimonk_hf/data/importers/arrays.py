@@ -59,7 +59,7 @@ def hub(files: list[Path], told: Told) -> Table:
         splits = datasets.load_dataset(**where, streaming=True)
         features = dict(next(iter(splits.values())).features)
     except Exception as error:
-        raise AimonkError(f"cannot read {told.source} as a dataset: {reason_of(error)}") from error
+        raise AimonkError(f"Cannot read {told.source} as a dataset: {reason_of(error)}") from error
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
         found = f"found {len(images)} among {', '.join(features)}"
@@ -87,7 +87,7 @@ def hub(files: list[Path], told: Told) -> Table:
                     content, place = _content(row[images[0]]), f"{part} {number}"
                     yield Row(source, place, f"{part}/{number:06d}", labels, PARTS.get(part, ""), content=content)
         except Exception as error:  # of the network, of Arrow, a class without a name
-            raise AimonkError(f"cannot read {told.source}, {part} {number}: {reason_of(error)}") from error
+            raise AimonkError(f"Cannot read {told.source}, {part} {number}: {reason_of(error)}") from error
 
     left = ", ".join(name for name in features if name not in {*columns, *images})
     notes = (f"Columns left out, because they hold no labels: {left}.",) if left else ()

@@ -48,7 +48,7 @@ def recognise(source: str, wanted: str | None) -> tuple[str, list[Path]]:
     if source.startswith("hf://"):
         return "hub", []
     if not path.exists():
-        raise AimonkError(f"there is no {source}; a dataset of the Hub is named hf://datasets/user/name")
+        raise AimonkError(f"There is no {source}; a dataset of the Hub is named hf://datasets/user/name")
     formats = [wanted] if wanted else list(FORMATS)
     found = {name: files for name in formats if (files := _files(path, FORMATS[name], check=not wanted))}
     if wanted == "folders" or (not found and _has_folders_of_images(path)):

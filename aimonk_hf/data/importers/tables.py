@@ -131,7 +131,7 @@ def tags(files: list[Path], told: Told) -> Table:
 
 
 def _separator(path: Path, cells: list[str]) -> str:
-    """Return the sign between tags: , or ; or | where cells hold one of these and no blank stands for it."""
+    """Return the sign between tags: , or ; or | where cells hold one of these and no blank instead."""
     marks = [mark for mark in ",;|" if any(mark in cell for cell in cells)]
     if not marks and any(" " in cell for cell in cells):
         marks = [" ", ","]
