@@ -22,7 +22,7 @@ $(DEMO_DATA)/labels.csv: | .venv/demo-installed
 app: .venv/demo-installed
 	$(BIN)/python app.py
 
-# The model that the app serves where there is no other; it lies in the package.
+# The model that the app serves where there is no other; it is in the package.
 SAMPLE := aimonk_hf/app/sample_model
 sample-model: .venv/demo-installed
 	$(BIN)/aimonk-hf sample-data outputs/sample-data --images 1000

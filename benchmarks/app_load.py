@@ -44,10 +44,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         model = options.model or write_model(Path(temporary) / "model", "mobilenetv2_100")
-        pictures = draw(Path(temporary) / "pictures", options.requests)
+        images = draw(Path(temporary) / "images", options.requests)
         found: dict[str, Any] = {"start_up_seconds": start_up(model)}
         print(f"start-up:         {found['start_up_seconds']:.1f} s until the page answers")
-        found |= measure(model, pictures, options)
+        found |= measure(model, images, options)
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
         options.json.write_text(json.dumps({"settings": settings, **found}, indent=2) + "\n")
@@ -73,7 +73,7 @@ def start_up(model: Path) -> float:
         app.wait()
 
 
-def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+def measure(model: Path, images: list[Path], options: argparse.Namespace) -> dict[str, Any]:
     """Print the figures of a served model, and return them."""
     from aimonk_hf.app.page import build_page
     from aimonk_hf.app.serve import app_folder, launch, load_served
@@ -82,32 +82,32 @@ def measure(model: Path, pictures: list[Path], options: argparse.Namespace) -> d
         served = load_served(str(model))
         page = build_page(served, [])
         url = launch(page, "127.0.0.1", None, wait=False)
-        bare_seconds(served.scorer.model, pictures[:32])
-        clients(url, pictures, 2 * options.clients, options)  # both are warm now
-        found = measure_load(url, served, pictures, options)
+        bare_seconds(served.scorer.model, images[:32])
+        clients(url, images, 2 * options.clients, options)  # both are warm now
+        found = measure_load(url, served, images, options)
         moves = threshold_moves(page, url, served, 100)
         print(
             f"threshold moves:  {statistics.median(moves) * 1000:.1f} ms median over HTTP, "
             f"{max(moves) * 1000:.0f} ms at most (wanted: 50)"
         )
-        found |= {"threshold_move_seconds": moves, "memory_mb": measure_memory(url, pictures, options)}
+        found |= {"threshold_move_seconds": moves, "memory_mb": measure_memory(url, images, options)}
         page.close()
         served.scorer.close()
     return found
 
 
-def measure_load(url: str, served: Any, pictures: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+def measure_load(url: str, served: Any, images: list[Path], options: argparse.Namespace) -> dict[str, Any]:
     """Take turns of the bare model and the app's two interfaces in short rounds, because other work comes and goes."""
     bare: list[float] = []
     loads: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(ROUNDS):
-        bare.append(bare_seconds(served.scorer.model, pictures))
+        bare.append(bare_seconds(served.scorer.model, images))
         for way in WAYS:
             n_images, n_batches = served.scorer.n_images, served.scorer.n_batches
-            load = clients(url, pictures, options.requests, options, way)
+            load = clients(url, images, options.requests, options, way)
             load["per_batch"] = (served.scorer.n_images - n_images) / (served.scorer.n_batches - n_batches)
             loads[way].append(load)
-    per_second = len(pictures) * ROUNDS / sum(bare)
+    per_second = len(images) * ROUNDS / sum(bare)
     print(f"bare model:       {per_second:.1f} images a second, decoding included, batches of 16")
     return {"bare_pictures_per_second": per_second} | {way: summary(way, loads[way], bare, options) for way in WAYS}
 
@@ -135,14 +135,14 @@ def summary(way: str, loads: list[dict[str, Any]], bare: list[float], options: a
     }
 
 
-def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) -> list[float]:
+def measure_memory(url: str, images: list[Path], options: argparse.Namespace) -> list[float]:
     """Return the megabytes of this process, which serves, before the requests and after each quarter of them."""
     import psutil
 
     process = psutil.Process()
     memory = [process.memory_info().rss / 1e6]
     for _ in range(4):
-        clients(url, pictures, options.memory_requests // 4, options)
+        clients(url, images, options.memory_requests // 4, options)
         memory.append(process.memory_info().rss / 1e6)
     print(
         f"memory:           {' -> '.join(f'{value:.0f}' for value in memory)} MB "
@@ -151,9 +151,9 @@ def measure_memory(url: str, pictures: list[Path], options: argparse.Namespace) 
     return memory
 
 
-def bare_seconds(model: Any, pictures: list[Path]) -> float:
+def bare_seconds(model: Any, images: list[Path]) -> float:
     started = time.perf_counter()
-    model.predict(pictures, batch_size=16)
+    model.predict(images, batch_size=16)
     return time.perf_counter() - started
 
 
@@ -179,7 +179,7 @@ def threshold_moves(page: Any, url: str, served: Any, count: int) -> list[float]
 
 
 def clients(
-    url: str, pictures: list[Path], count: int, options: argparse.Namespace, way: str = "/v1/predict"
+    url: str, images: list[Path], count: int, options: argparse.Namespace, way: str = "/v1/predict"
 ) -> dict[str, Any]:
     """Run the clients in a process of their own and return what they measured."""
     command = [
@@ -191,14 +191,14 @@ def clients(
         way,
         "--as-client",
         url,
-        str(pictures[0].parent),
+        str(images[0].parent),
         str(count),
     ]
     answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer
 
 
-def run_clients(url: str, pictures: list[Path], count: int, n_clients: int, way: str) -> dict[str, Any]:
+def run_clients(url: str, images: list[Path], count: int, n_clients: int, way: str) -> dict[str, Any]:
     """Share `count` predictions among threads; return the seconds that all took, and those of each."""
     address = url.split("//")[1].rstrip("/")
 
@@ -207,7 +207,7 @@ def run_clients(url: str, pictures: list[Path], count: int, n_clients: int, way:
         times = []
         for number in numbers:
             started = time.perf_counter()
-            (plain_predict if way == "/v1/predict" else predict)(connection, pictures[number % len(pictures)])
+            (plain_predict if way == "/v1/predict" else predict)(connection, images[number % len(images)])
             times.append(time.perf_counter() - started)
         connection.close()
         return times
@@ -219,18 +219,18 @@ def run_clients(url: str, pictures: list[Path], count: int, n_clients: int, way:
     return {"seconds": time.perf_counter() - started, "times": times}
 
 
-def plain_predict(connection: http.client.HTTPConnection, picture: Path) -> None:
-    """Send a picture and read its prediction."""
-    if b'"scores"' not in ask(connection, "POST", "/v1/predict", picture.read_bytes(), "image/jpeg"):
+def plain_predict(connection: http.client.HTTPConnection, image: Path) -> None:
+    """Send an image and read its prediction."""
+    if b'"scores"' not in ask(connection, "POST", "/v1/predict", image.read_bytes(), "image/jpeg"):
         raise SystemExit("a prediction failed")
 
 
-def predict(connection: http.client.HTTPConnection, picture: Path) -> None:
-    """Upload a picture, ask for its prediction, and wait for the answer."""
+def predict(connection: http.client.HTTPConnection, image: Path) -> None:
+    """Upload an image, ask for its prediction, and wait for the answer."""
     edge = "edge-of-the-parts"
-    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{picture.name}"\r\n'
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{image.name}"\r\n'
     head += "Content-Type: image/jpeg\r\n\r\n"
-    form = head.encode() + picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+    form = head.encode() + image.read_bytes() + f"\r\n--{edge}--\r\n".encode()
     place = json.loads(ask(connection, "POST", "/gradio_api/upload", form, f"multipart/form-data; boundary={edge}"))[0]
     body = json.dumps({"image": {"path": place, "meta": {"_type": "gradio.FileData"}}}).encode()
     event = json.loads(ask(connection, "POST", "/gradio_api/call/v2/predict", body, "application/json"))["event_id"]

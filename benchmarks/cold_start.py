@@ -37,8 +37,8 @@ def main() -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
             place = Path(temporary)
             model = options.model or elsewhere.submit(write_model, place / "model", "mobilenetv2_100").result()
-            picture = options.image or elsewhere.submit(draw, place / "pictures", 1).result()[0]
-        found = measure(model, picture, options.rounds)
+            image = options.image or elsewhere.submit(draw, place / "images", 1).result()[0]
+        found = measure(model, image, options.rounds)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -59,20 +59,20 @@ with torch.inference_mode():
 """
 
 
-def start_commands(model: str, picture: str) -> dict[str, list[str]]:
+def start_commands(model: str, image: str) -> dict[str, list[str]]:
     return {
-        OURS: ["-m", "aimonk_hf", "predict", picture, "--model", model],
-        PIPELINE: ["-c", PIPELINE_SCRIPT, picture, model],
-        "timm by hand": ["-c", TIMM_SCRIPT, picture, model],
+        OURS: ["-m", "aimonk_hf", "predict", image, "--model", model],
+        PIPELINE: ["-c", PIPELINE_SCRIPT, image, model],
+        "timm by hand": ["-c", TIMM_SCRIPT, image, model],
         "import aimonk_hf": ["-c", "import aimonk_hf"],
         "python -c pass": ["-c", "pass"],
     }
 
 
-def measure(model: Path, picture: Path, rounds: int) -> dict[str, Any]:
+def measure(model: Path, image: Path, rounds: int) -> dict[str, Any]:
     """Time whole processes, from their start to their end; an answer is printed on the way."""
     python = sys.executable
-    commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(picture)).items()}
+    commands = {name: [python, *rest] for name, rest in start_commands(str(model), str(image)).items()}
     for command in commands.values():
         run(command)  # brings the files into memory
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}

@@ -1,6 +1,6 @@
 """Run the loops of others on the plain loop's task: transformers' Trainer, and fastai's Learner where installed.
 
-Both start from the plain loop's weights and a head drawn as its own is, and see its pictures: squashed to 224 x 224
+Both start from the plain loop's weights and a head drawn as its own is, and see its images: squashed to 224 x 224
 pixels, mirrored half of the time, with the mean and spread that the weights want. Readers, optimiser and schedule are
 their own; their loss is masked, since neither has one that knows missing labels, and not weighted. Their learning rates
 are what their users would type:
@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from plain import SIDE, AfterEpoch, AfterStep, Loop, Pictures, Task, masked_loss, new_network, score_files, squashing
+from plain import SIDE, AfterEpoch, AfterStep, Images, Loop, Task, masked_loss, new_network, score_files, squashing
 
 
 def transformers_trainer(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Callable[[], None]:
@@ -27,8 +27,8 @@ def transformers_trainer(task: Task, after_step: AfterStep, after_epoch: AfterEp
     model = AutoModelForImageClassification.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
 
-    def process(picture: Any) -> Any:
-        return processor(picture)["pixel_values"][0]
+    def process(image: Any) -> Any:
+        return processor(image)["pixel_values"][0]
 
     def collate(items: list[Any]) -> dict[str, Any]:
         pixels, labels = zip(*items, strict=True)
@@ -50,9 +50,9 @@ def transformers_trainer(task: Task, after_step: AfterStep, after_epoch: AfterEp
                 lambda paths: score_files(model, lambda pixels: model(pixel_values=pixels).logits, process, paths)
             )
 
-    pictures = Pictures(task.dataset, transforms.Compose([transforms.RandomHorizontalFlip(), process]))
+    images = Images(task.dataset, transforms.Compose([transforms.RandomHorizontalFlip(), process]))
     trainer = Masked(
-        model=model, args=trainer_settings(task), data_collator=collate, train_dataset=pictures, callbacks=[Tell()]
+        model=model, args=trainer_settings(task), data_collator=collate, train_dataset=images, callbacks=[Tell()]
     )
 
     def train() -> None:

@@ -1,7 +1,7 @@
 """Train by the plain loop of the published systems, their mask and weights put right, which others are compared with.
 
 Every loop of these benchmarks, this one and those of `peers.py`, is a function of a `Task` and of what is called after
-each step (with its number of images) and after each epoch (with a function that scores pictures as this loop reads
+each step (with its number of images) and after each epoch (with a function that scores images as this loop reads
 them). It builds all that it needs and returns the training itself, so that a clock can start between the two.
 """
 
@@ -22,7 +22,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 
 SIDE = 224
 Transform = Callable[[Image.Image], Tensor]
-Score = Callable[[Sequence[Path]], NDArray[Any]]  # N pictures -> logits [N, K]
+Score = Callable[[Sequence[Path]], NDArray[Any]]  # N images -> logits [N, K]
 AfterStep = Callable[[int], None]
 AfterEpoch = Callable[[Score], None]
 Loop = Callable[["Task", AfterStep, AfterEpoch], Callable[[], None]]
@@ -46,8 +46,8 @@ def plain_loop(task: Task, after_step: AfterStep, after_epoch: AfterEpoch) -> Ca
     observed, positive = (labels == labels).sum(0), (labels == 1).sum(0)
     weight = torch.from_numpy((observed - positive) / positive.clip(1)).float()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    pictures = Pictures(task.dataset, squashing(network, mirrored=True))
-    loader = DataLoader(pictures, task.batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+    images = Images(task.dataset, squashing(network, mirrored=True))
+    loader = DataLoader(images, task.batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
 
     def train() -> None:
         for _ in range(task.epochs):
@@ -85,7 +85,7 @@ def squashing(network: nn.Module, mirrored: bool = False) -> Transform:
     return found
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
+class Images(Dataset[tuple[Tensor, Tensor]]):
     """Photographs as tensors, with their labels, 1, 0 or NaN."""
 
     def __init__(self, dataset: AttributeDataset, transform: Transform) -> None:
@@ -110,7 +110,7 @@ def masked_loss(logits: Tensor, wanted: Tensor, weight: Tensor | None = None) ->
 def score_files(
     network: nn.Module, forward: Callable[[Tensor], Tensor], transform: Transform, paths: Sequence[Path]
 ) -> NDArray[Any]:
-    """Return the logits [N, K] of pictures, computed in eval mode; the network is left in training mode."""
+    """Return the logits [N, K] of images, computed in eval mode; the network is left in training mode."""
     network.eval()
     with torch.inference_mode():
         batches = [

@@ -1,4 +1,4 @@
-"""Prediction beside its limits and beside transformers: a folder of pictures, and one picture.
+"""Prediction beside its limits and beside transformers: a folder of images, and one image.
 
     python benchmarks/prediction_speed.py [--model FOLDER] [--images FOLDER] [--count 256] [--rounds 5] [--parts
         folder,latency] [--json FILE]
@@ -40,12 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="model folder; without it random weights")
     parser.add_argument("--architecture", default="mobilenetv2_100", help="timm name of the random network")
-    parser.add_argument("--images", type=Path, help="folder of pictures; without it drawn ones")
-    parser.add_argument("--count", type=int, default=256, help="pictures that are read at most")
+    parser.add_argument("--images", type=Path, help="folder of images; without it drawn ones")
+    parser.add_argument("--count", type=int, default=256, help="images that are read at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--workers", type=int, help="threads that decode; by default the library's choice")
-    parser.add_argument("--repeats", type=int, default=20, help="predictions of one picture in each round")
+    parser.add_argument("--repeats", type=int, default=20, help="predictions of one image in each round")
     parser.add_argument(
         "--start-method",
         choices=("spawn", "fork"),
@@ -61,7 +61,7 @@ def main() -> None:
     found: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(options).items()}}
     with tempfile.TemporaryDirectory() as temporary:
         model = options.model or write_model(Path(temporary) / "model", options.architecture)
-        paths = find_pictures(options.images, options.count) or draw(Path(temporary) / "pictures", options.count)
+        paths = find_images(options.images, options.count) or draw(Path(temporary) / "images", options.count)
         measures = {"folder": measure_folder, "latency": measure_latency}
         for part in parts:
             found[part] = measures[part](model, paths, options)
@@ -83,7 +83,7 @@ def write_model(folder: Path, architecture: str) -> Path:
     return folder
 
 
-def find_pictures(folder: Path | None, count: int) -> list[Path]:
+def find_images(folder: Path | None, count: int) -> list[Path]:
     from aimonk_hf.modeling.image_files import ImageFiles
 
     return list(islice(ImageFiles([folder]), count)) if folder else []
@@ -94,7 +94,7 @@ def draw(folder: Path, count: int) -> list[Path]:
     return draw_images(folder, count)
 
 
-# A folder of pictures
+# A folder of images
 
 
 def measure_folder(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def print_folder(rows: list[dict[str, Any]], n_images: int, rounds: int) -> None
     print(table(header, cells))
 
 
-# One picture
+# One image
 
 
 def measure_latency(model: Path, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def measure_latency(model: Path, paths: list[Path], options: argparse.Namespace)
     ]
     from aimonk_hf.console import table
 
-    print(f"one picture, {options.rounds} rounds of {options.repeats} (wanted: 0.60x)")
+    print(f"one image, {options.rounds} rounds of {options.repeats} (wanted: 0.60x)")
     print(
         table(
             ["", "median", "p95"],

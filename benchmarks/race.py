@@ -9,7 +9,7 @@ that of a recipe from the start of the command to its end: imports, checks of th
 validation, report and plots included. A loop's mAP is measured after each epoch, with its clock stopped, and the plain
 loop's last one is the mark. A recipe is measured at its end alone, so that its time to the mark is the whole command's.
 "training alone" is a loop's clock, and a recipe's epochs: its steps, what it computes of frozen layers, the reading of
-pictures.
+images.
 
 A peer gets as many epochs as end within the plain loop's time, so that its schedule is whole: a process that is thrown
 away does its first steps, and their pace says how many epochs that is, at least 1 and at most --peer-epochs. Where its

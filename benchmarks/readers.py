@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 Scores = np.ndarray[Any, np.dtype[np.float64]]
-Score = Callable[[], Scores]  # scores all pictures once: [N, K]
+Score = Callable[[], Scores]  # scores all images once: [N, K]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ WAYS: dict[str, Callable[[Contestant, Path, list[Path]], Score]] = {
 
 
 def timm_by_hand(folder: Path) -> Callable[[Path], Scores]:
-    """The lines that a user of timm writes: its transform and its network, one picture at a time."""
+    """The lines that a user of timm writes: its transform and its network, one image at a time."""
     import timm
     import torch
     from PIL import Image
@@ -146,8 +146,8 @@ def timm_by_hand(folder: Path) -> Callable[[Path], Scores]:
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
 
     def score(path: Path) -> Scores:
-        with torch.inference_mode(), Image.open(path) as picture:
-            values: Scores = network(transform(picture.convert("RGB"))[None])[0].double().sigmoid().numpy()
+        with torch.inference_mode(), Image.open(path) as image:
+            values: Scores = network(transform(image.convert("RGB"))[None])[0].double().sigmoid().numpy()
         return values
 
     return score

@@ -7,7 +7,7 @@ Of labels only no images are drawn: --sizes 10000,1000000 --parts labels.csv,lab
 
 Every part runs at every size in a process of its own, so that its peak memory is its own; reading the modules and
 making the inputs are not timed. "memory" is how far the process rose above what it held before the part began. "growth"
-is the cost of an image over that at the smallest size: a part above 1.5 is marked "grows". Pictures are drawn: 32 x 32
+is the cost of an image over that at the smallest size: a part above 1.5 is marked "grows". Images are drawn: 32 x 32
 pixels, one in fifty a copy of another. "predict-2" and "epoch-2" are commands in two processes under torchrun, with a
 thread each: what is shown is the slowest process and the largest one, and beside it the seconds of the whole command,
 whose start of several seconds hides the rest where images are few.

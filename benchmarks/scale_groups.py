@@ -20,7 +20,7 @@ Figures = dict[str, float]
 
 
 def predicting_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures:
-    """Time `aimonk-hf predict FOLDER`, from the listing of the pictures to the joined file."""
+    """Time `aimonk-hf predict FOLDER`, from the listing of the images to the joined file."""
     import torch
 
     from aimonk_hf import AimonkModel
@@ -32,14 +32,14 @@ def predicting_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures
     figures = launch(folder, ["predict", str(folder / "images"), *flags])
     with open(folder / "predicted.csv", newline="") as file:
         if (found := sum(1 for _ in csv.reader(file)) - 1) != n_images:
-            raise SystemExit(f"{found} of {n_images} pictures were predicted")
+            raise SystemExit(f"{found} of {n_images} images were predicted")
     return figures
 
 
 def training_in_two(folder: Path, n_images: int, n_attributes: int) -> Figures:
     """Train for an epoch on all images without validation; return its seconds, the filling of the cache included.
 
-    Each process reads its pictures itself, so that its memory is all that it needs.
+    Each process reads its images itself, so that its memory is all that it needs.
     """
     flags = [
         "--data-dir",
@@ -87,7 +87,7 @@ def serve(folder: Path, command: list[str]) -> int:
         model = AimonkModel.from_pretrained(command[command.index("--model") + 1])
         model.predict(
             sorted((folder / "images").iterdir())[:2]
-        )  # what a first picture makes torch read is not to be timed
+        )  # what a first image makes torch read is not to be timed
     else:
         import aimonk_hf.training.run  # noqa: F401 - whose reading is not to be measured
     before, start = reset_own_peak(), time.perf_counter()

@@ -21,7 +21,7 @@ Part = Callable[[Path, int, int], Callable[[], object]]  # folder, images, attri
 
 
 def write_data(folder: Path, n_images: int, n_attributes: int, with_images: bool = True) -> None:
-    """Write pictures, labels.csv and labels.txt; every fiftieth picture is a hard link to the one before."""
+    """Write images, labels.csv and labels.txt; every fiftieth image is a hard link to the one before."""
     (folder / "images").mkdir()
     names = [f"{number:06d}.png" for number in range(n_images)]
     if with_images:
@@ -49,7 +49,7 @@ def write_images(folder: Path, names: list[str]) -> None:
             (SIDE, SIDE), Image.Resampling.BICUBIC
         )
         coarse.save(path, compress_level=1)
-        os.utime(path, (1_700_000_000, 1_700_000_000))  # the cache keeps no picture whose file is seconds old
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # the cache keeps no image whose file is seconds old
 
 
 def draw_labels(n_images: int, n_attributes: int) -> NDArray[np.float32]:
@@ -226,7 +226,7 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
         paths = ImageFiles([folder / "images"])
         with open(os.devnull, "w") as out, open(os.devnull, "w") as sys.stderr:
             if failed := predict_files(reported(model.stream(paths), len(paths), ""), names, "text", out):
-                raise SystemExit(f"{failed} pictures could not be read")
+                raise SystemExit(f"{failed} images could not be read")
 
     return predict
 

@@ -3,7 +3,7 @@
     python benchmarks/training_speed.py [--data-dir DATA] [--architecture mobilenetv2_100] [--steps 4] [--rounds 3]
         [--json FILE]
 
-The same pictures, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one
+The same images, network, batch size and labels for all, each in a process of its own. Rounds are interleaved, one
 contestant computing at a time, and medians are shown, with the ratio to the plain loop of the same round. Without
 --data-dir garments are drawn at 400 x 600 pixels. Weights are random: speed does not depend on them. "the bare step"
 has its batch in memory and is what no end-to-end training can pass.
@@ -70,8 +70,8 @@ def draw(folder: Path, n_images: int) -> Path:
 
     write_sample_data(folder, n_images=n_images, seed=0)
     for path in sorted((folder / "images").iterdir()):
-        with Image.open(path) as picture:
-            picture.convert("RGB").resize((400, 600)).save(
+        with Image.open(path) as image:
+            image.convert("RGB").resize((400, 600)).save(
                 path, "JPEG", quality=90
             )  # the name's .png does not matter to a reader
     return folder

@@ -32,7 +32,7 @@ from aimonk_hf.storage import make_folder, write_text
 RENAMED = {"gender": "female"}
 SEVERAL_VALUED = ("sleevelength", "neckline", "category")
 
-# Correlation of two pictures at 16 x 16 grey pixels. On the archive the number of pairs hardly moves between .99 and
+# Correlation of two images at 16 x 16 grey pixels. On the archive the number of pairs hardly moves between .99 and
 # .95, and grows below.
 NEAR_DUPLICATE = 0.95
 
@@ -82,7 +82,7 @@ def read_ground_truth(folder: Path, n_images: int) -> tuple[list[str], NDArray[n
                 f"{path} has {len(ground_truth)} labels, but there are {n_images} images: unpack the whole archive"
             )
         if not np.isin(ground_truth[~np.isnan(ground_truth)], (1, 2)).all():
-            raise AimonkError(f"{path} has other values than 1, 2 and NaN: it is no attribute with two values")
+            raise AimonkError(f"{path} has other values than 1, 2 and NaN: not an attribute with two values")
         columns[RENAMED.get(name, name)] = ground_truth - 1
     if not columns:
         raise AimonkError(f"there is no NAME_GT.mat in {folder}: name the folder into which the archive was unpacked")
@@ -90,7 +90,7 @@ def read_ground_truth(folder: Path, n_images: int) -> tuple[list[str], NDArray[n
 
 
 def near_duplicate_groups(images: list[Path]) -> NDArray[np.int64]:
-    """Return a group number per image [N]; pictures that look the same, directly or through others, share one."""
+    """Return a group number per image [N]; images that look the same, directly or through others, share one."""
     looks = np.stack([_look(image) for image in images])
     first, second = np.nonzero(np.triu(looks @ looks.T, 1) > NEAR_DUPLICATE)
     pairs = coo_array((np.ones(len(first)), (first, second)), shape=(len(images), len(images)))

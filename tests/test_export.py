@@ -234,7 +234,7 @@ def test_the_page_runs_the_model_in_a_browser(website: str, model: AimonkModel, 
             found = {name: float(score) for name, score in (re.split(r"\s+", row.strip()) for row in rows)}
             assert found == pytest.approx(expected.scores, abs=2e-3)
         page.set_input_files("#file", {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
-        expect(status).to_contain_text("notes.png cannot be read as a picture")
+        expect(status).to_contain_text("notes.png cannot be read as an image")
         page.goto(f"{website}?model=none")
         expect(page.get_by_role("status")).to_contain_text("The model none cannot be loaded", timeout=30_000)
         browser.close()

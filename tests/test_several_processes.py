@@ -188,7 +188,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Path, tmp_pa
 
 
 def check_stopped(printed: str, out: Path) -> None:
-    said = re.search(r"stopped and saved after step (\d+): the same command with --resume continues from there", printed)
+    told = r"stopped and saved after step (\d+): the same command with --resume continues from there"
+    said = re.search(told, printed)
     assert said, printed
     assert "Another process of this run has ended" not in printed
     assert max((out / "checkpoints").glob("step-*")).name == f"step-{int(said[1]):08}"

@@ -68,7 +68,7 @@ def test_the_written_folder(model_folder: Path, tmp_path: Path, capsys):
     for flags, message in (
         ([*command, "--output", str(space)], "is not empty: name a new folder for the Space"),
         (command, "needs --repo-id USER/NAME to upload the Space, or --output DIR"),
-        (["push-space", "--model", str(space), "--output", str(tmp_path / "b")], "is not a model: it has no config.json"),
+        ([*command[:2], str(space), "--output", str(tmp_path / "b")], "is not a model: it has no config.json"),
     ):
         assert main(flags) == 2
         assert message in capsys.readouterr().err

@@ -167,7 +167,7 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
 
 
 def _values(cells: list[str], table: Table, attributes: list[str], place: str) -> "array[float]":
-    """Return the labels of cells; raise `ImageError` for one that is not a label, `AimonkError` for an open question."""
+    """Return the labels of cells; raise `ImageError` for another value, `AimonkError` for an open question."""
     try:
         return array("f", [table.meaning[cell] for cell in cells])  # type: ignore[misc]
     except KeyError as error:
