@@ -118,7 +118,7 @@ def opening_folder(folder: Path, n_images: int, n_attributes: int) -> Callable[[
     return lambda: AttributeDataset.from_folder(folder)
 
 
-def checking_pictures(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+def checking_images(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     from aimonk_hf import AttributeDataset
 
     dataset = AttributeDataset.from_folder(folder)
@@ -231,6 +231,20 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
     return predict
 
 
+def validating(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
+    import torch
+
+    from aimonk_hf import AimonkModel, AttributeDataset
+    from aimonk_hf.training.processes import Processes
+    from aimonk_hf.training.validation import Validator
+
+    torch.manual_seed(0)
+    dataset = AttributeDataset.from_folder(folder)
+    model = AimonkModel.from_timm("test_resnet", dataset.attributes, pretrained=False, image_size=SIDE).eval()
+    validator = Validator(Processes(mixed_precision="no", cpu=True), model, dataset, 32, None)
+    return lambda: validator.outputs(model.timm_model, n_attributes)
+
+
 def listing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     """Go through a list file to Parquet shards, with scores that cost nothing."""
     from aimonk_hf.modeling.image_files import ImageFiles
@@ -306,7 +320,7 @@ READING: dict[str, Part] = {
 TIMED: dict[str, Part] = READING | {
     "image-paths": finding_paths,
     "from_folder": opening_folder,
-    "find_problems": checking_pictures,
+    "find_problems": checking_images,
     "duplicate_groups": grouping_copies,
     "split": splitting,
     "near-duplicates": near_duplicates,
@@ -315,6 +329,7 @@ TIMED: dict[str, Part] = READING | {
     "cache-reading": reading_cache,
     "epoch-plan": planning_epoch,
     "predict": predicting,
+    "validation": validating,
     "list-to-parquet": listing,
     "metrics": judging,
     "bootstrap": bootstrapping,

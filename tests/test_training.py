@@ -323,3 +323,11 @@ def test_tensorboard_gets_the_history_and_plots_are_drawn(run: Run, tmp_path: Pa
     for name in ("loss_curve.png", "sample_predictions.png"):
         with Image.open(out / name) as plot:
             assert min(plot.size) > 300
+
+
+def test_images_are_not_listed_anew_for_each_image(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 images that validate: a list of all for each of them would make the time grow with the square."""
+    listings, paths = [], AttributeDataset.paths.fget
+    monkeypatch.setattr(AttributeDataset, "paths", property(lambda self: listings.append(self) or paths(self)))
+    train(small(few, tmp_path, val_split=0.5, epochs=2))
+    assert len(listings) < 12

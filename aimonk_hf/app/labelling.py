@@ -50,7 +50,7 @@ def labelling_app(session: "LabelSession", who: str, allowed_hosts: Sequence[str
         row, side = request.path_params["row"], request.path_params["side"]
         if not 0 <= row < len(session.dataset) or side not in _SIDES:
             raise HTTPException(404, "There is no such image")
-        return await run_in_threadpool(_image, session.dataset.paths[row], side)
+        return await run_in_threadpool(_image, session.dataset.path(row), side)
 
     async def page(request: Request) -> Response:
         return FileResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "X-Frame-Options": "SAMEORIGIN"})

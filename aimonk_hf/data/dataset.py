@@ -111,11 +111,15 @@ class AttributeDataset(Dataset[dict[str, Any]]):
         """The image files, in row order."""
         return [self.images_dir / image for image in self.labels.images]
 
+    def path(self, row: int) -> Path:
+        """Return the image file of one row, at a cost that does not depend on their number."""
+        return self.images_dir / self.labels.images[row]
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.images_dir / self.labels.images[index]
+        path = self.path(index)
         try:
             image = read_image(path)
             pixels = image if self.transform is None else self.transform(image)

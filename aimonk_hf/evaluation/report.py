@@ -109,7 +109,7 @@ def score_unseen(model: Predicting, dataset: AttributeDataset) -> tuple[NDArray[
     parts, unknown = parts_of(model, dataset)
     rows = [row for row, part in enumerate(parts) if part != "train"]
     scores = np.full(dataset.labels.values.shape, np.nan)
-    scores[np.ix_(rows, columns)], _ = score_images(model, [dataset.paths[row] for row in rows], progress=True)
+    scores[np.ix_(rows, columns)], _ = score_images(model, [*map(dataset.path, rows)], progress=True)
     note = "of which it is unknown whether it was trained on them" if unknown else "which it was not trained on"
     return scores, note
 

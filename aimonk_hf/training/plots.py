@@ -80,7 +80,7 @@ def plot_predictions(dataset: AttributeDataset, predictions: list[Prediction | N
     for place, (row, prediction) in enumerate(shown):
         axes = figure.add_subplot(grid[2 * place])
         try:
-            axes.imshow(read_image(dataset.paths[row]))
+            axes.imshow(read_image(dataset.path(row)))
         except ImageError:  # the file has gone since it was scored
             axes.imshow(Image.new("RGB", (64, 64), "lightgrey"))
         axes.set_title(shorten(dataset.labels.images[row], 26, keep_end=True), fontsize=8)

@@ -43,7 +43,7 @@ class Validator:
         accelerator, dataset = self.accelerator, self.dataset
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         computed = torch_network(partial(compute_outputs, accelerator, self.model, network), accelerator.device)
-        sources, prepare = (dataset.paths[row] for row in own), self.model.transform.pixels
+        sources, prepare = map(dataset.path, own), self.model.transform.pixels
         stream = stream_outputs(sources, prepare, computed, self.batch_size, cache=self.cache)
         outputs = zip(own, (found for _, found in stream), strict=True)
         read = ((row, torch.from_numpy(found)) for row, found in outputs if not isinstance(found, ImageError))
