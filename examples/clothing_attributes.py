@@ -7,7 +7,8 @@
 ARCHIVE is the unpacked download: images/000001.jpg ... and labels/NAME_GT.mat, each with a vector GT of one value per
 image: 1 no, 2 yes, NaN where the six people who labelled the image did not agree. DATA gets images/, labels.csv (to
 train and validate on) and report.csv (held out, for the figures). Near-duplicates, most of them consecutive frames,
-stay together in one of the two files. Attributes of several values (sleevelength, neckline, category) are left out.
+stay together in one of the two files. Attributes of several values (sleevelength, neckline, category) are left out;
+--one-hot writes a column for each of their values, which `aimonk-hf train --auxiliary` takes.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SEVERAL_VALUED = ("sleevelength", "neckline", "category")
 NEAR_DUPLICATE = 0.95
 
 
-def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> dict[str, int]:
+def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0, one_hot: bool = False) -> dict[str, int]:
     """Write the data folder; return the number of images in labels.csv and report.csv. Raises `AimonkError` for another
     archive.
     """
@@ -46,9 +47,9 @@ def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> 
     images = sorted((archive / "images").glob("*.jpg"))
     if not images:
         raise AimonkError(
-            f"there is no {archive / 'images'}/000001.jpg: name the folder into which the archive was unpacked"
+            f"There is no {archive / 'images'}/000001.jpg: name the folder into which the archive was unpacked"
         )
-    attributes, values = read_ground_truth(archive / "labels", len(images))
+    attributes, values = read_ground_truth(archive / "labels", len(images), one_hot)
     parts = split_rows(values, [1 - held_out, held_out], "iterative", seed, near_duplicate_groups(images))
     make_folder(data / "images")
     for image in images:
@@ -66,12 +67,15 @@ def convert(archive: Path, data: Path, held_out: float = 0.2, seed: int = 0) -> 
     return counts
 
 
-def read_ground_truth(folder: Path, n_images: int) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the names of the two-valued attributes and their labels [N, K], 1 present, 0 absent, NaN not agreed on."""
+def read_ground_truth(folder: Path, n_images: int, one_hot: bool = False) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the names of the attributes and their labels [N, K], 1 present, 0 absent, NaN not agreed on.
+
+    With `one_hot`, an attribute of several values has a column for each: category_1, category_2, ...
+    """
     columns = {}
     for path in sorted(folder.glob("*_GT.mat")):
         name = path.name.removesuffix("_GT.mat")
-        if name in SEVERAL_VALUED:
+        if name in SEVERAL_VALUED and not one_hot:
             continue
         try:
             ground_truth = np.asarray(loadmat(path)["GT"], dtype=np.float32).ravel()
@@ -81,11 +85,16 @@ def read_ground_truth(folder: Path, n_images: int) -> tuple[list[str], NDArray[n
             raise AimonkError(
                 f"{path} has {len(ground_truth)} labels, but there are {n_images} images: unpack the whole archive"
             )
-        if not np.isin(ground_truth[~np.isnan(ground_truth)], (1, 2)).all():
+        known = np.unique(ground_truth[~np.isnan(ground_truth)])
+        if name in SEVERAL_VALUED:
+            for value in known:
+                columns[f"{name}_{value:.0f}"] = np.where(np.isnan(ground_truth), np.nan, ground_truth == value)
+            continue
+        if not np.isin(known, (1, 2)).all():
             raise AimonkError(f"{path} has other values than 1, 2 and NaN: not an attribute with two values")
         columns[RENAMED.get(name, name)] = ground_truth - 1
     if not columns:
-        raise AimonkError(f"there is no NAME_GT.mat in {folder}: name the folder into which the archive was unpacked")
+        raise AimonkError(f"There is no NAME_GT.mat in {folder}: name the folder into which the archive was unpacked")
     return list(columns), np.stack(list(columns.values()), axis=1)
 
 
@@ -111,11 +120,13 @@ def main() -> int:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--held-out", type=float, default=0.2, help="fraction of the images for report.csv (0.2)")
     parser.add_argument("--seed", type=int, default=0)
+    several = f"write a column for each value of {', '.join(SEVERAL_VALUED)} too"
+    parser.add_argument("--one-hot", action="store_true", help=several)
     options = parser.parse_args()
     try:
         if not 0 < options.held_out < 1:
             raise AimonkError(f"--held-out must lie between 0 and 1, found {options.held_out}")
-        counts = convert(options.archive, options.data, options.held_out, options.seed)
+        counts = convert(options.archive, options.data, options.held_out, options.seed, options.one_hot)
     except AimonkError as error:
         print(f"clothing_attributes: {error}", file=sys.stderr)
         return 2

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
+from train_support import small
 
-from aimonk_hf import AttributeDataset, read_labels
+from aimonk_hf import AttributeDataset, read_labels, train
 from aimonk_hf.data.dataset import duplicate_groups
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "clothing_attributes.py"
@@ -69,6 +70,26 @@ def test_the_archive_becomes_a_data_folder(archive: Path, tmp_path: Path):
     assert not AttributeDataset.from_folder(tmp_path / "data").find_problems()
 
 
+def test_values_become_columns_that_train_as_auxiliary_ones(archive: Path, tmp_path: Path):
+    truth = loadmat(archive / "labels" / "category_GT.mat")["GT"].ravel()
+    truth[4] = np.nan
+    savemat(archive / "labels" / "category_GT.mat", {"GT": truth[:, None]})
+    done = run(archive, tmp_path / "data", "--one-hot")
+    assert done.returncode == 0, done.stderr
+    parts = [read_labels(tmp_path / "data" / name) for name in ("labels.csv", "report.csv")]
+    columns = [f"category_{value:.0f}" for value in np.unique(truth[~np.isnan(truth)])]
+    assert parts[0].attributes == parts[1].attributes == [*columns, "collar", "female"]
+    values = np.concatenate([part.values for part in parts])[:, : len(columns)]
+    for image, row in zip(parts[0].images + parts[1].images, values, strict=True):
+        if image == "000005.jpg":
+            assert np.isnan(row).all()
+        else:
+            assert columns[int(row.argmax())] == f"category_{truth[int(image[:6]) - 1]:.0f}"
+            assert row.sum() == 1
+    model = train(small(tmp_path / "data", tmp_path / "run", auxiliary=columns))
+    assert model.config.attributes == ["collar", "female"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_near_duplicates_share_a_group_and_others_do_not(archive: Path, seed: int, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
@@ -86,7 +107,7 @@ def test_near_duplicates_share_a_group_and_others_do_not(archive: Path, seed: in
 def test_other_folders_and_values_are_named(archive: Path, tmp_path: Path):
     data = tmp_path / "data"
     cases = {
-        "there is no": tmp_path,
+        "There is no": tmp_path,
         "labels, but there are 40 images: unpack the whole archive": {"GT": np.ones(39)},
         "has other values than 1, 2 and NaN": {"GT": np.full(40, 3.0)},
         "holds no vector GT": {"other": np.ones(40)},
