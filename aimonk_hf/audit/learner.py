@@ -12,6 +12,7 @@ from aimonk_hf.audit.probe import backbone_features, ridge_scorer
 from aimonk_hf.data.dataset import content_hash
 from aimonk_hf.data.image_cache import cache_folder
 from aimonk_hf.evaluation.metrics import average_precision
+from aimonk_hf.evaluation.resampling import resample_metrics
 from aimonk_hf.modeling.backbones import find_backbone
 from aimonk_hf.storage import atomic_path, make_folder
 
@@ -48,20 +49,13 @@ class Learner:
         before = self.start[:, column]
         known = np.flatnonzero(~np.isnan(labels[:, column] + before + scores[:, column]))
         truth = labels[known, column][:, None]
-        both = np.stack([before[known], scores[known, column]], axis=1)
         if len(np.unique(truth)) < 2:
             return None
-        random = np.random.default_rng(seed)
-        samples = [random.integers(0, len(known), len(known)) for _ in range(_RESAMPLES)]
-        found = [self._both(truth[rows], both[rows]) for rows in (np.arange(len(known)), *samples)]
-        (first, now), differences = found[0], [two - one for one, two in found[1:]]
-        low, high = np.nanquantile(differences, (0.025, 0.975))
+        both = [table[known][:, None] for table in (before, scores[:, column])]
+        first, now = (float(average_precision(truth, own)[0]) for own in both)
+        drawn = [resample_metrics(truth, own, own >= 0.5, _RESAMPLES, seed=seed)["average_precision"] for own in both]
+        low, high = np.nanquantile(drawn[1] - drawn[0], (0.025, 0.975))
         return {"before": first, "now": now, "low": float(low), "high": float(high)}
-
-    @staticmethod
-    def _both(truth: Floats, scores: Floats) -> tuple[float, float]:
-        first, now = average_precision(np.repeat(truth, 2, axis=1), scores)
-        return float(first), float(now)
 
 
 def cached_features(architecture: str, paths: list[Path], device: str = "auto") -> Floats:
