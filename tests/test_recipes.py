@@ -24,7 +24,7 @@ from aimonk_hf.training.augmentation import train_augmentation
 from aimonk_hf.training.recipes import list_recipes
 from aimonk_hf.training.settings import Stage
 
-MOBILENET, TEST = "mobilenetv2_100", "test_resnet"
+LITE, MOBILENET, TEST = "tf_efficientnet_lite0", "mobilenetv2_100", "test_resnet"
 COMMON: dict[str, Any] = {
     **{"pretrained": True, "image_size": None, "crop_mode": "squash", "crop_pct": 1.0, "train_scale": None, "seed": 42},
     **{"batch_size": 32, "weight_decay": 0.0, "layer_decay": 1.0, "drop_rate": None, "drop_path_rate": None},
@@ -52,7 +52,7 @@ PARTIAL = PUBLISHED | {  # of ResNet-34's 16 blocks layer1 has 3, layer2 4 and l
 }
 RESNET18 = PUBLISHED | {"architecture": "resnet18.tv_in1k", "stages": [(10, 1e-4, "none")]}
 ROWS: dict[str, dict[str, Any]] = {
-    "default": OWN | {"stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
+    "default": OWN | {"architecture": LITE, "stages": [(10, 8e-4, "none")], "ema_decay": 0.995},
     "fast": OWN
     | {"stages": [(6, 5e-3, "backbone"), (6, 1e-3, "first-9/16")], "train_scale": [0.57, 0.86], "feature_views": 1},
     "small": OWN
