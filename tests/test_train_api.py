@@ -75,7 +75,7 @@ def test_copies_in_memory_share_a_part_and_an_unlabelled_column_is_refused(tmp_p
     train(small("", tmp_path / "out"), dataset=dataset)
     parts = [row["part"] for row in rows_of(tmp_path / "out" / "split.csv")]
     assert parts[:24] == parts[24:]
-    with pytest.raises(AimonkError, match="labels must be"):
+    with pytest.raises(AimonkError, match="Labels must be"):
         AttributeDataset.from_images(drawn, labels + 1, ATTRIBUTES)
     with pytest.raises(AimonkError, match="TrainConfig needs an output_dir, and a data_dir"):
         train(TrainConfig(output_dir=str(tmp_path / "none")))

@@ -86,7 +86,7 @@ def test_a_run_that_may_no_longer_be_written_stays_as_it_was(how: dict, place: P
     before = content(out)
     for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
         folder.chmod(0o555)
-    with without_rights(), pytest.raises(AimonkError, match="cannot (write|remove) .*Permission denied"):
+    with without_rights(), pytest.raises(AimonkError, match="Cannot (write|remove) .*Permission denied"):
         run(place, out, **how)
     assert content(out) == before
     assert AimonkModel.from_pretrained(out).config.attributes

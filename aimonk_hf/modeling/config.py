@@ -194,7 +194,7 @@ def _check_attributes(attributes: Any) -> list[str]:
         raise AimonkError(f"Attribute names must be words, found {short(bad[0])}")
     ((name, count),) = Counter(attributes).most_common(1)
     if count > 1:
-        raise AimonkError(f"the attribute name {short(name)} is there twice")
+        raise AimonkError(f"The attribute name {short(name)} is there twice")
     return list(attributes)
 
 
