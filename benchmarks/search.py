@@ -101,6 +101,7 @@ def run(parts: list[Any], architecture: str, settings: str, seed: int) -> Row:
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         run_directory = RunDirectory(replace(config, output_dir=folder))
+        run_directory.checkpoints.mkdir()
         soft = soft_targets(config.teacher, run_directory, accelerator, parts) if config.teacher else None
     trainer = Trainer(config, accelerator, build_model(config, parts[0].attributes), parts[0], parts[1], soft)
     while not trainer.finished:

@@ -171,9 +171,10 @@ def test_the_app_under_load(load: Any, run: Any, model: Path, monkeypatch: pytes
     assert (len(found["threshold_move_seconds"]), len(found["memory_mb"])) == (100, 5)
 
 
-def test_the_search_for_settings(load: Any, run: Any, model: Path, sample: Path) -> None:
-    search = load("search")
-    settings = ["--epochs 1 --image-size 32 --num-workers 0", "--epochs 1 --image-size 32 --num-workers 0 --lr 1e-5"]
+def test_the_search_for_settings(load: Any, run: Any, model: Path, sample: Path, tmp_path: Path) -> None:
+    search, short, labels = load("search"), "--epochs 1 --image-size 32 --num-workers 0", sample / "labels.csv"
+    (tmp_path / "scores.csv").write_text(labels.read_text().replace("NA", "0.5"))
+    settings = [short, f"{short} --lr 1e-5 --teacher {tmp_path / 'scores.csv'}"]
     flags = ["--data-dir", sample, "--architecture", f"local-dir:{model}", "--seeds", 0]
     first = run(search, *flags, "--try", settings[0])
     rows = run(search, *flags, *(flag for text in settings for flag in ("--try", text)))
