@@ -390,7 +390,7 @@ def test_the_findings_of_an_audit_are_shown_without_paths_and_a_damaged_one_is_l
         "n_fillable": 1,
         "n_missing": 4,
     }
-    findings["backbones"] = {"rows": [1, 2], "best": "local-dir:/home/ana/resnet", "is_clear": True}
+    findings["backbones"] = {"rows": [1, 2], "best": "local-dir:/home/ana/resnet"}
     path.write_text(json.dumps(findings))
     lines = audit_lines(tmp_path)
     assert (len(lines), max(map(len, lines)), lines[1]) == (100, 500, told)

@@ -60,7 +60,7 @@ def summary(findings: dict[str, Any]) -> list[str]:
     if curve := findings.get("learning_curve"):
         lines.append(f"learning curve: {learning_curve_line(curve)}")
     if compared := findings.get("backbones"):
-        doubt = "" if compared.get("is_clear") else " (no evidence: an interval of the differences covers 0)"
+        doubt = "" if compared.get("is_clear", True) else " (no evidence: an interval of the differences covers 0)"
         lines.append(f"best of {len(compared['rows'])} backbones by the probe: {compared['best']}{doubt}")
     if suspects := findings.get("suspects"):
         filled = f"{suspects['n_fillable']} of {suspects['n_missing']} missing ones could be filled"
