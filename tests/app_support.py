@@ -74,7 +74,8 @@ def call(url: str, endpoint: str, body: Any) -> tuple[int, str]:
     started = HTTP.post(f"{place}/v2/{endpoint}", content=content, headers=headers)
     if started.status_code != 200:
         return started.status_code, started.text
-    return 200, HTTP.get(f"{place}/{endpoint}/{started.json()['event_id']}").text
+    events = HTTP.get(f"{place}/{endpoint}/{started.json()['event_id']}").text
+    return 200, events.replace("event: heartbeat\ndata: null\n\n", "")  # after each 15 seconds of waiting
 
 
 def result(answer: tuple[int, str]) -> Any:
