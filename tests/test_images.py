@@ -121,3 +121,37 @@ def test_lossy_conversions_are_said_once(picture: Image.Image, caplog: pytest.Lo
             read_image(picture.convert("RGBA"))
             read_image(picture.convert("CMYK"))
     assert [record.message.split(":")[0] for record in caplog.records] == ["images with transparency", "CMYK images"]
+
+
+WEBP_KINDS = {  # lossy, lossless, and two with a header of their own (VP8X)
+    "VP8 ": {"quality": 80},
+    "VP8L": {"lossless": True},
+    "VP8X": {"quality": 80, "exif": Image.Exif().tobytes() + b"\0" * 4},
+    "animated": {"save_all": True, "append_images": [Image.new("RGB", (40, 24))]},
+}
+
+
+@pytest.mark.parametrize("kind", WEBP_KINDS)
+def test_webp_of_every_kind_is_read(picture: Image.Image, kind: str) -> None:
+    data = image_bytes(picture.crop((0, 0, 40, 24)), "WEBP", **WEBP_KINDS[kind])
+    assert data[12:16] == kind.replace("animated", "VP8X").encode()
+    assert read_image(data).size == (40, 24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "sizes", "reason"),
+    [
+        ("VP8 ", 26, b"\xff\x3f\xff\x3f", "too many pixels: 16383 x 16383"),
+        ("VP8L", 21, b"\xff\xff\xff\x0f", "too many pixels: 16384 x 16384"),
+        ("VP8X", 24, b"\x1d\x00\x00\xd7\xff\x3f", "too many pixels: 30 x 4194264"),
+        ("animated", 24, b"\x1a\x00\x10\x17\x00\x00", "too long and thin: 1048603 x 24"),
+    ],
+)
+def test_webp_of_an_impossible_size_is_never_given_to_libwebp(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, kind: str, at: int, sizes: bytes, reason: str
+) -> None:
+    data = bytearray(image_bytes(picture.crop((0, 0, 40, 24)), "WEBP", **WEBP_KINDS[kind]))
+    data[at : at + len(sizes)] = sizes
+    monkeypatch.setattr(Image, "open", lambda *arguments, **named: pytest.fail("libwebp has allocated the pixels"))
+    with pytest.raises(ImageError, match=reason):
+        read_image(bytes(data))

@@ -54,6 +54,7 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     check_regular(source)
     _register_formats()
     with decoding():
+        _check_webp(_head(source))
         formats = [name for name in _FORMATS if name in Image.OPEN]
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
@@ -170,13 +171,32 @@ def _to_rgb(image: Image.Image, in_place: bool) -> Image.Image:
 
 
 def _why_unidentified(source: str | os.PathLike[str] | bytes) -> str:
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        head = file.read(32)
-    if not head:
+    if not (head := _head(source)):
         return "the file is empty"
     if head[4:12] in _HEIC:
         return "the image is damaged" if "HEIF" in Image.OPEN else _NO_HEIC
     return "not an image file"
+
+
+def _head(source: str | os.PathLike[str] | bytes) -> bytes:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return file.read(32)
+
+
+def _check_webp(head: bytes) -> None:
+    """Check the size in the header of a WebP file, because libwebp allocates all pixels, twice, to open it."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    width = height = 0
+    if head[12:16] == b"VP8X":
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+    elif head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif head[12:16] == b"VP8 ":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    if width and height:  # else the file is damaged, which Pillow says
+        _check_shape(width, height)
 
 
 def _check_shape(width: int, height: int) -> None:
