@@ -35,9 +35,8 @@ class ParquetShards:
         if path.is_file():
             found = read_json(path)
             if changed := [key for key in wanted if found.get(key) != wanted[key]]:
-                raise AimonkError(
-                    f"{path} is of other predictions ({', '.join(changed)} differ): name another --output"
-                )
+                told = f"is of other predictions ({', '.join(changed)} differ)"
+                raise AimonkError(f"{path} {told}: name another --output")
             if not resume:
                 raise AimonkError(f"{path} is there already: continue with --resume, or name another --output")
             self._manifest = found

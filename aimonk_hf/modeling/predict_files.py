@@ -1,22 +1,73 @@
-"""Write the predictions of many files as text, JSON lines or CSV."""
+"""Find the images that a command is given, and write their predictions as text, JSON lines or CSV."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from aimonk_hf.data.images import shown_name
-from aimonk_hf.errors import ImageError
+from aimonk_hf.data.images import IMAGE_EXTENSIONS, is_image_name, shown_name
+from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.modeling.prediction import Prediction
-from aimonk_hf.storage import csv_line, score_columns
+from aimonk_hf.storage import csv_line, explained, score_columns
 
 # Beginnings of cells that spreadsheets calculate, in both widths.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
-
 Results = Iterable[tuple[Path, Prediction | ImageError]]
+
+
+class ImageFiles:
+    """Paths in the order in which they are given, folders in name order; counted, but never all held.
+
+    `lists` are text files with one path a line, relative to the working directory. Raises `AimonkError` for folders and
+    lists without images.
+    """
+
+    def __init__(self, inputs: Iterable[Path], lists: Iterable[Path] = ()) -> None:
+        self.inputs, self.lists = list(inputs), list(lists)
+        self._count = 0
+        for source in (*self.inputs, *self.lists):
+            count = sum(1 for _ in self._paths_of(source))
+            if not count:
+                looked_for = "one path a line" if source in self.lists else " ".join(IMAGE_EXTENSIONS)
+                raise AimonkError(f"There are no images in {source} (looked for {looked_for})")
+            self._count += count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Path]:
+        for source in (*self.inputs, *self.lists):
+            yield from self._paths_of(source)
+
+    def _paths_of(self, source: Path) -> Iterator[Path]:
+        if source in self.lists:
+            with explained(f"read {source}"), open(source, encoding="utf-8", errors="surrogateescape") as lines:
+                for line in lines:
+                    if name := line.rstrip("\r\n"):
+                        yield Path(name)
+        elif os.path.isdir(source):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
+            yield from _images_below(source)
+        else:
+            yield source
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield the image files in and below a folder, and folders that may not be read; links to folders are left out."""
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
+            if is_image_name(path.name):
+                yield path
+        elif path == folder or not os.path.islink(path):  # noqa: PTH114
+            try:
+                waiting += sorted(path.iterdir(), reverse=True)
+            except OSError:
+                yield path
 
 
 def predict_files(
