@@ -98,6 +98,13 @@ def tiny_model() -> AimonkModel:
 
 
 @pytest.fixture
+def folder(tiny_model: AimonkModel, tmp_path: Path) -> Path:
+    """The tiny model's own folder."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
 def picture() -> Image.Image:
     """An image with structure in every channel, wider than high."""
     rows, columns = np.mgrid[0:90, 0:120]

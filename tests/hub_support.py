@@ -9,7 +9,7 @@ from loopback_hub import WRITER, LoopbackHub, serve_hub
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+def hub(monkeypatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     """A Hub that this process talks to, with a clean cache and the writer's token."""
     with serve_hub() as server:
         files = server.url + "/{repo_id}/resolve/{revision}/{filename}"

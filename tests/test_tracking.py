@@ -37,7 +37,7 @@ class Tracker:
         self.logged |= {name: (pixels.shape, form) for name, pixels in values.items()}
 
 
-def test_images_of_the_data_stay_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_the_data_stay_on_this_machine(tmp_path: Path, monkeypatch) -> None:
     plots = [tmp_path / "loss_curve.png", tmp_path / "sample_predictions.png"]
     for path in plots:
         Image.new("RGBA", (30, 20)).save(path)
@@ -84,7 +84,7 @@ def test_a_space_without_trackio_is_refused(settings: dict[str, str], message: s
         TrainConfig("data", "out", **settings)
 
 
-def test_a_tracker_that_cannot_start_is_one_line(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_cannot_start_is_one_line(few: Path, tmp_path: Path, monkeypatch) -> None:
     for error in (OSError("You must be logged in"), RuntimeError("it has been frozen"), ValueError("a bad name")):
 
         def fail(*_: object, raised: Exception = error) -> None:
