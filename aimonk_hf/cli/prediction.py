@@ -55,7 +55,7 @@ def add_prediction_commands(command: flags.Command) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.config import resolve_thresholds
-    from aimonk_hf.modeling.predict_files import ImageFiles, predict_files, reported
+    from aimonk_hf.modeling.predict_files import ImageFiles, ParquetShards, predict_files, reported
     from aimonk_hf.modeling.predictor import AimonkPredictor
 
     _check(options)
@@ -70,8 +70,6 @@ def _predict(options: argparse.Namespace) -> int:
         return reported(stream, total, "predicting")
 
     if options.format == "parquet":
-        from aimonk_hf.modeling.parquet import ParquetShards
-
         decided = resolve_thresholds(names, model.thresholds, thresholds)
         settings = {"model": model.fingerprint, "thresholds": decided, "tta": options.tta}
         shards = ParquetShards(options.output, names, options.shard_size, settings, options.resume)
@@ -128,10 +126,7 @@ def _text_file(path: Path) -> TextIO:
 def _write_together(
     paths: "ImageFiles", output: Path, write: Callable[[Iterable[Path], int, TextIO, bool], int]
 ) -> int:
-    """Let each process of a launch write its share of the paths, and the first one join them; return all failures.
-
-    Shares are contiguous, so that joining keeps the order of the images.
-    """
+    """Let each process of a launch write its share of the paths, and the first one join them; return all failures."""
     import torch.distributed as dist
 
     from aimonk_hf.modeling.devices import is_out_of_memory
@@ -140,6 +135,7 @@ def _write_together(
     rank, n_processes = dist.get_rank(), dist.get_world_size()
     make_folder(output.parent)
     parts = [output.with_name(f".{output.name}.part-{number}") for number in range(n_processes)]
+    # contiguous shares, so that joining keeps the order of the images
     first, end = (len(paths) * number // n_processes for number in (rank, rank + 1))
     try:
         with _text_file(parts[rank]) as file:
