@@ -47,7 +47,7 @@ def sane(rows: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("real_plots")
-def test_the_race_to_the_plain_loops_figure(load: Any, run: Any, folder: Path, tmp_path: Path, monkeypatch):
+def test_the_race_to_the_plain_loops_figure(load, run, folder: Path, tmp_path: Path, monkeypatch):
     race = load("race")
     given: list[Any] = []
 
@@ -73,9 +73,7 @@ def test_the_race_to_the_plain_loops_figure(load: Any, run: Any, folder: Path, t
 
 
 @pytest.mark.soak
-def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(
-    load: Any, folder: Path, sample: Path, tmp_path: Path, monkeypatch
-):
+def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(load, folder: Path, sample: Path, tmp_path: Path, monkeypatch):
     race = load("race")
     monkeypatch.setattr(race, "PACE_STEPS", 1)
     dataset = AttributeDataset.from_folder(sample)
@@ -88,7 +86,7 @@ def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(
 
 
 @pytest.mark.parametrize("name", ["plain loop", "transformers Trainer", "fastai"])
-def test_every_loop_tells_of_its_steps_and_epochs(name: str, load: Any, folder: Path, sample: Path, tmp_path: Path):
+def test_every_loop_tells_of_its_steps_and_epochs(name: str, load, folder: Path, sample: Path, tmp_path: Path):
     race, plain = load("race"), load("plain")
     if name == "fastai":
         pytest.importorskip("fastai")
@@ -104,7 +102,7 @@ def test_every_loop_tells_of_its_steps_and_epochs(name: str, load: Any, folder: 
     assert not np.allclose(scores[0], scores[1], atol=1e-5)  # it goes on learning
 
 
-def test_the_peers_read_images_as_the_plain_loop_does(load: Any, folder: Path, tmp_path: Path, sample: Path):
+def test_the_peers_read_images_as_the_plain_loop_does(load, folder: Path, tmp_path: Path, sample: Path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     peers, plain = load("peers"), load("plain")
@@ -125,7 +123,7 @@ def test_the_peers_read_images_as_the_plain_loop_does(load: Any, folder: Path, t
 
 
 @pytest.mark.soak
-def test_training_speed(load: Any, run: Any, monkeypatch):
+def test_training_speed(load, run, monkeypatch):
     speed = load("training_speed")
     names = ["plain loop", "aimonk_hf, default", "the bare step"]  # the peers' own test takes their steps
     monkeypatch.setattr(speed, "CONTESTANTS", {name: speed.CONTESTANTS[name] for name in names})
@@ -135,7 +133,7 @@ def test_training_speed(load: Any, run: Any, monkeypatch):
     assert rows[0]["ratio_to_plain"] == 1
 
 
-def test_memory_of_a_process_and_those_that_it_started(load: Any):
+def test_memory_of_a_process_and_those_that_it_started(load):
     processes = load("processes")
     child = "import time; held = bytearray(b'1' * 150_000_000); print('held', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -150,7 +148,7 @@ def test_memory_of_a_process_and_those_that_it_started(load: Any):
 
 
 @pytest.mark.soak
-def test_the_app_under_load(load: Any, run: Any, folder: Path, monkeypatch):
+def test_the_app_under_load(load, run, folder: Path, monkeypatch):
     load_test = load("app_load")
     monkeypatch.setattr(load_test, "ROUNDS", 2)
     monkeypatch.setattr(load_test, "start_up", lambda model: 1.0)  # test_app_start.py starts it
@@ -161,7 +159,7 @@ def test_the_app_under_load(load: Any, run: Any, folder: Path, monkeypatch):
     assert (len(found["threshold_move_seconds"]), len(found["memory_mb"])) == (100, 5)
 
 
-def test_the_search_for_settings(load: Any, run: Any, folder: Path, sample: Path, tmp_path: Path):
+def test_the_search_for_settings(load, run, folder: Path, sample: Path, tmp_path: Path):
     search, short, labels = load("search"), "--epochs 1 --image-size 32 --num-workers 0", sample / "labels.csv"
     (tmp_path / "scores.csv").write_text(labels.read_text().replace("NA", "0.5"))
     settings = [short, f"{short} --lr 1e-5 --teacher {tmp_path / 'scores.csv'}"]
@@ -174,7 +172,7 @@ def test_the_search_for_settings(load: Any, run: Any, folder: Path, sample: Path
 
 
 def test_the_search_never_reads_what_the_race_reports_from(
-    load: Any, sample: Path, folder: Path, tmp_path: Path, monkeypatch
+    load, sample: Path, folder: Path, tmp_path: Path, monkeypatch
 ):
     """The fixed split is that of a run that ignores near-duplicates, and of a run that is given it as a column."""
     race, search, fixed = load("race"), load("search"), load("fixed_split")
@@ -192,7 +190,7 @@ def test_the_search_never_reads_what_the_race_reports_from(
     assert (tmp_path / "column" / "split.csv").read_bytes() == (tmp_path / "rule" / "split.csv").read_bytes()
 
 
-def test_prediction_of_a_folder_and_of_one_image(load: Any, run: Any, folder: Path, monkeypatch, capfd):
+def test_prediction_of_a_folder_and_of_one_image(load, run, folder: Path, monkeypatch, capfd):
     from transformers import pipeline  # noqa: F401 - before the contestants are forked, so that they need not read it
 
     export_folder(AimonkModel.from_pretrained(folder), folder)
@@ -218,7 +216,7 @@ def test_prediction_of_a_folder_and_of_one_image(load: Any, run: Any, folder: Pa
         run(speed, *flags, "--start-method", "fork")
 
 
-def test_cold_start(load: Any, run: Any, folder: Path, monkeypatch):
+def test_cold_start(load, run, folder: Path, monkeypatch):
     start = load("cold_start")
     commands, short = start.start_commands, ["-c", "import aimonk_hf"]
     # the real ones take half a minute: the next test reads them
@@ -230,7 +228,7 @@ def test_cold_start(load: Any, run: Any, folder: Path, monkeypatch):
     assert list(start.import_times(text)) == [("aimonk_hf", 450)]
 
 
-def test_scripts_of_fresh_processes(load: Any, folder: Path, tmp_path: Path, monkeypatch, capfd):
+def test_scripts_of_fresh_processes(load, folder: Path, tmp_path: Path, monkeypatch, capfd):
     speed = load("cold_start")
     (image,) = speed.draw(tmp_path / "images", 1)
     wanted = AimonkModel.from_pretrained(folder).predict(image).scores
@@ -244,7 +242,7 @@ def test_scripts_of_fresh_processes(load: Any, folder: Path, tmp_path: Path, mon
         assert all(f"{score:.3f}"[:-1] in printed for score in wanted.values()), name
 
 
-def test_every_part_of_scale(load: Any, tmp_path: Path, monkeypatch):
+def test_every_part_of_scale(load, tmp_path: Path, monkeypatch):
     from aimonk_hf.data.dataset import duplicate_groups
 
     scale, parts = load("scale"), load("scale_parts")
@@ -263,7 +261,7 @@ def test_every_part_of_scale(load: Any, tmp_path: Path, monkeypatch):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["predict-2", "epoch-2"])
-def test_parts_of_scale_in_two_processes(name: str, load: Any, tmp_path: Path, monkeypatch):
+def test_parts_of_scale_in_two_processes(name: str, load, tmp_path: Path, monkeypatch):
     scale = load("scale")
     monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache"))
     scale.write_data(tmp_path, 70, 3)

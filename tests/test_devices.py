@@ -12,7 +12,7 @@ from aimonk_hf import AimonkModel, TrainConfig, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling.devices import default_workers, resolve_device, resolve_precision
+from aimonk_hf.modeling.devices import default_workers, resolve_precision
 from aimonk_hf.training import loop, optimisation, seeding
 from aimonk_hf.training.callbacks import TrainCallback
 from aimonk_hf.training.optimisation import build_optimizer
@@ -144,14 +144,3 @@ def test_optimisers_are_fused_where_torch_has_such():
         assert build_optimizer(network, TrainConfig("data", "out")).defaults["fused"]
         assert "fused" not in build_optimizer(network, TrainConfig("data", "out", optimizer="lamb")).defaults
     assert not build_optimizer(network, TrainConfig("data", "out")).defaults.get("fused")
-
-
-def test_each_process_of_a_launch_has_a_device_of_its_own(monkeypatch):
-    monkeypatch.setattr("aimonk_hf.modeling.devices._DRIVERS", ("/dev/null",))
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    assert resolve_device("auto") == "cuda"
-    for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        assert resolve_device("auto") == device

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -163,12 +162,6 @@ def test_an_export_that_computes_something_else_is_refused(monkeypatch, tmp_path
     with pytest.raises(AimonkError, match="onnxruntime and torch disagree by .* on test_resnet: nothing was exported"):
         export_folder(make_model("test_resnet"), tmp_path / "model")
     assert not (tmp_path / "model" / "onnx").exists()
-
-
-def test_missing_packages_are_named(monkeypatch, model: AimonkModel, tmp_path: Path):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(AimonkError, match="ONNX files need onnxscript, which is not installed: pip install onnxscript"):
-        export_folder(model, tmp_path / "model")
 
 
 def sized_pictures(sample: Path, folder: Path) -> list[Path]:

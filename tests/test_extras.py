@@ -31,7 +31,7 @@ CASES = [
     ("openpyxl", "import EXCEL --output NEW", "EXCEL needs openpyxl: pip install 'aimonk_hf[excel]', or save it as"),
     ("datasets", "import hf://datasets/a/b --output NEW", "need datasets: pip install 'aimonk_hf[datasets]'"),
     ("onnx", "export --model MODEL --output NEW", "need onnx, which is not installed: pip install onnx"),
-    ("onnxscript", "export --model MODEL --output NEW", "need onnxscript, which is not installed: pip install onnx"),
+    ("onnxscript", "export --model MODEL --output NEW", "onnxscript, which is not installed: pip install onnxscript"),
     ("onnxruntime", f"predict {IMAGE} --backend onnx", "but onnxruntime is not installed: pip install onnxruntime"),
     ("torch", f"predict {IMAGE} --backend torch", "torch is not installed: pip install torch, or choose --backend"),
     ("torch", f"predict {IMAGE} --device cuda", "--device cuda needs torch, which is not installed: pip install torch"),

@@ -176,15 +176,18 @@ def test_without_onnxruntime_torch_computes(exported: Path, monkeypatch, caplog)
     assert "onnxruntime is not installed: pip install onnxruntime; torch computes instead" in caplog.text
 
 
-def test_an_accelerator_is_looked_for_only_where_a_driver_is(exported: Path, monkeypatch) -> None:
+def test_an_accelerator_is_looked_for_only_where_a_driver_is_and_each_process_has_one(exported: Path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(devices, "_DRIVERS", ("/nowhere",))
     assert devices.resolve_device("auto") == "cpu"
     monkeypatch.setattr(devices, "_DRIVERS", ("/dev/null",))
-    assert devices.resolve_device("auto") == "cuda:0"
+    assert (devices.resolve_device("auto"), devices.resolve_device("cpu")) == ("cuda", "cpu")
     assert AimonkPredictor.from_pretrained(exported, backend="onnx").device == "cpu"
-    assert devices.resolve_device("cpu") == "cpu"
+    for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert devices.resolve_device("auto") == device
 
 
 def test_a_saved_folder_keeps_the_files_of_its_weights_only(folder: Path, tmp_path: Path, caplog) -> None:

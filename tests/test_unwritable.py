@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_support import small
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf import AimonkModel, AttributeDataset, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import staged_folder
@@ -21,7 +22,6 @@ from aimonk_hf.training import loop
 from aimonk_hf.training.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"recipe": "demo", "epochs": 2, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def place(sample: Path) -> Iterator[Path]:
 
 
 def run(place: Path, out: Path, **changes: object) -> AimonkModel:
-    return train(TrainConfig(str(place / "data"), str(out), **QUICK | changes))
+    return train(small(place / "data", out, **{"epochs": 2} | changes))
 
 
 def content(folder: Path) -> dict[str, bytes]:
