@@ -244,11 +244,19 @@ class LoopbackHub:
         return JSONResponse(identity | known | state)
 
     async def tree(self, request: Request) -> Response:
-        """Return all files below a path; recursive=false, which would stop at folders, is not asked for."""
+        """Return the files and folders right below a path, or with recursive=true all files below it."""
         _, _, repo = self._repo(request)
         below = f"{request.path_params['path']}/" if request.path_params.get("path") else ""
-        files = repo.commits[self._sha(repo, request.path_params["revision"])]
-        return JSONResponse([_entry(path, files[path]) for path in files if path.startswith(below)])
+        recursive = request.query_params.get("recursive", "").lower() == "true"
+        entries: dict[str, dict] = {}
+        for path, content in repo.commits[self._sha(repo, request.path_params["revision"])].items():
+            first, *deeper = path.removeprefix(below).split("/")
+            if path.startswith(below) and deeper and not recursive:
+                folder = below + first
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": _blob_id(folder.encode())}
+            elif path.startswith(below):
+                entries[path] = _entry(path, content)
+        return JSONResponse(list(entries.values()))
 
     async def resolve(self, request: Request) -> Response:
         _, _, repo = self._repo(request)
