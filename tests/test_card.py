@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from card_rules import card_errors
-from hub_support import hub
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub, Repo
 from train_support import FLAGS, KillAfter, Killed, places, small, state_of, train_until
@@ -20,8 +19,6 @@ from aimonk_hf.modeling.card_fields import given_fields, read_fields
 from aimonk_hf.modeling.hub import dataset_id
 from aimonk_hf.training.checkpoints import save_checkpoint
 from aimonk_hf.training.setup import build_model, load_earlier
-
-__all__ = ["hub"]  # a fixture
 
 OWN_TAGS = ["aimonk_hf", "multi-label-classification", "image-classification", "timm", "transformers", "safetensors"]
 

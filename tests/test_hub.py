@@ -10,7 +10,6 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from hub_support import hub
 from huggingface_hub import ModelCard
 from loopback_hub import READER, WRITER, LoopbackHub, Repo
 from timm.models import get_pretrained_cfg
@@ -22,8 +21,6 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.hub import push_model_folder
 from aimonk_hf.modeling.onnx_export import export_folder
-
-__all__ = ["hub"]  # a fixture
 
 ATTRIBUTES = ["collar", "belt", "long sleeves"]
 REPO = "user/model"

@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import torch
-from hub_support import hub
 from loopback_hub import LoopbackHub
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
-
-__all__ = ["hub"]  # a fixture
 
 
 def run(sample: Path, out: Path, flags: str) -> int:

@@ -18,15 +18,7 @@ from aimonk_hf import AimonkModel, AimonkPredictor
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import devices
-from aimonk_hf.modeling.onnx_export import export_folder
 from aimonk_hf.modeling.processing import EvalTransform
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_model: AimonkModel, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("onnx") / "model"
-    export_folder(tiny_model, folder, int8=True)
-    return folder
 
 
 def test_pixels_are_timms_to_the_last_bit() -> None:

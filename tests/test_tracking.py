@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hub_support import hub
 from huggingface_hub import constants
 from PIL import Image
 from train_support import small
@@ -18,8 +17,6 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.config import AimonkConfig
 from aimonk_hf.training.tracking import log_plots, start_tracker, tracked_run
-
-__all__ = ["hub"]  # a fixture
 
 
 class Tracker:
