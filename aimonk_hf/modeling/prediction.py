@@ -195,11 +195,11 @@ def _row(attribute: str, score: float, threshold: float, is_present: bool) -> st
 
 def _thumbnail(source: ImageSource | None) -> str:
     """Return a small image as an img element with the bytes in it; nothing for one that cannot be read."""
+    if source is None:
+        return ""
     try:
-        image = read_image(source) if source is not None else None
+        image = read_image(source)
     except ImageError:
-        image = None
-    if image is None:
         return ""
     image.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
