@@ -180,8 +180,10 @@ def test_a_card_that_the_hub_refuses_makes_no_commit(hub: LoopbackHub, folder: P
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
-        ("---\nlicense: mit\ntags: one\n---\n", {"license": "mit", "tags": ["one"]}),
-        ("---\ndatasets: a/b\n---\n", {"datasets": ["a/b"]}),
+        (
+            "---\nlicense: mit\ntags: one\ndatasets: a/b\n---\n",
+            {"license": "mit", "tags": ["one"], "datasets": ["a/b"]},
+        ),
         ("---\nlicense: 3\ntags: [1, 2]\nlanguage: [en]\n1: x\nmetrics: [f1]\n---\n", {}),
         ("---\nlibrary_name: other\ninference: false\nlanguage: [en]\n---\n", {"language": ["en"]}),
         ("---\n" + "[" * 5_000 + "\n---\n", {}),

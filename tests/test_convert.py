@@ -104,7 +104,11 @@ RESNET = published("resnet18").state_dict()
         ({"conv1.weight": torch.zeros(1)}, "resnet18", "has no linear head"),
         ({"epoch": 3}, "resnet18", "holds no state dict .found a dict with epoch"),
         ({f"fc.{layer}.weight": torch.zeros(2) for layer in (0, 3)}, "resnet18", "The head fc has several linear lay"),
-        ({"args": argparse.Namespace(lr=1)}, "resnet18", r"more than tensors: .* run code .* model.state_dict\(\)"),
+        (
+            {"args": argparse.Namespace(lr=1)},
+            "resnet18",
+            r"more than tensors: .* run code .* save model.state_dict\(\)",
+        ),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_named(content: object, architecture: str, message: str, tmp_path: Path):

@@ -20,7 +20,8 @@ COMES_WITH = {"PIL": "pillow", "sklearn": "scikit-learn", "pytorch_grad_cam": "g
 COMES_WITH |= {"fsspec": "datasets"} | dict.fromkeys(("starlette", "fastapi", "uvicorn", "anyio", "pydantic"), "gradio")
 
 
-IMAGE, TRAIN = "IMAGE --model MODEL", "train --data-dir DATA --output-dir NEW --recipe demo"
+IMAGE, EXPORT = "IMAGE --model MODEL", "export --model MODEL --output NEW"
+TRAIN = "train --data-dir DATA --output-dir NEW --recipe demo"
 CASES = [
     ("gradio", "app --model MODEL", "The app needs gradio: pip install 'aimonk_hf[app]'"),
     ("gradio", "label --data-dir DATA", "The app needs gradio: pip install 'aimonk_hf[app]'"),
@@ -30,8 +31,8 @@ CASES = [
     ("pyarrow", f"predict {IMAGE} --format parquet --output NEW", "needs pyarrow: pip install 'aimonk_hf[parquet]'"),
     ("openpyxl", "import EXCEL --output NEW", "EXCEL needs openpyxl: pip install 'aimonk_hf[excel]', or save it as"),
     ("datasets", "import hf://datasets/a/b --output NEW", "need datasets: pip install 'aimonk_hf[datasets]'"),
-    ("onnx", "export --model MODEL --output NEW", "need onnx, which is not installed: pip install onnx"),
-    ("onnxscript", "export --model MODEL --output NEW", "onnxscript, which is not installed: pip install onnxscript"),
+    ("onnx", EXPORT, "need onnx, which is not installed: pip install onnx"),
+    ("onnxscript", EXPORT, "ONNX files need onnxscript, which is not installed: pip install onnxscript"),
     ("onnxruntime", f"predict {IMAGE} --backend onnx", "but onnxruntime is not installed: pip install onnxruntime"),
     ("torch", f"predict {IMAGE} --backend torch", "torch is not installed: pip install torch, or choose --backend"),
     ("torch", f"predict {IMAGE} --device cuda", "--device cuda needs torch, which is not installed: pip install torch"),

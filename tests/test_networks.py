@@ -119,7 +119,10 @@ def test_thresholds_and_names_may_come_from_numpy(picture: Image.Image, tmp_path
     assert model.predict(picture, thresholds=tuned).thresholds == dict(zip(NAMES, tuned, strict=True))
     for value in (np.float32(0.25), np.array(0.25), {"collar": np.float16(0.25), "sleeves": np.array(0.25)}):
         assert model.predict(picture, thresholds=value).thresholds == {"collar": 0.25, "sleeves": 0.25}
-    for wrong, message in (([0.1, 0.2, 0.3], r"the shape \[2\], found \[3\]"), ([0.1, np.nan], "must lie between")):
+    for wrong, message in (
+        ([0.1, 0.2, 0.3], r"needs the shape \[2\], found \[3\]"),
+        ([0.1, np.nan], "must lie between"),
+    ):
         with pytest.raises(AimonkError, match=message):
             model.predict(picture, thresholds=np.array(wrong))
     for given in (dict(zip(np.array(NAMES), np.float32([0.25, 0.75]), strict=True)), np.array([0.25, 0.75])):

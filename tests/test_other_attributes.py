@@ -36,6 +36,7 @@ def test_the_attributes_that_both_have_are_judged_and_the_others_named(
     assert main(command) == 0
     report = read_json(tmp_path / "report" / "metrics.json")
     assert report["attributes"] == ["sleeves", "belt"]
+    assert (report["n_images"], report["per_attribute"]["belt"]["threshold"]) == (60, 0.6)
     for name in report["attributes"]:
         for figure in ("n_positive", "threshold", "f1", "average_precision", "auroc"):
             assert report["per_attribute"][name][figure] == whole["per_attribute"][name][figure]
