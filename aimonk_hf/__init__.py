@@ -14,7 +14,7 @@ _HOMES = {
     "AimonkModel": "modeling.model",
     "AimonkPredictor": "modeling.predictor",
     "AttributeDataset": "data.dataset",
-    "BatchPredictor": "modeling.batch_predictor",
+    "BatchPredictor": "modeling.predictor",
     "TrainConfig": "training.settings",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.report",
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from aimonk_hf.evaluation.comparison import compare as compare
     from aimonk_hf.evaluation.report import evaluate as evaluate
     from aimonk_hf.evaluation.thresholds import tune_thresholds as tune_thresholds
-    from aimonk_hf.modeling.batch_predictor import BatchPredictor as BatchPredictor
     from aimonk_hf.modeling.config import AimonkConfig as AimonkConfig
     from aimonk_hf.modeling.model import AimonkModel as AimonkModel
     from aimonk_hf.modeling.predictor import AimonkPredictor as AimonkPredictor
+    from aimonk_hf.modeling.predictor import BatchPredictor as BatchPredictor
     from aimonk_hf.training.recipes import get_recipe as get_recipe
     from aimonk_hf.training.run import train as train
     from aimonk_hf.training.settings import TrainConfig as TrainConfig

@@ -45,7 +45,6 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes else f"{rest}s"
 
 
-def listed(names: list[str], most: int = 20) -> str:
-    """Return names for a sentence, the first `most` where there are more."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def listed(names: list[str]) -> str:
+    """Return names for a sentence, the first 20 where there are more."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -21,9 +21,9 @@ def reason_of(error: BaseException) -> str:
     return (f"{kind}: {line}" if isinstance(error, LookupError) else line)[:300].rstrip(". ")
 
 
-def near_names(name: str, candidates: list[str], prefix: str = "did you mean ") -> str:
+def near_names(name: str, candidates: list[str]) -> str:
     """Return " (did you mean a, b?)" for the candidates closest to `name`, or an empty string."""
     from difflib import get_close_matches
 
     found = get_close_matches(name, candidates, n=3, cutoff=0.6)
-    return f" ({prefix}{', '.join(found)}?)" if found else ""
+    return f" (did you mean {', '.join(found)}?)" if found else ""

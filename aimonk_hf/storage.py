@@ -16,10 +16,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import methodcaller
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from aimonk_hf.errors import AimonkError, reason_of
+
+StrPath = str | PathLike[str]
 
 # Columns beside the scores in one CSV file or another.
 _COLUMNS = ("image", "attributes", "error", "notes")
@@ -79,9 +82,8 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
     try:
         codec = "utf-16" if marked else codecs.lookup(encoding or "utf-8").name
     except (LookupError, ValueError) as error:
-        raise AimonkError(
-            f"--encoding {encoding}: there is no such encoding; usual ones are utf-8 and cp1252"
-        ) from error
+        told = f"--encoding {encoding}: there is no such encoding; usual ones are utf-8 and cp1252"
+        raise AimonkError(told) from error
     codec, errors = ("utf-8-sig", "surrogateescape") if codec == "utf-8" else (codec, "strict")
     number = 0
     with explained(f"read {path}"):

@@ -84,7 +84,7 @@ def write_model(folder: Path, architecture: str) -> Path:
 
 
 def find_images(folder: Path | None, count: int) -> list[Path]:
-    from aimonk_hf.modeling.image_files import ImageFiles
+    from aimonk_hf.modeling.predict_files import ImageFiles
 
     return list(islice(ImageFiles([folder]), count)) if folder else []
 

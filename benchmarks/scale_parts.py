@@ -215,8 +215,7 @@ def predicting(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
     import torch
 
     from aimonk_hf import AimonkModel
-    from aimonk_hf.modeling.image_files import ImageFiles
-    from aimonk_hf.modeling.predict_files import predict_files, reported
+    from aimonk_hf.modeling.predict_files import ImageFiles, predict_files, reported
 
     torch.manual_seed(0)
     names = attribute_names(n_attributes)
@@ -247,8 +246,7 @@ def validating(folder: Path, n_images: int, n_attributes: int) -> Callable[[], o
 
 def listing(folder: Path, n_images: int, n_attributes: int) -> Callable[[], object]:
     """Go through a list file to Parquet shards, with scores that cost nothing."""
-    from aimonk_hf.modeling.image_files import ImageFiles
-    from aimonk_hf.modeling.parquet import ParquetShards
+    from aimonk_hf.modeling.predict_files import ImageFiles, ParquetShards
     from aimonk_hf.modeling.prediction import Prediction
 
     listed, names = folder / "list.txt", ["one", "two"]

@@ -14,7 +14,7 @@ except ImportError:
     sys.exit("This example needs Ray: pip install 'aimonk_hf[ray]'")
 
 from aimonk_hf import BatchPredictor
-from aimonk_hf.modeling.image_files import ImageFiles
+from aimonk_hf.modeling.predict_files import ImageFiles
 
 
 def main() -> None:

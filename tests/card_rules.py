@@ -67,9 +67,8 @@ def card_errors(kind: str, content: str) -> list[str]:
         check("python_version", ids("python_version", r"3\.\d+(\.\d+)?"), "Use 3.x or 3.x.x.")
         check("short_description", len(str(card.get("short_description"))) <= 60, "At most 60 characters.")
         check("models", ids("models"), "Use a model id from https://hf.co/models.")
-        check(
-            "preload_from_hub", ids("preload_from_hub", REPO_ID + r"( [^ ,]+(,[^ ,]+)*)?( [0-9a-f]{40})?"), "See docs."
-        )
+        preload = REPO_ID + r"( [^ ,]+(,[^ ,]+)*)?( [0-9a-f]{40})?"
+        check("preload_from_hub", ids("preload_from_hub", preload), "See docs.")
         errors += [f'"{key}" is required' for key in ("sdk", "emoji", "colorFrom", "colorTo") if key not in card]
     return errors
 

@@ -9,6 +9,7 @@ if "AIMONK_TEST_GPU" not in os.environ:  # set by `make test-gpu`
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.model import AimonkModel
+from aimonk_hf.modeling.onnx_export import export_folder
 from aimonk_hf.training import finish
 from aimonk_hf.training.plots import plot_predictions
 
@@ -95,6 +97,36 @@ def tiny_model() -> AimonkModel:
     model = AimonkModel.from_timm("test_resnet", ATTRIBUTES, pretrained=False, image_size=64).eval()
     model.config.thresholds = dict(zip(ATTRIBUTES, (0.4, 0.5, 0.45, 0.6), strict=True))
     return model
+
+
+@pytest.fixture
+def folder(tiny_model: AimonkModel, tmp_path: Path) -> Path:
+    """The tiny model's own folder."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder with both ONNX files, for tests that only read it."""
+    export_folder(tiny_model, folder := tmp_path_factory.mktemp("exported") / "model", int8=True)
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hub that the real client of this process talks to, with a clean cache and the writer's token."""
+    from huggingface_hub import constants
+    from loopback_hub import WRITER, serve_hub
+
+    with serve_hub() as server:
+        changes = {"ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False}
+        changes |= {"HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}"}
+        changes |= dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS"), True)
+        for name, value in changes.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        yield server
 
 
 @pytest.fixture

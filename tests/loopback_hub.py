@@ -50,9 +50,8 @@ class Repo:
 
 class HubError(Exception):
     def __init__(self, status: int, message: str, code: str = "") -> None:
-        self.response = JSONResponse(
-            {"error": message}, status, {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        )
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self.response = JSONResponse({"error": message}, status, headers)
 
 
 class LoopbackHub:

@@ -34,15 +34,12 @@ from app_support import (
 )
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from hub_support import hub
 from loopback_hub import LoopbackHub
 from PIL import Image
 
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.serve import app_folder, launch, open_page
 from aimonk_hf.modeling.model import AimonkModel
-
-__all__ = ["hub"]  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,7 @@ from aimonk_hf import AimonkModel, BatchPredictor
 from aimonk_hf.errors import AimonkError
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batch") / "model"
-    tiny_model.save_pretrained(path)
-    return path
-
-
-def test_every_row_gets_scores_attributes_and_error(folder: Path, tiny_model: AimonkModel, sample: Path) -> None:
+def test_every_row_gets_scores_attributes_and_error(folder: Path, tiny_model: AimonkModel, sample: Path):
     paths = sorted((sample / "images").iterdir())[:3]
     images = [str(paths[0]), "none.png", str(paths[2])]
     batch = {"image": np.array(images), "collar": [1, 2, 3]}
@@ -41,7 +34,7 @@ def test_every_row_gets_scores_attributes_and_error(folder: Path, tiny_model: Ai
 
 
 @pytest.mark.parametrize("kind", ["bytes", "array", "image", "undecoded"])
-def test_images_of_every_kind_of_cell(kind: str, folder: Path, sample: Path) -> None:
+def test_images_of_every_kind_of_cell(kind: str, folder: Path, sample: Path):
     path = sorted((sample / "images").iterdir())[0]
     cell = {
         "bytes": path.read_bytes(),
@@ -56,15 +49,13 @@ def test_images_of_every_kind_of_cell(kind: str, folder: Path, sample: Path) -> 
     assert predictor({"photo": []})["error"] == []
 
 
-def test_a_missing_column_is_named(folder: Path) -> None:
+def test_a_missing_column_is_named(folder: Path):
     with pytest.raises(AimonkError, match="The batch has no column 'image'; it has path, label"):
         BatchPredictor(folder)({"path": [], "label": []})
 
 
 @pytest.mark.soak
-def test_ray_scores_a_folder_with_two_workers(
-    folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path
-) -> None:
+def test_ray_scores_a_folder_with_two_workers(folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path):
     pytest.importorskip("ray")
     script = Path(__file__).parents[1] / "examples" / "ray_predict.py"
     command = [sys.executable, script, sample / "images", folder, tmp_path / "out"]

@@ -22,13 +22,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+def load(monkeypatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def run(monkeypatch, tmp_path: Path) -> Any:
     """Run a benchmark's command and return the content of its JSON file."""
 
     def command(benchmark: ModuleType, *flags: object) -> Any:
@@ -40,12 +40,6 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return command
 
 
-@pytest.fixture
-def model(tiny_model: AimonkModel, tmp_path: Path) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def sane(rows: list[dict[str, Any]]) -> bool:
     """Return whether mAP, seconds and memory are there (torch alone takes more than 100 MB)."""
     return all(0 < row["mAP"] <= 1 and row["seconds"] > 0 and 100 < row["peak_memory_mb"] < 20_000 for row in rows)
@@ -53,9 +47,7 @@ def sane(rows: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("real_plots")
-def test_the_race_to_the_plain_loops_figure(
-    load: Any, run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_race_to_the_plain_loops_figure(load, run, folder: Path, tmp_path: Path, monkeypatch):
     race = load("race")
     given: list[Any] = []
 
@@ -65,7 +57,7 @@ def test_the_race_to_the_plain_loops_figure(
 
     monkeypatch.setattr(race, "run_peer", run_peer)
     write_sample_data(tmp_path / "data", n_images=110, seed=0)
-    flags = ["--data-dir", tmp_path / "data", "--architecture", f"local-dir:{model}", "--plain-epochs", 2]
+    flags = ["--data-dir", tmp_path / "data", "--architecture", f"local-dir:{folder}", "--plain-epochs", 2]
     flags += ["--recipes", "fast", "--flags", "--image-size 32 --stage-epochs 1,1"]
     flags += ["--peers", "transformers Trainer", "--peer-epochs", 1, "--plot", tmp_path / "found.png"]
     found = run(race, *flags)
@@ -81,13 +73,11 @@ def test_the_race_to_the_plain_loops_figure(
 
 
 @pytest.mark.soak
-def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(
-    load: Any, model: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(load, folder: Path, sample: Path, tmp_path: Path, monkeypatch):
     race = load("race")
     monkeypatch.setattr(race, "PACE_STEPS", 1)
     dataset = AttributeDataset.from_folder(sample)
-    task, report_set = race.Task(dataset.select(range(40)), f"local-dir:{model}", True, 4, 7, tmp_path), dataset
+    task, report_set = race.Task(dataset.select(range(40)), f"local-dir:{folder}", True, 4, 7, tmp_path), dataset
     found = race.run_peer("transformers Trainer", task, report_set, {"rows": [{"seconds": 1000, "mAP": 0.5}]}, 2)
     assert (found["planned_epochs"], found["cut"], len(found["rows"])) == (2, False, 2)
     assert sane(found["rows"])
@@ -96,14 +86,12 @@ def test_a_peer_runs_with_a_plan_and_a_slow_one_is_cut(
 
 
 @pytest.mark.parametrize("name", ["plain loop", "transformers Trainer", "fastai"])
-def test_every_loop_tells_of_its_steps_and_epochs(
-    name: str, load: Any, model: Path, sample: Path, tmp_path: Path
-) -> None:
+def test_every_loop_tells_of_its_steps_and_epochs(name: str, load, folder: Path, sample: Path, tmp_path: Path):
     race, plain = load("race"), load("plain")
     if name == "fastai":
         pytest.importorskip("fastai")
     dataset = AttributeDataset.from_folder(sample)
-    task = plain.Task(dataset.select(range(16)), f"local-dir:{model}", True, 8, 2, tmp_path)
+    task = plain.Task(dataset.select(range(16)), f"local-dir:{folder}", True, 8, 2, tmp_path)
     steps: list[int] = []
     scores: list[np.ndarray] = []
     torch.manual_seed(0)
@@ -114,12 +102,12 @@ def test_every_loop_tells_of_its_steps_and_epochs(
     assert not np.allclose(scores[0], scores[1], atol=1e-5)  # it goes on learning
 
 
-def test_the_peers_read_images_as_the_plain_loop_does(load: Any, model: Path, tmp_path: Path, sample: Path) -> None:
+def test_the_peers_read_images_as_the_plain_loop_does(load, folder: Path, tmp_path: Path, sample: Path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     peers, plain = load("peers"), load("plain")
     dataset = AttributeDataset.from_folder(sample)
-    task = plain.Task(dataset, f"local-dir:{model}", True, 20, 1, tmp_path)
+    task = plain.Task(dataset, f"local-dir:{folder}", True, 20, 1, tmp_path)
     network = plain.new_network(task).eval()
     wrapper = AutoModelForImageClassification.from_pretrained(peers.save_timm_wrapper(task)).eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
@@ -135,7 +123,7 @@ def test_the_peers_read_images_as_the_plain_loop_does(load: Any, model: Path, tm
 
 
 @pytest.mark.soak
-def test_training_speed(load: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_speed(load, run, monkeypatch):
     speed = load("training_speed")
     names = ["plain loop", "aimonk_hf, default", "the bare step"]  # the peers' own test takes their steps
     monkeypatch.setattr(speed, "CONTESTANTS", {name: speed.CONTESTANTS[name] for name in names})
@@ -145,7 +133,7 @@ def test_training_speed(load: Any, run: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert rows[0]["ratio_to_plain"] == 1
 
 
-def test_memory_of_a_process_and_those_that_it_started(load: Any) -> None:
+def test_memory_of_a_process_and_those_that_it_started(load):
     processes = load("processes")
     child = "import time; held = bytearray(b'1' * 150_000_000); print('held', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -160,22 +148,22 @@ def test_memory_of_a_process_and_those_that_it_started(load: Any) -> None:
 
 
 @pytest.mark.soak
-def test_the_app_under_load(load: Any, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_under_load(load, run, folder: Path, monkeypatch):
     load_test = load("app_load")
     monkeypatch.setattr(load_test, "ROUNDS", 2)
     monkeypatch.setattr(load_test, "start_up", lambda model: 1.0)  # test_app_start.py starts it
-    found = run(load_test, "--model", model, "--requests", 4, "--clients", 2, "--memory-requests", 4)
+    found = run(load_test, "--model", folder, "--requests", 4, "--clients", 2, "--memory-requests", 4)
     for figures in (found[way] for way in load_test.WAYS):
         assert figures["ratios"][0] <= figures["ratio_to_bare"] <= figures["ratios"][1]
         assert 0 < figures["median_seconds"] <= figures["p95_seconds"]
     assert (len(found["threshold_move_seconds"]), len(found["memory_mb"])) == (100, 5)
 
 
-def test_the_search_for_settings(load: Any, run: Any, model: Path, sample: Path, tmp_path: Path) -> None:
+def test_the_search_for_settings(load, run, folder: Path, sample: Path, tmp_path: Path):
     search, short, labels = load("search"), "--epochs 1 --image-size 32 --num-workers 0", sample / "labels.csv"
     (tmp_path / "scores.csv").write_text(labels.read_text().replace("NA", "0.5"))
     settings = [short, f"{short} --lr 1e-5 --teacher {tmp_path / 'scores.csv'}"]
-    flags = ["--data-dir", sample, "--architecture", f"local-dir:{model}", "--seeds", 0]
+    flags = ["--data-dir", sample, "--architecture", f"local-dir:{folder}", "--seeds", 0]
     first = run(search, *flags, "--try", settings[0])
     rows = run(search, *flags, *(flag for text in settings for flag in ("--try", text)))
     assert rows[:1] == first  # kept, not run again
@@ -184,15 +172,15 @@ def test_the_search_for_settings(load: Any, run: Any, model: Path, sample: Path,
 
 
 def test_the_search_never_reads_what_the_race_reports_from(
-    load: Any, sample: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    load, sample: Path, folder: Path, tmp_path: Path, monkeypatch
+):
     """The fixed split is that of a run that ignores near-duplicates, and of a run that is given it as a column."""
     race, search, fixed = load("race"), load("search"), load("fixed_split")
     monkeypatch.setattr("aimonk_hf.training.parts._SMALLEST_REPORT", 1)
     dataset, groups = search.training_part(sample)
     assert len(groups) == len(dataset) < 60
     fixed.write_fixed_split(sample, tmp_path / "fixed.csv")
-    settings = {"architecture": f"local-dir:{model}", "epochs": 1, "image_size": 32, "num_workers": 0}
+    settings = {"architecture": f"local-dir:{folder}", "epochs": 1, "image_size": 32, "num_workers": 0}
     by_column = {"labels": str(tmp_path / "fixed.csv"), "images_dir": str(sample / "images"), "split_column": "split"}
     by_rule = {"val_split": 0.3, "report_split": 0.7, "near_duplicates": "ignore", "split": "iterative", "seed": 42}
     for name, division in (("column", by_column), ("rule", by_rule)):
@@ -202,15 +190,13 @@ def test_the_search_never_reads_what_the_race_reports_from(
     assert (tmp_path / "column" / "split.csv").read_bytes() == (tmp_path / "rule" / "split.csv").read_bytes()
 
 
-def test_prediction_of_a_folder_and_of_one_image(
-    load: Any, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_prediction_of_a_folder_and_of_one_image(load, run, folder: Path, monkeypatch, capfd):
     from transformers import pipeline  # noqa: F401 - before the contestants are forked, so that they need not read it
 
-    export_folder(AimonkModel.from_pretrained(model), model)
+    export_folder(AimonkModel.from_pretrained(folder), folder)
     speed = load("prediction_speed")
     monkeypatch.setattr(speed, "computes_bf16", lambda: True)
-    flags = ["--model", model, "--parts", "folder,latency", "--count", 2, "--rounds", 1, "--repeats", 2]
+    flags = ["--model", folder, "--parts", "folder,latency", "--count", 2, "--rounds", 1, "--repeats", 2]
     found = run(speed, *flags, "--start-method", "fork")
     rows = {row["name"]: row for row in found["folder"]["contestants"]}
     assert {speed.OURS, speed.BARE, speed.PIPELINE} < set(rows)
@@ -230,27 +216,23 @@ def test_prediction_of_a_folder_and_of_one_image(
         run(speed, *flags, "--start-method", "fork")
 
 
-def test_cold_start(load: Any, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cold_start(load, run, folder: Path, monkeypatch):
     start = load("cold_start")
-    commands = start.start_commands
+    commands, short = start.start_commands, ["-c", "import aimonk_hf"]
     # the real ones take half a minute: the next test reads them
-    monkeypatch.setattr(
-        start, "start_commands", lambda *given: {name: ["-c", "import aimonk_hf"] for name in commands(*given)}
-    )
-    found = run(start, "--model", model, "--rounds", 2)
+    monkeypatch.setattr(start, "start_commands", lambda *given: dict.fromkeys(commands(*given), short))
+    found = run(start, "--model", folder, "--rounds", 2)
     assert all(len(times) == 2 for times in found["seconds"].values())
     assert found["importtime_seconds"] > 0
     text = "import time: self [us] | cumulative | imported package\nimport time:  120 |  450 |   aimonk_hf\nother\n"
     assert list(start.import_times(text)) == [("aimonk_hf", 450)]
 
 
-def test_scripts_of_fresh_processes(
-    load: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_scripts_of_fresh_processes(load, folder: Path, tmp_path: Path, monkeypatch, capfd):
     speed = load("cold_start")
     (image,) = speed.draw(tmp_path / "images", 1)
-    wanted = AimonkModel.from_pretrained(model).predict(image).scores
-    commands = speed.start_commands(str(model), str(image))
+    wanted = AimonkModel.from_pretrained(folder).predict(image).scores
+    commands = speed.start_commands(str(folder), str(image))
     for name in (speed.PIPELINE, "timm by hand"):
         flag, script, *rest = commands[name]
         assert flag == "-c"
@@ -260,7 +242,7 @@ def test_scripts_of_fresh_processes(
         assert all(f"{score:.3f}"[:-1] in printed for score in wanted.values()), name
 
 
-def test_every_part_of_scale(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_of_scale(load, tmp_path: Path, monkeypatch):
     from aimonk_hf.data.dataset import duplicate_groups
 
     scale, parts = load("scale"), load("scale_parts")
@@ -279,7 +261,7 @@ def test_every_part_of_scale(load: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["predict-2", "epoch-2"])
-def test_parts_of_scale_in_two_processes(name: str, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_scale_in_two_processes(name: str, load, tmp_path: Path, monkeypatch):
     scale = load("scale")
     monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache"))
     scale.write_data(tmp_path, 70, 3)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from card_rules import card_errors
-from hub_support import hub
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub, Repo
 from train_support import FLAGS, KillAfter, Killed, places, small, state_of, train_until
@@ -20,8 +19,6 @@ from aimonk_hf.modeling.card_fields import given_fields, read_fields
 from aimonk_hf.modeling.hub import dataset_id
 from aimonk_hf.training.checkpoints import save_checkpoint
 from aimonk_hf.training.setup import build_model, load_earlier
-
-__all__ = ["hub"]  # a fixture
 
 OWN_TAGS = ["aimonk_hf", "multi-label-classification", "image-classification", "timm", "transformers", "safetensors"]
 
@@ -39,9 +36,7 @@ def store(hub: LoopbackHub, kind: str, repo_id: str, folder: Path) -> None:
     repo.commit("main", {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}, "files")
 
 
-def test_a_run_from_the_hub_to_the_hub(
-    hub: LoopbackHub, few: Path, tiny_model: AimonkModel, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_from_the_hub_to_the_hub(hub: LoopbackHub, few: Path, tiny_model: AimonkModel, tmp_path: Path, capsys):
     store(hub, "dataset", "user/garments", few)
     tiny_model.push_to_hub("user/base")
     run, sharing = tmp_path / "run", "--private --license apache-2.0 --tags fashion,street"
@@ -85,7 +80,7 @@ def test_a_run_from_the_hub_to_the_hub(
     assert "--license mti is not a license of the Hub (did you mean mit?)" in capsys.readouterr().err
 
 
-def test_the_base_model_of_each_origin(hub: LoopbackHub, few: Path, tiny_model: AimonkModel, tmp_path: Path) -> None:
+def test_the_base_model_of_each_origin(hub: LoopbackHub, few: Path, tiny_model: AimonkModel, tmp_path: Path):
     attributes = tiny_model.config.attributes
     tiny_model.save_pretrained(tmp_path / "plain")
     shutil.copytree(tmp_path / "plain", tmp_path / "timm")
@@ -118,7 +113,7 @@ def test_the_base_model_of_each_origin(hub: LoopbackHub, few: Path, tiny_model: 
         assert model.card == ({"base_model": wanted, "base_model_relation": "finetune"} if wanted else {})
 
 
-def test_the_dataset_of_an_import_is_named(few: Path, tmp_path: Path) -> None:
+def test_the_dataset_of_an_import_is_named(few: Path, tmp_path: Path):
     data = shutil.copytree(few, tmp_path / "data")
     (data / "import.md").write_text("# Import of hf://datasets/user/table@v2\n\nFormat hub.\n")
     train(small(data, tmp_path / "out"))
@@ -130,7 +125,7 @@ def test_the_dataset_of_an_import_is_named(few: Path, tmp_path: Path) -> None:
     assert dataset_id("hf://datasets/user/table@main/train") == "user/table"
 
 
-def test_the_seconds_of_a_run_are_kept_over_a_resume(few: Path, tmp_path: Path) -> None:
+def test_the_seconds_of_a_run_are_kept_over_a_resume(few: Path, tmp_path: Path):
     out = tmp_path / "out"
     train_until(3, small(few, out, epochs=2))
     saved = state_of(out)
@@ -142,7 +137,7 @@ def test_the_seconds_of_a_run_are_kept_over_a_resume(few: Path, tmp_path: Path) 
     assert "Training took 2 h " in (out / "README.md").read_text()
 
 
-def test_a_checkpoint_of_an_earlier_version_is_resumed(few: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_resumed(few: Path, tmp_path: Path):
     train_until(3, small(few, tmp_path, epochs=2))
     saved = state_of(tmp_path)
     del saved["seconds"]
@@ -150,27 +145,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(few: Path, tmp_path: Path
     assert train(small(few, tmp_path, epochs=2, resume=True)).metrics["training"]["epochs"] == 2
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--license Apache2.0", "--license Apache2.0 is not a license of the Hub (did you mean apache-2.0"),
-        ("--license apache-2.0:mine", "--license apache-2.0:mine is not a license of the Hub"),
-        ("--license other", "--license other needs a name of small letters"),
-        ("--license other:My_License", "--license other needs a name of small letters"),
-        ("--license other:mine:ftp://x", "its address must begin with https://"),
-        ("--license=", "--license  is not a license of the Hub"),
-        ("--tags a,,b", "--tags '' is not a tag: give words"),
-    ],
-)
-def test_what_the_hub_would_refuse_is_refused_before_the_run(
-    flags: str, message: str, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert main(["train", *places(few, tmp_path / "out"), *FLAGS, *flags.split()]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_every_license_of_the_hub_is_accepted_by_both_sides() -> None:
+def test_every_license_of_the_hub_is_accepted_by_both_sides():
     from card_rules import LICENSES
 
     for license in LICENSES - {"other"}:
@@ -180,11 +155,9 @@ def test_every_license_of_the_hub_is_accepted_by_both_sides() -> None:
     assert fields == {"license": "other", "license_name": "my-license-1.0", "license_link": link, "tags": ["a b"]}
 
 
-def test_a_card_that_the_hub_refuses_makes_no_commit(
-    hub: LoopbackHub, tiny_model: AimonkModel, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    card = (tmp_path / "model/README.md").read_text()
+def test_a_card_that_the_hub_refuses_makes_no_commit(hub: LoopbackHub, folder: Path, capsys):
+    push = ["push", "--model", str(folder), "--repo-id", "user/model"]
+    card = (folder / "README.md").read_text()
     for line, reason in (
         ("license: made-up", '"license" with value "made-up" is not valid'),
         ("base_model: ../weights", '"base_model" with value "../weights" is not valid'),
@@ -194,13 +167,13 @@ def test_a_card_that_the_hub_refuses_makes_no_commit(
         ("model-index: [{name: x, results: [{}]}]", '"model-index" is not valid'),
         ("license: [", "YAML Metadata Error"),
     ):
-        (tmp_path / "model/README.md").write_text(card.replace("---\n", f"---\n{line}\n", 1))
-        assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model"]) == 2
+        (folder / "README.md").write_text(card.replace("---\n", f"---\n{line}\n", 1))
+        assert main(push) == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert "Cannot push to user/model on the Hub: Invalid metadata in README.md" in told
         assert reason in told
         assert hub.repos["model", "user/model"].messages == ["initial commit"]
-    assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model", "--license", "mit"]) == 2
+    assert main([*push, "--license", "mit"]) == 2
     assert "README.md: its head is no YAML" in capsys.readouterr().err
 
 
@@ -220,18 +193,15 @@ def test_a_card_that_the_hub_refuses_makes_no_commit(
         ("", {}),
     ],
 )
-def test_cards_from_anywhere_are_read_or_left_out(text: str, fields: dict, tmp_path: Path) -> None:
+def test_cards_from_anywhere_are_read_or_left_out(text: str, fields: dict, tmp_path: Path):
     (tmp_path / "README.md").write_text(text)
     assert read_fields(tmp_path / "README.md") == fields
     assert read_fields(tmp_path / "none.md") == {}
 
 
-def test_a_folder_without_a_card_is_pushed_with_its_license(
-    hub: LoopbackHub, tiny_model: AimonkModel, tmp_path: Path
-) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model/README.md").unlink()
-    assert main(["push", "--model", str(tmp_path / "model"), "--repo-id", "user/model", "--license", "mit"]) == 0
+def test_a_folder_without_a_card_is_pushed_with_its_license(hub: LoopbackHub, tiny_model: AimonkModel, folder: Path):
+    (folder / "README.md").unlink()
+    assert main(["push", "--model", str(folder), "--repo-id", "user/model", "--license", "mit"]) == 0
     assert head(hub.repos["model", "user/model"].files()["README.md"]) == {"license": "mit"}
     with pytest.raises(AimonkError, match="is not a license of the Hub"):
         tiny_model.push_to_hub("user/model", license="gpl3")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_support import hub
 from loopback_hub import LoopbackHub
 from PIL import Image
 
@@ -17,8 +16,6 @@ from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.endpoint import EndpointHandler
-
-__all__ = ["hub"]  # a fixture
 
 # As `check_and_register_custom_pipeline_from_directory` and `predict` of the toolkit, which need its container.
 TOOLKIT = """

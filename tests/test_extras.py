@@ -10,32 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import check_image
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules that come with a package of another name.
-COMES_WITH = {
-    "PIL": "pillow",
-    "sklearn": "scikit-learn",
-    "pytorch_grad_cam": "grad-cam",
-    "fsspec": "datasets",
-    "yaml": "pyyaml",
-}
-COMES_WITH |= dict.fromkeys(("starlette", "fastapi", "uvicorn", "anyio", "pydantic"), "gradio")
+COMES_WITH = {"PIL": "pillow", "sklearn": "scikit-learn", "pytorch_grad_cam": "grad-cam", "yaml": "pyyaml"}
+COMES_WITH |= {"fsspec": "datasets"} | dict.fromkeys(("starlette", "fastapi", "uvicorn", "anyio", "pydantic"), "gradio")
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny_model.save_pretrained(folder := tmp_path_factory.mktemp("model") / "m")
-    (folder / "onnx").mkdir()
-    (folder / "onnx/model.onnx").touch()
-    return folder
-
-
-IMAGE, TRAIN = "IMAGE --model MODEL", "train --data-dir DATA --output-dir NEW --recipe demo"
+IMAGE, EXPORT = "IMAGE --model MODEL", "export --model MODEL --output NEW"
+TRAIN = "train --data-dir DATA --output-dir NEW --recipe demo"
 CASES = [
     ("gradio", "app --model MODEL", "The app needs gradio: pip install 'aimonk_hf[app]'"),
     ("gradio", "label --data-dir DATA", "The app needs gradio: pip install 'aimonk_hf[app]'"),
@@ -45,44 +31,23 @@ CASES = [
     ("pyarrow", f"predict {IMAGE} --format parquet --output NEW", "needs pyarrow: pip install 'aimonk_hf[parquet]'"),
     ("openpyxl", "import EXCEL --output NEW", "EXCEL needs openpyxl: pip install 'aimonk_hf[excel]', or save it as"),
     ("datasets", "import hf://datasets/a/b --output NEW", "need datasets: pip install 'aimonk_hf[datasets]'"),
-    ("onnx", "export --model MODEL --output NEW", "need onnx, which is not installed: pip install onnx"),
-    (
-        "onnxscript",
-        "export --model MODEL --output NEW",
-        "need onnxscript, which is not installed: pip install onnx",
-    ),
+    ("onnx", EXPORT, "need onnx, which is not installed: pip install onnx"),
+    ("onnxscript", EXPORT, "ONNX files need onnxscript, which is not installed: pip install onnxscript"),
     ("onnxruntime", f"predict {IMAGE} --backend onnx", "but onnxruntime is not installed: pip install onnxruntime"),
-    (
-        "torch",
-        f"predict {IMAGE} --backend torch",
-        "torch is not installed: pip install torch, or choose --backend",
-    ),
+    ("torch", f"predict {IMAGE} --backend torch", "torch is not installed: pip install torch, or choose --backend"),
     ("torch", f"predict {IMAGE} --device cuda", "--device cuda needs torch, which is not installed: pip install torch"),
-    (
-        "sklearn",
-        "evaluate --data-dir DATA --model MODEL",
-        "needs sklearn, which is not installed: pip install scikit",
-    ),
+    ("sklearn", "evaluate --data-dir DATA --model MODEL", "needs sklearn, which is not installed: pip install scikit"),
     ("wandb", f"{TRAIN} --log-with wandb", "The tracker wandb is not installed: pip install 'aimonk_hf[wandb]'"),
-    (
-        "trackio",
-        f"{TRAIN} --log-with trackio",
-        "tracker trackio is not installed: pip install 'aimonk_hf[trackio]'",
-    ),
+    ("trackio", f"{TRAIN} --log-with trackio", "tracker trackio is not installed: pip install 'aimonk_hf[trackio]'"),
 ]
 
 
 @pytest.mark.parametrize(("missing", "command", "sentence"), CASES, ids=lambda value: value.split(" --")[0])
 def test_a_missing_package_is_named_with_its_command(
-    missing: str,
-    command: str,
-    sentence: str,
-    model: Path,
-    few: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    missing: str, command: str, sentence: str, folder: Path, few: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    (folder / "onnx").mkdir()
+    (folder / "onnx/model.onnx").touch()
     check_image(few / "images/garment_0000.png")  # registers pillow-heif for the tests after this one
     for name in list(sys.modules):
         if name.partition(".")[0] == missing or (missing == "gradio" and name.startswith("aimonk_hf.app")):
@@ -91,15 +56,13 @@ def test_a_missing_package_is_named_with_its_command(
         monkeypatch.undo()
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    contents = {"HEIC": b"\0\0\0\x18ftypheic" + bytes(40), "PARQUET": b"PAR1", "EXCEL": b"PK\3\4", "NEW": None}
-    suffixes = {"HEIC": ".heic", "PARQUET": ".parquet", "EXCEL": ".xlsx"}
-    places = {name: str(tmp_path / f"{name}{suffixes.get(name, '')}") for name in contents}
-    for name, content in contents.items():
-        Path(places[name]).write_bytes(content) if content else None
-    places |= {"MODEL": str(model), "DATA": str(few), "IMAGE": str(few / "images/garment_0000.png")}
-    status = main([places.get(word, word) for word in command.split()])
+    places = {"HEIC": tmp_path / "a.heic", "PARQUET": tmp_path / "a.parquet", "EXCEL": tmp_path / "a.xlsx"}
+    for name, content in (("HEIC", b"\0\0\0\x18ftypheic" + bytes(40)), ("PARQUET", b"PAR1"), ("EXCEL", b"PK\3\4")):
+        places[name].write_bytes(content)
+    places |= {"MODEL": folder, "DATA": few, "IMAGE": few / "images/garment_0000.png", "NEW": tmp_path / "new"}
+    status = main([str(places.get(word, word)) for word in command.split()])
     told = capsys.readouterr().err
-    assert re.sub("PARQUET|EXCEL", lambda found: places[found[0]], sentence) in told
+    assert re.sub("PARQUET|EXCEL", lambda found: str(places[found[0]]), sentence) in told
     assert "Traceback" not in told
     assert status == (1 if missing == "pillow_heif" else 2)
 
@@ -114,11 +77,9 @@ def test_every_import_is_of_the_package_or_of_a_case_above() -> None:
                 found.add(node.module.partition(".")[0])
     found -= {*sys.stdlib_module_names, "aimonk_hf"}
     needed = {re.split("[<>=]", line)[0] for line in PROJECT["dependencies"]}
-    cases = {COMES_WITH.get(missing, missing) for missing, *_ in CASES} | {
-        "grad-cam",
-        "spaces",
-    }  # of test_app_heatmap and test_spaces
-    assert {COMES_WITH.get(name, name) for name in found} <= needed | cases
+    cases = {COMES_WITH.get(missing, missing) for missing, *_ in CASES}
+    elsewhere = {"grad-cam", "spaces"}  # test_app_heatmap and test_spaces
+    assert {COMES_WITH.get(name, name) for name in found} <= needed | cases | elsewhere
 
 
 def test_every_extra_that_a_message_names_exists() -> None:

@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import torch
-from hub_support import hub
 from loopback_hub import LoopbackHub
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.cli.main import main
-
-__all__ = ["hub"]  # a fixture
 
 
 def run(sample: Path, out: Path, flags: str) -> int:
@@ -48,9 +45,8 @@ def test_obstacles_are_reported_before_the_run(hub: LoopbackHub, sample: Path, t
 def test_a_run_starts_from_a_model_of_the_hub(hub: LoopbackHub, few: Path, tmp_path: Path, capsys):
     earlier = AimonkModel.from_timm("test_resnet", ["belt", "hat"], pretrained=False, image_size=32)
     earlier.push_to_hub("user/earlier")
-    flags = (
-        "--image-size 32 --epochs 1 --num-workers 0 --lr 1e-30 --ema-decay 0 --no-calibrate --init-from user/earlier"
-    )
+    flags = "--image-size 32 --epochs 1 --num-workers 0 --lr 1e-30 --ema-decay 0 --no-calibrate"
+    flags += " --init-from user/earlier"
     assert main(f"train --data-dir {few} --output-dir {tmp_path / 'run'} {flags}".split()) == 0
     printed = capsys.readouterr().out
     assert "Starting from user/earlier: 1 of 4 rows of the head are copied by name" in printed

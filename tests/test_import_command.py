@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_support import hub
 from import_support import EXPORTS, draw, write
 from loopback_hub import LoopbackHub, Repo
 from PIL import Image
@@ -21,8 +20,6 @@ from aimonk_hf.data.labels import read_labels
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.modeling.hub import data_folder
-
-__all__ = ["hub"]  # a fixture
 
 
 def run(*arguments: object) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from import_support import EXPORTS, NA, draw, imported, rows_of, write
 
-from aimonk_hf.cli.importing import FORMAT_NAMES
+from aimonk_hf.cli.labelling import FORMAT_NAMES
 from aimonk_hf.data.importers.formats import FORMATS
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.errors import AimonkError

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_support import hub
 from loopback_hub import LoopbackHub, Repo
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -20,8 +19,6 @@ from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.convert import convert_folder
 from aimonk_hf.storage import read_json, write_json
-
-__all__ = ["hub"]  # a fixture
 
 NAMES = ["collar", "belt"]
 MULTI_LABEL = {"label_names": NAMES, "problem_type": "multi_label_classification"}

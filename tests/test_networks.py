@@ -54,11 +54,12 @@ def without_images(tmp_path: Path) -> Path:
         ("--architecture halonet26t --image-size 256 --train-scale 0.5,1", "images of 128 x 128 pixels (Assertion"),
         ("--optimizer bnbadam", "--optimizer bnbadam cannot be used here (CUDA required for bitsandbytes optimizers)"),
         ("--optimizer adahessian", "--optimizer adahessian cannot be used here (element 0 of tensors does not require"),
+        ("--crop-pct 0", "found 0.0"),
         ("--architecture test_vit --freeze first-9", "--freeze first-9: this network has 6 blocks"),
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused_before_any_image_is_read(
-    flags: str, message: str, without_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str, message: str, without_images: Path, tmp_path: Path, capsys
 ) -> None:
     command = f"train --data-dir {without_images} --output-dir {tmp_path / 'out'} --recipe demo {flags}"
     assert main(command.split()) == 2

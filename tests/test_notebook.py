@@ -50,9 +50,7 @@ def test_names_in_html_are_escaped_and_a_lost_picture_is_left_out(tmp_path: Path
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_the_first_cell_installs_only_where_the_package_is_missing(
-    missing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_cell_installs_only_where_the_package_is_missing(missing: bool, monkeypatch) -> None:
     shell = InteractiveShell.instance()
     asked: list[str] = []
     monkeypatch.setattr(shell, "run_line_magic", lambda name, line, *_, **__: asked.append(f"{name} {line}"))

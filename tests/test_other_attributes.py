@@ -26,17 +26,17 @@ def chosen(data: Path, names: list[str], folder: Path) -> list[str]:
 @pytest.mark.usefixtures("real_plots")
 @pytest.mark.parametrize("by_flag", [False, True], ids=["in the file", "--attributes"])
 def test_the_attributes_that_both_have_are_judged_and_the_others_named(
-    by_flag: bool, tiny_model: AimonkModel, sample: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    by_flag: bool, folder: Path, tiny_model: AimonkModel, sample: Path, tmp_path: Path, caplog
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     whole = evaluate(tiny_model, AttributeDataset.from_folder(sample))
     flags = chosen(sample, ["belt", "sash", "sleeves", "tie"], tmp_path)
     if by_flag:
         flags = ["--data-dir", str(sample), "--attributes", "belt,sleeves"]
-    command = ["evaluate", "--model", str(tmp_path / "model"), *flags, "--output", str(tmp_path / "report")]
+    command = ["evaluate", "--model", str(folder), *flags, "--output", str(tmp_path / "report")]
     assert main(command) == 0
     report = read_json(tmp_path / "report" / "metrics.json")
     assert report["attributes"] == ["sleeves", "belt"]
+    assert (report["n_images"], report["per_attribute"]["belt"]["threshold"]) == (60, 0.6)
     for name in report["attributes"]:
         for figure in ("n_positive", "threshold", "f1", "average_precision", "auroc"):
             assert report["per_attribute"][name][figure] == whole["per_attribute"][name][figure]
@@ -56,14 +56,9 @@ def test_labels_of_no_attribute_of_the_model_are_refused(tiny_model: AimonkModel
 
 
 def test_tune_leaves_out_more_attributes_by_name_and_needs_all_of_the_model(
-    tiny_model: AimonkModel,
-    sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    caplog: pytest.LogCaptureFixture,
+    folder: Path, sample: Path, tmp_path: Path, capsys, caplog
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    command = ["tune", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "tuned")]
+    command = ["tune", "--model", str(folder), "--output", str(tmp_path / "tuned")]
     assert main([*command, *chosen(sample, [*ATTRIBUTES, "sash"], tmp_path)]) == 0
     assert f"{tmp_path / 'own.csv'} has labels that the model does not know, left out: sash" in caplog.messages
     more = read_json(tmp_path / "tuned" / "config.json")["thresholds"]

@@ -14,7 +14,7 @@ from aimonk_hf.data.dataset import AttributeDataset
 from aimonk_hf.data.images import check_image, open_image, read_image
 from aimonk_hf.data.labels import read_labels
 from aimonk_hf.errors import ImageError
-from aimonk_hf.modeling.image_files import ImageFiles
+from aimonk_hf.modeling.predict_files import ImageFiles
 
 
 @pytest.fixture

@@ -18,15 +18,7 @@ from aimonk_hf import AimonkModel, AimonkPredictor
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import devices
-from aimonk_hf.modeling.onnx_export import export_folder
 from aimonk_hf.modeling.processing import EvalTransform
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("onnx") / "model"
-    export_folder(tiny_model, folder, int8=True)
-    return folder
 
 
 def test_pixels_are_timms_to_the_last_bit() -> None:
@@ -87,9 +79,8 @@ def test_both_backends_give_the_same_predictions_options_and_repr(exported: Path
 
 def test_class_activations_sum_up_to_the_logits(exported: Path, tiny_model: AimonkModel, sample: Path) -> None:
     predictor = AimonkPredictor.from_pretrained(exported, backend="onnx")
-    pixels = np.stack(
-        [predictor.transform.pixels(Image.open(path)) for path in sorted((sample / "images").iterdir())[:2]]
-    )
+    paths = sorted((sample / "images").iterdir())[:2]
+    pixels = np.stack([predictor.transform.pixels(Image.open(path)) for path in paths])
     maps = predictor.class_activations(pixels)
     bias = tiny_model.timm_model.get_classifier().bias.detach().numpy()
     assert maps.mean((2, 3)) + bias == pytest.approx(predictor.network().compute(pixels), abs=1e-4)
@@ -100,9 +91,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
     return shutil.copytree(exported, tmp_path / "model")
 
 
-def test_a_file_of_other_weights_is_said_once_and_not_used(
-    folder: Path, tiny_model: AimonkModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_of_other_weights_is_said_once_and_not_used(folder: Path, tiny_model: AimonkModel, caplog) -> None:
     config = json.loads((folder / "config.json").read_text())
     stale = folder / "onnx" / "model.onnx"
     stale.write_bytes(stale.read_bytes().replace(config["weights_sha256"].encode(), b"0" * 64))
@@ -111,14 +100,6 @@ def test_a_file_of_other_weights_is_said_once_and_not_used(
     assert [record.message.count("was exported from other weights") for record in caplog.records] == [1]
     with pytest.raises(AimonkError, match=r"model\.onnx was exported from other weights; write it again with"):
         AimonkPredictor.from_pretrained(folder, backend="onnx")
-
-
-def damage(folder: Path) -> None:
-    (folder / "onnx" / "model.onnx").write_bytes(b"no protobuf")
-
-
-def empty(folder: Path) -> None:
-    (folder / "onnx" / "model.onnx").write_bytes(b"")
 
 
 def other_outputs(folder: Path) -> None:
@@ -131,17 +112,16 @@ def other_outputs(folder: Path) -> None:
     path.write_text(json.dumps(config | {"label_names": names, "pretrained_cfg": cfg}))
 
 
-def no_file(folder: Path) -> None:
-    (folder / "onnx" / "model.onnx").unlink()
-
-
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (damage, r"model\.onnx cannot be read: .*"),
-        (empty, r"model\.onnx cannot be read: .*"),
+        (lambda folder: (folder / "onnx/model.onnx").write_bytes(b"no protobuf"), r"model\.onnx cannot be read: .*"),
+        (lambda folder: (folder / "onnx/model.onnx").write_bytes(b""), r"model\.onnx cannot be read: .*"),
         (other_outputs, r"model\.onnx computes \d+ outputs from images of .*; config\.json has .*"),
-        (no_file, r"has no onnx/model\.onnx; write it with: aimonk-hf export --model .*"),
+        (
+            lambda folder: (folder / "onnx/model.onnx").unlink(),
+            r"has no onnx/model\.onnx; write it with: aimonk-hf export --model .*",
+        ),
     ],
 )
 def test_an_unusable_file_is_one_sentence(spoil, told: str, folder: Path, sample: Path, capsys) -> None:
@@ -173,15 +153,13 @@ def test_wrong_options_are_one_sentence(options: dict, told: str, exported: Path
     ("bf16", "precision", "backend"), [(True, "float32", "onnx"), (True, "auto", "torch"), (False, "auto", "onnx")]
 )
 def test_auto_is_torch_where_the_processor_gains_by_bf16(
-    bf16: bool, precision: str, backend: str, exported: Path, monkeypatch: pytest.MonkeyPatch
+    bf16: bool, precision: str, backend: str, exported: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("aimonk_hf.modeling.predictor.is_faster_in_bf16", lambda: bf16)
     assert AimonkPredictor.from_pretrained(exported, precision=precision).backend == backend
 
 
-def test_without_onnxruntime_torch_computes(
-    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_onnxruntime_torch_computes(exported: Path, monkeypatch, caplog) -> None:
     from aimonk_hf.modeling import predictor
 
     find = predictor.find_spec
@@ -190,15 +168,18 @@ def test_without_onnxruntime_torch_computes(
     assert "onnxruntime is not installed: pip install onnxruntime; torch computes instead" in caplog.text
 
 
-def test_an_accelerator_is_looked_for_only_where_a_driver_is(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accelerator_is_looked_for_only_where_a_driver_is_and_each_process_has_one(exported: Path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(devices, "_DRIVERS", ("/nowhere",))
     assert devices.resolve_device("auto") == "cpu"
     monkeypatch.setattr(devices, "_DRIVERS", ("/dev/null",))
-    assert devices.resolve_device("auto") == "cuda:0"
+    assert (devices.resolve_device("auto"), devices.resolve_device("cpu")) == ("cuda", "cpu")
     assert AimonkPredictor.from_pretrained(exported, backend="onnx").device == "cpu"
-    assert devices.resolve_device("cpu") == "cpu"
+    for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert devices.resolve_device("auto") == device
 
 
 def test_a_saved_folder_keeps_the_files_of_its_weights_only(folder: Path, tmp_path: Path, caplog) -> None:

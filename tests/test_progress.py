@@ -1,12 +1,10 @@
 import sys
 
-import pytest
-
 from aimonk_hf.training import progress
 from aimonk_hf.training.progress import ProgressBar
 
 
-def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_log_file_gets_whole_lines_and_a_quiet_process_says_nothing(monkeypatch, capsys) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     shown = ProgressBar(total=4, done=1, quiet=False)
     shown.after_step(0.25, 1e-3)
@@ -18,17 +16,11 @@ def test_a_log_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert second.startswith("step 3/4  no label  lr 5.0e-04  ")
     assert first.endswith(" left")
     assert "\r" not in out + err
-
-
-def test_a_quiet_process_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     ProgressBar(total=4, done=0, quiet=True).after_step(0.25, 1e-3)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar_that_follows_an_early_end(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_terminal_gets_a_bar_that_follows_an_early_end(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = ProgressBar(total=40, done=0, quiet=False)
     shown.after_step(0.25, 1e-3)

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub_support import hub
 from loopback_hub import LoopbackHub
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -45,8 +44,6 @@ from aimonk_hf.modeling.hub import download, push_model_folder
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.weights import check_state, load_weights
 from aimonk_hf.storage import atomic_path, staged_folder, write_text
-
-__all__ = ["hub"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
 ATTRIBUTES = ["collar", "belt"]

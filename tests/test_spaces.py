@@ -23,7 +23,6 @@ import requests
 import yaml
 from app_support import HTTP, call, result, upload
 from card_rules import card_errors
-from hub_support import hub
 from loopback_hub import WRITER, LoopbackHub
 from PIL import Image
 
@@ -37,8 +36,6 @@ from aimonk_hf.data.sample_data import PREVALENCE
 from aimonk_hf.modeling.devices import resolve_device
 from aimonk_hf.modeling.hub import is_public, push_model_folder
 from aimonk_hf.modeling.onnx_export import export_folder
-
-__all__ = ["hub"]
 
 
 @pytest.fixture(scope="module")

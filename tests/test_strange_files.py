@@ -25,7 +25,7 @@ from aimonk_hf.audit.checks import audit
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.images import check_image, read_image, shown_name
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.image_files import ImageFiles
+from aimonk_hf.modeling.predict_files import ImageFiles
 
 ATTRIBUTES = ["collar", "belt"]
 SOAK_FACTOR = int(os.environ.get("AIMONK_SOAK_FACTOR", "1"))

@@ -19,7 +19,7 @@ from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, trai
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.modeling.devices import out_of_memory
+from aimonk_hf.modeling.devices import explain_failure
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.training import batches, loop
 from aimonk_hf.training.augmentation import sizes_by_epoch, train_augmentation
@@ -297,9 +297,9 @@ def test_running_out_of_memory_ends_the_run_with_one_line(
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    assert out_of_memory(RuntimeError("another"), 32, 224) is None
+    assert explain_failure(RuntimeError("another"), 32, 224) is None
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-    assert "smaller --num-workers" in str(out_of_memory(killed, 32, 224))
+    assert "smaller --num-workers" in str(explain_failure(killed, 32, 224))
 
 
 @pytest.mark.usefixtures("real_plots")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_support import small
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, train
+from aimonk_hf import AimonkModel, AttributeDataset, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import staged_folder
@@ -21,7 +22,6 @@ from aimonk_hf.training import loop
 from aimonk_hf.training.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"recipe": "demo", "epochs": 2, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
 
 
 @contextmanager
@@ -52,16 +52,14 @@ def place(sample: Path) -> Iterator[Path]:
 
 
 def run(place: Path, out: Path, **changes: object) -> AimonkModel:
-    return train(TrainConfig(str(place / "data"), str(out), **QUICK | changes))
+    return train(small(place / "data", out, **{"epochs": 2} | changes))
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(
-    place: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(place: Path, capsys):
     (place / "closed").mkdir(mode=0o555)
     (place / "file").write_text("")
     with without_rights():
@@ -77,7 +75,7 @@ def test_a_run_where_no_folder_can_be_made_says_so_before_it_reads_an_image(
 @pytest.mark.parametrize(
     "how", [{"overwrite": True}, {"resume": True, "ignore_changes": True}], ids=["overwrite", "resume"]
 )
-def test_a_run_that_may_no_longer_be_written_stays_as_it_was(how: dict, place: Path) -> None:
+def test_a_run_that_may_no_longer_be_written_stays_as_it_was(how: dict, place: Path):
     out = place / "out"
     with without_rights():
         run(place, out, epochs=1)
@@ -92,9 +90,7 @@ def test_a_run_that_may_no_longer_be_written_stays_as_it_was(how: dict, place: P
     assert AimonkModel.from_pretrained(out).config.attributes
 
 
-def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_is_named(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_is_named(place: Path, monkeypatch):
     out = place / "out"
     real = loop.save_checkpoint
 
@@ -118,7 +114,7 @@ def test_checkpoints_that_can_no_longer_be_written_end_the_run_and_the_last_one_
     assert AimonkModel.from_pretrained(out).metrics is not None
 
 
-def test_an_existing_folder_needs_no_rights_above_it(place: Path, tiny_model: AimonkModel) -> None:
+def test_an_existing_folder_needs_no_rights_above_it(place: Path, tiny_model: AimonkModel):
     (place / "mount").mkdir()
     place.chmod(0o555)
     with without_rights():
@@ -138,9 +134,7 @@ def test_an_existing_folder_needs_no_rights_above_it(place: Path, tiny_model: Ai
         "sample-data closed/data",
     ],
 )
-def test_every_command_says_in_one_line_what_it_may_not_write(
-    command: str, place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_says_in_one_line_what_it_may_not_write(command: str, place: Path, capsys, monkeypatch):
     attributes = AttributeDataset.from_folder(place / "data").attributes
     AimonkModel.from_timm("test_resnet", attributes, pretrained=False, image_size=32).save_pretrained(place / "model")
     before = content(place / "model")
@@ -157,7 +151,7 @@ def test_every_command_says_in_one_line_what_it_may_not_write(
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_killed_writer_leaves_the_folder_as_it_was(existing: bool, tmp_path: Path, tiny_model: AimonkModel) -> None:
+def test_a_killed_writer_leaves_the_folder_as_it_was(existing: bool, tmp_path: Path, tiny_model: AimonkModel):
     """Kill the writer before its first file takes its place; between two files the mixture is noticed on loading."""
     out = tmp_path / "model"
     if existing:
@@ -175,7 +169,7 @@ def test_a_killed_writer_leaves_the_folder_as_it_was(existing: bool, tmp_path: P
     assert AimonkModel.from_pretrained(out).config == tiny_model.config if existing else not out.exists()
 
 
-def test_only_the_last_two_checkpoints_and_no_leavings_stay(tmp_path: Path) -> None:
+def test_only_the_last_two_checkpoints_and_no_leavings_stay(tmp_path: Path):
     (tmp_path / ".step-00000001.abc.tmp").mkdir()
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, {"epoch": step, "network": {"w": torch.ones(2) * step}})
@@ -188,7 +182,7 @@ def test_only_the_last_two_checkpoints_and_no_leavings_stay(tmp_path: Path) -> N
         load_checkpoint(tmp_path)
 
 
-def test_a_block_that_fails_leaves_neither_folder_nor_stage(tmp_path: Path) -> None:
+def test_a_block_that_fails_leaves_neither_folder_nor_stage(tmp_path: Path):
     with pytest.raises(KeyError), staged_folder(tmp_path / "new") as stage:
         (stage / "a").write_text("1")
         raise KeyError

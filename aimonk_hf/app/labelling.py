@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from aimonk_hf.data.images import open_image, read_image, shrink
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 
 if TYPE_CHECKING:
     from aimonk_hf.audit.label_session import LabelSession

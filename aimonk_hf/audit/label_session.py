@@ -21,7 +21,7 @@ from aimonk_hf.data.reviews import LABEL_OF, Review, append_reviews, read_review
 from aimonk_hf.errors import AimonkError, ImageError
 from aimonk_hf.evaluation.report import score_unseen
 from aimonk_hf.evaluation.split_file import parts_of
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 from aimonk_hf.storage import read_json, write_json
 
 Floats = NDArray[np.floating[Any]]

@@ -1,19 +1,10 @@
 """The commands that judge a model or a data folder: evaluate, tune, audit."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimonk_hf.cli.flags import (
-    Command,
-    add_data_flags,
-    add_model_flag,
-    add_predictor_flags,
-    load_predictor,
-    names,
-    read_data,
-)
+from aimonk_hf.cli import flags
 from aimonk_hf.data.splits import NEAR_DUPLICATES
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import make_folder, write_json, write_text
@@ -23,44 +14,33 @@ if TYPE_CHECKING:
     from aimonk_hf.data.dataset import AttributeDataset
 
 
-def add_evaluation_commands(command: Command) -> None:
+def add_evaluation_commands(command: flags.Command) -> None:
     """Add the commands to the parser."""
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     file: dict[str, Any] = {"type": Path, "metavar": "CSV"}
-    part: dict[str, Any] = {"choices": ("train", "validation", "report")}
-    part["help"] = "only the images of that part of MODEL/split.csv"
-    near: dict[str, Any] = {"choices": NEAR_DUPLICATES, "default": "group"}
-    near["help"] = "group counts near-duplicates as one image where chance is judged, as copies are (group)"
-
     evaluate = command("evaluate", _evaluate, "judge a model on labelled images, beside the trivial predictors")
-    add_model_flag(evaluate)
-    add_predictor_flags(evaluate)
-    add_data_flags(evaluate)
+    flags.add_model_flag(evaluate)
     evaluate.add_argument("--output", **folder, help="write metrics.json and plots there")
-    evaluate.add_argument("--part", **part)
-    evaluate.add_argument("--near-duplicates", **near)
 
     compare = command("compare", _compare, "compare models on the same unseen images, with intervals and p-values")
     sides = "model folder, repository or CSV of scores; seeds of one recipe are joined by commas: a1,a2,a3"
     compare.add_argument("sides", nargs="+", metavar="MODEL", help=f"{sides}; the others are compared with the first")
-    add_predictor_flags(compare)
-    add_data_flags(compare)
     compare.add_argument("--output", **folder, help="write compare.json and a plot of each comparison there")
-    compare.add_argument("--part", **part)
 
     tune = command("tune", _tune, "tune the thresholds of a finished model on labelled images, and save them")
-    add_model_flag(tune, "model folder, whose config.json, metrics.json and card are rewritten")
-    add_predictor_flags(tune)
-    add_data_flags(tune)
+    flags.add_model_flag(tune, "model folder, whose config.json, metrics.json and card are rewritten")
     objectives = "f1, youden, or precision=0.9: the highest recall at that precision (f1)"
     tune.add_argument("--objective", default="f1", help=objectives)
     tune.add_argument("--output", **folder, help="save the model there instead of in its own folder")
-    tune.add_argument("--part", **part)
-    tune.add_argument("--near-duplicates", **near)
+
+    for parser in (evaluate, compare, tune):
+        part = "only the images of that part of MODEL/split.csv"
+        parser.add_argument("--part", choices=("train", "validation", "report"), help=part)
+    for parser in (evaluate, tune):
+        near = "group counts near-duplicates as one image where chance is judged, as copies are (group)"
+        parser.add_argument("--near-duplicates", choices=NEAR_DUPLICATES, default="group", help=near)
 
     audit = command("audit", _audit, "list problems of a data folder, and test whether its labels carry any signal")
-    add_predictor_flags(audit)
-    add_data_flags(audit)
     flag = audit.add_argument
     flag("--output", **folder, help="write audit.md, audit.json, a contact sheet and suggestions.csv there")
     flag("--probe", action="store_true", help="test for signal: a linear probe on the features of a frozen backbone")
@@ -69,7 +49,7 @@ def add_evaluation_commands(command: Command) -> None:
     curve = "what the next 500 images would bring, by the probe at 1/8 to all of the images"
     flag("--learning-curve", action="store_true", help=curve)
     several = "compare the probe on several backbones: mAP, AUROC, features a second, size"
-    flag("--backbones", type=names, metavar="A,B,C", help=several)
+    flag("--backbones", type=flags.names, metavar="A,B,C", help=several)
     flag("--model", help="model whose scores find suspect labels; its training images are left out")
     flag("--scores", **file, help="out-of-fold scores that find suspect labels, such as a run's oof.csv")
     flag("--split", **file, help="split.csv of a run: find duplicates in different parts")
@@ -78,12 +58,9 @@ def add_evaluation_commands(command: Command) -> None:
     accepted = "suggestions.csv with yes in `accept`, or reviews.csv"
     flag("--accept", **file, help=f"{accepted}: write OUTPUT/labels.csv with these changes")
 
-
-def _load(options: argparse.Namespace, model: str | None = None) -> Any:
-    """Return the predictor that the flags name, and say on which device it computes."""
-    predictor = load_predictor(options, model)
-    print(predictor.computing_line, file=sys.stderr)
-    return predictor
+    for parser in (evaluate, compare, tune, audit):
+        flags.add_predictor_flags(parser)
+        flags.add_data_flags(parser)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -92,8 +69,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from aimonk_hf.evaluation.report_table import metrics_table
     from aimonk_hf.evaluation.split_file import choose_part
 
-    dataset = read_data(options)
-    model = _load(options)
+    dataset = flags.read_data(options)
+    model = flags.load_predictor(options)
     dataset = choose_part(model, dataset, options.part)
     dataset.groups = image_groups(dataset, near=options.near_duplicates == "group")
     judged = judge_dataset(model, dataset, progress=True)
@@ -116,12 +93,12 @@ def _compare(options: argparse.Namespace) -> int:
         raise AimonkError("compare needs two models or more: aimonk-hf compare A B --data-dir DATA")
     if len(set(options.sides)) < len(options.sides):
         raise AimonkError("A model is named twice: there is nothing to compare it with")
-    dataset = read_data(options)
+    dataset = flags.read_data(options)
 
     def scorer(name: str) -> Any:
         if Path(name).suffix.lower() == ".csv":
             return GivenScores(dataset.attributes, read_scores(Path(name), dataset.labels.images, dataset.attributes))
-        return _load(options, name)
+        return flags.load_predictor(options, name)
 
     sides = {side: [scorer(name) for name in side.split(",")] for side in options.sides}
     report = compare(sides, dataset, options.part)
@@ -151,7 +128,7 @@ def _tune(options: argparse.Namespace) -> int:
     folder = options.output or Path(options.model)
     if not options.output and not folder.is_dir():
         raise AimonkError(f"{folder} is not a folder: name a folder for the tuned model with --output")
-    dataset = read_data(options)
+    dataset = flags.read_data(options)
     model = AimonkModel.from_pretrained(options.model)
     dataset, _ = match_known(choose_part(model, dataset, options.part), model.config.attributes, whole=True)
     problems = dataset.find_problems(progress=True)
@@ -161,7 +138,7 @@ def _tune(options: argparse.Namespace) -> int:
     usable.labels.check_observed("images that can be read")
     usable.groups = image_groups(usable, near=options.near_duplicates == "group")
     before, earlier = dict(model.config.thresholds), model.metrics or {}
-    predictor = _load(options)
+    predictor = flags.load_predictor(options)
 
     def score(_: AimonkModel, paths: list[Path]) -> tuple[Any, dict[Path, str]]:
         return score_images(predictor, paths, progress=True)
@@ -182,7 +159,7 @@ def _audit(options: argparse.Namespace) -> int:
     from aimonk_hf.audit.checks import add_suspects, audit
     from aimonk_hf.audit.report import summary
 
-    dataset = read_data(options)
+    dataset = flags.read_data(options)
     if options.accept:
         return _accept(options, dataset)
     if options.model and options.scores:
@@ -208,7 +185,7 @@ def _audit(options: argparse.Namespace) -> int:
     elif options.model:
         from aimonk_hf.evaluation.report import score_unseen
 
-        scores, note = score_unseen(_load(options), dataset)
+        scores, note = score_unseen(flags.load_predictor(options), dataset)
         add_suspects(audited, scores, f"the scores of {options.model} for images {note}")
     print("\n".join(summary(audited.findings)))
     if options.output:

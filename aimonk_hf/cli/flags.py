@@ -30,20 +30,25 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     by = "auto: onnxruntime on a CPU where the model has onnx/model.onnx, else torch (auto)"
     flag("--backend", choices=("auto", "onnx", "torch"), default="auto", help=by)
-    flag(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps; auto is the accelerator that torch has (auto)"
-    )
+    place = "auto, cpu, cuda, cuda:1 or mps; auto is the accelerator that torch has (auto)"
+    flag("--device", default="auto", help=place)
     formats = ("auto", "float32", "bf16", "fp16", "int8")
     less = "bf16 and fp16 are faster on new hardware, and less exact; int8 needs export --int8 (float32)"
     flag("--precision", choices=formats, default="float32", help=less)
 
 
+def computing_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `AimonkPredictor.from_pretrained` that the flags of `add_predictor_flags` name."""
+    return {name: getattr(options, name) for name in ("backend", "device", "precision")}
+
+
 def load_predictor(options: argparse.Namespace, model: str | None = None) -> Any:
-    """Return the `AimonkPredictor` that --model and the flags of `add_predictor_flags` name."""
+    """Return the `AimonkPredictor` of a model, by default of --model, and say on which device it computes."""
     from aimonk_hf.modeling.predictor import AimonkPredictor
 
-    chosen = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    return AimonkPredictor.from_pretrained(model or options.model, **chosen)
+    predictor = AimonkPredictor.from_pretrained(model or options.model, **computing_options(options))
+    print(predictor.computing_line, file=sys.stderr)
+    return predictor
 
 
 def add_threshold_flag(parser: argparse.ArgumentParser) -> None:

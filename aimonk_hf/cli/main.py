@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from aimonk_hf import __version__
 from aimonk_hf.cli.evaluation import add_evaluation_commands
 from aimonk_hf.cli.flags import Run
-from aimonk_hf.cli.importing import add_import_command
-from aimonk_hf.cli.labelling import add_label_command
+from aimonk_hf.cli.labelling import add_labelling_commands
 from aimonk_hf.cli.prediction import add_prediction_commands
 from aimonk_hf.cli.sharing import add_sharing_commands
 from aimonk_hf.cli.training import add_training_commands
@@ -27,28 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
     except AimonkError as error:
-        print(f"aimonk-hf: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a file name may hold line breaks
-        return 2
+        told = " ".join(str(error).splitlines())  # a file name may hold line breaks
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         told = f"This command needs {missing}, which is not installed: pip install {_PACKAGES.get(missing, missing)}"
-        print(f"aimonk-hf: {told}", file=sys.stderr)
-        return 2
     except (RuntimeError, MemoryError) as error:
         from aimonk_hf.modeling.devices import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
         advice = "try a smaller --batch-size or --num-workers, or --device cpu"
-        print(f"aimonk-hf: Out of memory ({reason_of(error)}): {advice}.", file=sys.stderr)
-        return 2
+        told = f"Out of memory ({reason_of(error)}): {advice}."
     except KeyboardInterrupt:
         print("aimonk-hf: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has gone: nothing more can be said to it, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return status
+    else:
+        return status
+    print(f"aimonk-hf: {told}", file=sys.stderr)
+    return 2
 
 
 def train_main() -> int:
@@ -69,7 +67,6 @@ def _parser(with_train_flags: bool = True) -> argparse.ArgumentParser:
         return sub
 
     add_training_commands(command, with_train_flags)
-    for add in (add_import_command, add_label_command, add_prediction_commands, add_evaluation_commands):
+    for add in (add_labelling_commands, add_prediction_commands, add_evaluation_commands, add_sharing_commands):
         add(command)
-    add_sharing_commands(command)
     return parser

@@ -10,30 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aimonk_hf.cli.flags import (
-    Command,
-    add_model_flag,
-    add_predictor_flags,
-    add_threshold_flag,
-    load_predictor,
-    read_thresholds,
-)
+from aimonk_hf.cli import flags
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import atomic_path, make_folder
 
 if TYPE_CHECKING:
-    from aimonk_hf.modeling.image_files import ImageFiles
-    from aimonk_hf.modeling.predict_files import Results
+    from aimonk_hf.modeling.predict_files import ImageFiles, Results
 
 
-def add_prediction_commands(command: Command) -> None:
+def add_prediction_commands(command: flags.Command) -> None:
     """Add the commands to the parser."""
     predict = command("predict", _predict, "print the attributes of images")
     flag = predict.add_argument
     flag("inputs", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER")
     flag("--list", type=Path, action="append", default=[], metavar="FILE", help="text file with one path a line")
-    add_model_flag(predict)
-    add_threshold_flag(predict)
+    flags.add_model_flag(predict)
+    flags.add_threshold_flag(predict)
     flag("--format", choices=("text", "json", "csv", "parquet"), default="text")
     flag("--excel", action="store_true", help="with --format csv: mark it as UTF-8, put ' before cells like formulas")
     flag("--output", type=Path, metavar="FILE", help="write there instead of to the terminal; a folder for parquet")
@@ -42,12 +34,12 @@ def add_prediction_commands(command: Command) -> None:
     flag("--tta", action="store_true", help="average with the mirrored image")
     flag("--batch-size", type=int, default=32)
     flag("--num-workers", type=int, help="threads that decode images; by default one a core, at most 8")
-    add_predictor_flags(predict)
+    flags.add_predictor_flags(predict)
 
     app = command("app", _app, "serve a model as a web page")
     flag = app.add_argument
     flag("--model", help="model folder or Hub repository; $AIMONK_MODEL, else outputs/demo, else a sample")
-    add_predictor_flags(app)
+    flags.add_predictor_flags(app)
     flag("--host", default="127.0.0.1")
     flag("--port", type=int, default=7860)
     flag("--share", action="store_true", help="make a public link through Gradio")
@@ -56,20 +48,20 @@ def add_prediction_commands(command: Command) -> None:
     kept = "keep images that visitors mark as rightly or wrongly decided, if they agree, in this data folder"
     flag("--collect", metavar="DATA", help=f"{kept} (docs/APP.md)")
     flag("--allow-save", action="store_true", help="let visitors write thresholds into the local model folder")
-    proxied: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
+    proxied: dict[str, Any] = {"dest": "allowed_hosts", "action": "append", "default": [], "metavar": "NAME"}
     flag("--allowed-host", **proxied, help="host name under which a proxy offers the app; repeatable, * for any")
     flag("--max-file-size", type=int, default=100, metavar="MB", help="refuse larger uploads (100)")
 
 
 def _predict(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.config import resolve_thresholds
-    from aimonk_hf.modeling.image_files import ImageFiles
-    from aimonk_hf.modeling.predict_files import predict_files, reported
+    from aimonk_hf.modeling.predict_files import ImageFiles, ParquetShards, predict_files, reported
+    from aimonk_hf.modeling.predictor import AimonkPredictor
 
     _check(options)
     paths = ImageFiles(options.inputs, options.list)
-    thresholds = read_thresholds(options.threshold)
-    model = load_predictor(options)
+    thresholds = flags.read_thresholds(options.threshold)
+    model = AimonkPredictor.from_pretrained(options.model, **flags.computing_options(options))
     names = model.config.attributes
 
     def results(own: Iterable[Path], total: int) -> "Results":
@@ -78,13 +70,8 @@ def _predict(options: argparse.Namespace) -> int:
         return reported(stream, total, "predicting")
 
     if options.format == "parquet":
-        from aimonk_hf.modeling.parquet import ParquetShards
-
-        settings = {
-            "model": model.fingerprint,
-            "thresholds": resolve_thresholds(names, model.thresholds, thresholds),
-            "tta": options.tta,
-        }
+        decided = resolve_thresholds(names, model.thresholds, thresholds)
+        settings = {"model": model.fingerprint, "thresholds": decided, "tta": options.tta}
         shards = ParquetShards(options.output, names, options.shard_size, settings, options.resume)
         if shards.finished:
             print(f"{options.output} is finished: nothing to resume")
@@ -139,10 +126,7 @@ def _text_file(path: Path) -> TextIO:
 def _write_together(
     paths: "ImageFiles", output: Path, write: Callable[[Iterable[Path], int, TextIO, bool], int]
 ) -> int:
-    """Let each process of a launch write its share of the paths, and the first one join them; return all failures.
-
-    Shares are contiguous, so that joining keeps the order of the images.
-    """
+    """Let each process of a launch write its share of the paths, and the first one join them; return all failures."""
     import torch.distributed as dist
 
     from aimonk_hf.modeling.devices import is_out_of_memory
@@ -151,6 +135,7 @@ def _write_together(
     rank, n_processes = dist.get_rank(), dist.get_world_size()
     make_folder(output.parent)
     parts = [output.with_name(f".{output.name}.part-{number}") for number in range(n_processes)]
+    # contiguous shares, so that joining keeps the order of the images
     first, end = (len(paths) * number // n_processes for number in (rank, rank + 1))
     try:
         with _text_file(parts[rank]) as file:
@@ -181,7 +166,5 @@ def _app(options: argparse.Namespace) -> int:
         raise AimonkError(f"--port must lie between 1 and 65535, found {options.port}")
     from aimonk_hf.app import serve
 
-    network = (options.model, options.host, options.port, options.share, options.allow_save, options.max_file_size)
-    computing = {"backend": options.backend, "device": options.device, "precision": options.precision}
-    serve(*network, options.allowed_host, options.label, options.collect, options.mcp, **computing)
+    serve(**{name: value for name, value in vars(options).items() if name != "run"})
     return 0

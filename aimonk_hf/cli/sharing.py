@@ -5,34 +5,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aimonk_hf.cli.flags import (
-    Command,
-    add_data_flags,
-    add_model_flag,
-    add_threshold_flag,
-    names,
-    read_data,
-    read_thresholds,
-)
+from aimonk_hf.cli import flags
 from aimonk_hf.errors import AimonkError
 
 
-def add_sharing_commands(command: Command) -> None:
+def add_sharing_commands(command: flags.Command) -> None:
     """Add the commands to the parser."""
     private: dict[str, Any] = {"action": "store_true", "help": "create it private; a public one is refused"}
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     export = command("export", _export, "write ONNX files for onnxruntime and Transformers.js")
-    add_model_flag(export)
+    flags.add_model_flag(export)
     export.add_argument("--output", required=True, **folder, help="the model folder itself, or a new one")
     export.add_argument("--int8", action="store_true", help="also a smaller file with 8-bit weights")
-    add_data_flags(export, required=False, help="labelled images on which the ONNX files are compared with torch")
+    flags.add_data_flags(export, required=False, help="labelled images on which the ONNX files are compared with torch")
 
     convert = command("convert", _convert, "make a model folder of a checkpoint, or of what timm or a tagger saved")
     flag = convert.add_argument
     told = "checkpoint (.pth, .safetensors) with --architecture; or a folder or Hub repository with a config.json"
     flag("checkpoint", metavar="CHECKPOINT_OR_FOLDER", help=told)
     flag("--architecture", help="of a checkpoint: resnet18, resnet50, efficientnet_b0, or another timm name")
-    flag("--attributes", type=names, metavar="A,B,C", help="names of the outputs, where the folder has none")
+    flag("--attributes", type=flags.names, metavar="A,B,C", help="names of the outputs, where the folder has none")
     flag("--output", required=True, **folder)
     own = "config.json's, or for a checkpoint "
     flag("--image-size", type=int, help=f"pixels per side ({own}224)")
@@ -42,23 +34,23 @@ def add_sharing_commands(command: Command) -> None:
     flag("--mean", type=_numbers, metavar="R,G,B", help=f"subtracted from pixels in [0, 1] ({own}ImageNet's)")
     flag("--std", type=_numbers, metavar="R,G,B", help=f"by which they are divided ({own}ImageNet's)")
     flag("--bgr", action=argparse.BooleanOptionalAction, help="a folder's network takes BGR pixels (wd-tagger's do)")
-    add_threshold_flag(convert)
+    flags.add_threshold_flag(convert)
     flag("--no-onnx", action="store_true", help="write no onnx/model.onnx")
 
     push = command("push", _push, "upload a model to the Hugging Face Hub")
-    add_model_flag(push)
+    flags.add_model_flag(push)
     flag = push.add_argument
     flag("--repo-id", required=True, metavar="USER/NAME", help="created where it does not exist")
     flag("--private", **private)
     flag("--revision", metavar="BRANCH", help="branch, created where it does not exist; main by default")
     flag("--commit-message", metavar="TEXT")
     flag("--license", metavar="ID", help="license of the model, in its card: an id of the Hub, or other:NAME[:ADDRESS]")
-    flag("--tags", type=names, metavar="A,B", help="tags that are added to the card")
+    flag("--tags", type=flags.names, metavar="A,B", help="tags that are added to the card")
     flag("--create-pr", action="store_true", help="open a pull request instead of committing")
     flag("--handler", action="store_true", help="add handler.py and this library, for Inference Endpoints")
 
     space = command("push-space", _push_space, "upload a Hugging Face Space that serves a model, or write its folder")
-    add_model_flag(space, "model folder, which is copied into the Space, or Hub repository")
+    flags.add_model_flag(space, "model folder, which is copied into the Space, or Hub repository")
     flag = space.add_argument
     flag("--repo-id", metavar="USER/NAME", help="the Space, created where it does not exist")
     flag("--output", **folder, help="write the Space's folder there; without --repo-id nothing is uploaded")
@@ -82,7 +74,7 @@ def _export(options: argparse.Namespace) -> int:
     from aimonk_hf.modeling.onnx_export import COMPARISON_FILE, export_folder
     from aimonk_hf.storage import write_json
 
-    dataset = read_data(options) if options.data_dir else None
+    dataset = flags.read_data(options) if options.data_dir else None
     model = AimonkModel.from_pretrained(options.model)
     if dataset is not None:
         dataset = dataset.match(model.config.attributes)  # refused before anything is written
@@ -103,12 +95,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from aimonk_hf.console import listed
     from aimonk_hf.modeling.config import resolve_thresholds
     from aimonk_hf.modeling.convert import convert_checkpoint, convert_folder
     from aimonk_hf.modeling.hub import CONFIG_FILE
     from aimonk_hf.modeling.onnx_export import onnx_line
 
-    source, asked = options.checkpoint, read_thresholds(options.threshold)
+    source, asked = options.checkpoint, flags.read_thresholds(options.threshold)
     if (options.output / CONFIG_FILE).exists():
         raise AimonkError(f"{options.output} holds a model already: name another --output")
     if options.architecture and options.bgr is not None:
@@ -128,9 +121,8 @@ def _convert(options: argparse.Namespace) -> int:
     model.save_pretrained(options.output)
     if not options.no_onnx:
         print(onnx_line(model, options.output))
-    more = f", and {len(attributes) - 20} more" if len(attributes) > 20 else ""
     found = "thresholds 0.5" if asked is None and stored == {0.5} else "with its thresholds"
-    print(f"model:    {options.output}  ({', '.join(attributes[:20])}{more}; {found})")
+    print(f"model:    {options.output}  ({listed(attributes)}; {found})")
     if found == "thresholds 0.5":
         print(f"better:   aimonk-hf tune --model {options.output} --data-dir DATA, or convert with --threshold")
     print(f"predict:  aimonk-hf predict IMAGE --model {options.output}")

@@ -24,7 +24,7 @@ from aimonk_hf.evaluation.resampling import (
 )
 from aimonk_hf.evaluation.split_file import parts_of
 from aimonk_hf.evaluation.thresholds import decide
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 
 FEWEST_IMAGES = 20
 SHOWN = {"average_precision": "mAP", "auroc": "AUROC", "f1": "F1"}

@@ -21,7 +21,7 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
 from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
 from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 
 _logger = logging.getLogger(__name__)
 

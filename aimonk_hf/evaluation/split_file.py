@@ -11,7 +11,7 @@ from aimonk_hf.data.formats import csv_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 from aimonk_hf.modeling.weights import plain_names
 from aimonk_hf.storage import read_json, write_csv
 

@@ -61,10 +61,9 @@ def find_backbone(architecture: str, pretrained: bool) -> Backbone:
 
 def read_folder(folder: Path, pretrained: bool) -> Backbone:
     """Read the network of a folder saved here, by timm's `save_for_hf`, or by transformers' TimmWrapper."""
-    values, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
-    if pretrained and not weights.is_file():
-        weights = folder / PICKLED_WEIGHTS_FILE
-    if pretrained and not weights.is_file():
+    values, files = read_json(folder / CONFIG_FILE), (folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE)
+    weights = next((file for file in files if file.is_file()), None)
+    if pretrained and weights is None:
         raise AimonkError(f"{folder} has no {WEIGHTS_FILE}; --no-pretrained starts from random weights")
     name = _known(values.get("architecture"))
     args = {key: value for key, value in _mapping(values, "model_args").items() if key != "num_classes"}

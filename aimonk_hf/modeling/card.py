@@ -17,8 +17,6 @@ _INDEXED = {
     "average_precision": ("average_precision", "macro average precision"),
     "auroc": ("roc_auc", "macro AUROC"),
 }
-# Those of them that hf.co/metrics lists.
-_METRICS = ("f1", "roc_auc")
 
 
 def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: dict[str, Any] | None = None) -> str:
@@ -49,7 +47,8 @@ def render_card(config: AimonkConfig, metrics: dict[str, Any] | None, fields: di
         library_name="timm",  # by another one transformers' pipeline does not find a repository's task
         pipeline_tag="image-classification",
         tags=[*_TAGS, *(given.pop("tags", None) or [])],
-        metrics=[one.metric_type for one in results if one.metric_type in _METRICS] or None,
+        # hf.co/metrics lists no average precision
+        metrics=[one.metric_type for one in results if one.metric_type != "average_precision"] or None,
         model_name=config.architecture if results else None,
         eval_results=results or None,
         **given,

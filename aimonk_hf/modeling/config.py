@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,7 +14,7 @@ from aimonk_hf import __version__
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, HubOptions, model_folder
-from aimonk_hf.storage import is_text, make_folder, read_json, write_json
+from aimonk_hf.storage import StrPath, is_text, make_folder, read_json, write_json
 
 DEFAULT_THRESHOLD = 0.5
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
@@ -126,7 +125,7 @@ class AimonkConfig:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | PathLike[str], subfolder: str | None = None, **options: Unpack[HubOptions]
+        cls, name: StrPath, subfolder: str | None = None, **options: Unpack[HubOptions]
     ) -> "AimonkConfig":
         """Load the config.json of a model folder or a Hub repository; `options` are huggingface_hub's."""
         path = model_folder(name, [CONFIG_FILE], subfolder, **options) / CONFIG_FILE
@@ -136,7 +135,7 @@ class AimonkConfig:
         except AimonkError as error:
             raise AimonkError(f"{path}: {error}") from error
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+    def save_pretrained(self, folder: StrPath) -> None:
         """Write config.json into a folder; weights that it was loaded with stay tied to it."""
         write_json(make_folder(Path(folder)) / CONFIG_FILE, self.to_dict())
 

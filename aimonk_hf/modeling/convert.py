@@ -2,7 +2,6 @@
 
 import csv
 import re
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from aimonk_hf.modeling.config import PROBLEM_TYPE, AimonkConfig, short
 from aimonk_hf.modeling.hub import CONFIG_FILE, WEIGHTS_FILE, model_folder
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.weights import build_for, check_state, read_tensors
-from aimonk_hf.storage import read_json, text_lines
+from aimonk_hf.storage import StrPath, read_json, text_lines
 
 # The published systems' torchvision transforms: Resize((224, 224)), ToTensor, Normalize with ImageNet's figures.
 PREPROCESSING = {
@@ -41,7 +40,7 @@ _FIRST_BLOCK = {
 
 
 def convert_checkpoint(
-    checkpoint: str | Path,
+    checkpoint: StrPath,
     architecture: str,
     attributes: list[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
@@ -67,7 +66,7 @@ def convert_checkpoint(
 
 
 def convert_folder(
-    name: str | PathLike[str],
+    name: StrPath,
     attributes: list[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
     bgr: bool | None = None,
@@ -114,9 +113,8 @@ def _check_width(path: Path, width: int, names: list[str] | None) -> list[str]:
     """Return the names, Attr1..AttrK without any; refuse another number of them than of outputs."""
     names = names or [f"Attr{number}" for number in range(1, width + 1)]
     if len(names) != width:
-        raise AimonkError(
-            f"{path} has {width} outputs but {len(names)} attributes were named: {', '.join(names)[:200]}"
-        )
+        given = f"{len(names)} attributes were named: {', '.join(names)[:200]}"
+        raise AimonkError(f"{path} has {width} outputs but {given}")
     return names
 
 

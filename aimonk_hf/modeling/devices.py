@@ -41,9 +41,8 @@ def on_zero_gpu() -> bool:
 def resolve_device(requested: str) -> str:
     """Return the device "cpu", "cuda:1", "mps"; "auto" is the accelerator that torch has, else the CPU.
 
-    Each process of a launch has an accelerator of its own, as far as there are so many.
-
-    Raises `AimonkError` for a device that is unknown, gone, or not usable by this torch.
+    Each process of a launch has an accelerator of its own, as far as there are so many. Raises `AimonkError` for a
+    device that is unknown, gone, or not usable by this torch.
     """
     if requested == "auto" and on_zero_gpu():
         return "cuda"  # `spaces` emulates it where the GPU is not there yet
@@ -83,13 +82,6 @@ def resolve_precision(requested: str, device: "torch.device") -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and is_faster_in_bf16() else "float32"
-
-
-def autocast_dtype(precision: str) -> "torch.dtype | None":
-    """Return the number format of autocast, None in float32."""
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def is_faster_in_bf16() -> bool:
@@ -198,18 +190,6 @@ def explain_failure(
         if n_images is not None and n_images <= batch_size:
             advice = f"only one of {n_images} usable images is left to train on: add images"
         return AimonkError(f"Batch norm needs more than one value per channel: {advice}")
-    return out_of_memory(error, batch_size, image_size)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation has failed, on a device or on the host, or the system has ended a worker."""
-    said_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_FAILURES)
-    # torch's error by its name, because torch may not be installed
-    return said_so or isinstance(error, MemoryError | BrokenProcessPool) or type(error).__name__ == "OutOfMemoryError"
-
-
-def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> AimonkError | None:
-    """Return the line for a failed allocation, or None for another error."""
     if not is_out_of_memory(error):
         return None
     if "DataLoader worker" in str(error) or isinstance(error, BrokenProcessPool):
@@ -218,3 +198,10 @@ def out_of_memory(error: BaseException, batch_size: int, image_size: int) -> Aim
         f"Out of memory with batch size {batch_size} and image size {image_size}: try --batch-size "
         f"{max(1, batch_size // 2)} (with --accumulation-steps 2 the result stays alike), or a smaller --image-size"
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation has failed, on a device or on the host, or the system has ended a worker."""
+    said_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_FAILURES)
+    # torch's error by its name, because torch may not be installed
+    return said_so or isinstance(error, MemoryError | BrokenProcessPool) or type(error).__name__ == "OutOfMemoryError"

@@ -6,17 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from os import PathLike, fspath
+from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 from aimonk_hf import __version__
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.card_fields import change_card, given_fields, is_repo_id
-from aimonk_hf.storage import check_no_link_outside, read_json
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from aimonk_hf.storage import StrPath, check_no_link_outside, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -65,7 +62,7 @@ class Pushed(NamedTuple):
 
 
 def model_folder(
-    name: str | PathLike[str], files: Sequence[str], subfolder: str | None = None, **options: Unpack[HubOptions]
+    name: StrPath, files: Sequence[str], subfolder: str | None = None, **options: Unpack[HubOptions]
 ) -> Path:
     """Return a local model folder, or one with those of `files` that the Hub repository has."""
     below = subfolder or ""
@@ -100,7 +97,7 @@ def is_public(repo_id: str) -> bool:
     return not (info.private or info.gated)
 
 
-def data_folder(name: str | PathLike[str]) -> Path:
+def data_folder(name: StrPath) -> Path:
     """Return a data folder; hf://datasets/user/name[@revision][/folder] is fetched from the Hub."""
     text = fspath(name)
     if not (found := _DATASET.fullmatch(text)):
@@ -112,7 +109,7 @@ def data_folder(name: str | PathLike[str]) -> Path:
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None), below)
 
 
-def dataset_id(name: str | PathLike[str]) -> str | None:
+def dataset_id(name: StrPath) -> str | None:
     """Return the repository of hf://datasets/user/name[@revision][/folder], None for another place."""
     found = _DATASET.fullmatch(fspath(name))
     return found[1] if found and is_repo_id(found[1]) else None
@@ -149,9 +146,8 @@ def hub_errors(repo_id: str, failure: str, revision: str | None = None) -> Itera
             raise
         raise AimonkError(f"{failure}: {' '.join(str(error).split())}") from error
     except (errors.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: an upload of bytes that failed
-        raise AimonkError(
-            f"{failure}: {reason_of(error.__cause__ or error)}; check the connection and try again"
-        ) from error
+        told = f"{reason_of(error.__cause__ or error)}; check the connection and try again"
+        raise AimonkError(f"{failure}: {told}") from error
 
 
 def made_from(path: Path, fingerprint: str) -> bool:
@@ -200,12 +196,12 @@ def push_model_folder(
 
 
 def create_repository(
-    repo_id: str, private: bool | None = None, api: "HfApi | None" = None, repo_type: str = "model"
+    repo_id: str, private: bool | None = None, token: str | bool | None = None, repo_type: str = "model"
 ) -> str:
     """Create a missing repository and return its full name; refuse a public one where `private` is asked for."""
     from huggingface_hub import HfApi
 
-    api = api or HfApi()
+    api = HfApi(token=token)
     sdk = "gradio" if repo_type == "space" else None
     with hub_errors(repo_id, f"Cannot push to {repo_id} on the Hub"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
@@ -233,7 +229,7 @@ def push_files(
     if create_pr and revision not in (None, "main"):
         raise AimonkError(f"A pull request goes against the main branch: leave out the revision {revision!r}")
     api = HfApi(token=options.get("token"), library_name="aimonk_hf", library_version=__version__)
-    repo_id = create_repository(repo_id, options.get("private"), api, repo_type)
+    repo_id = create_repository(repo_id, options.get("private"), options.get("token"), repo_type)
     with hub_errors(repo_id, f"Cannot push to {repo_id} on the Hub", revision):
         if revision and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)

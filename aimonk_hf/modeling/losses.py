@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 Normalizer = Tensor | float | None
 Loss = Callable[[Tensor, Tensor, Tensor | None, Normalizer], Tensor]
@@ -23,9 +23,7 @@ def masked_bce_with_logits(
 ) -> Tensor:
     """Return binary cross-entropy over the observed labels."""
     targets = _defined(labels)
-    losses = functional.binary_cross_entropy_with_logits(
-        logits.float(), targets, pos_weight=pos_weight, reduction="none"
-    )
+    losses = binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=pos_weight, reduction="none")
     return _masked_mean(losses, labels, normalizer)
 
 
@@ -46,11 +44,11 @@ def masked_asymmetric_loss(
     """
     targets, logits = _defined(labels), logits.float()
     score = logits.sigmoid()
-    shifted, log_negative = score, functional.logsigmoid(-logits)
+    shifted, log_negative = score, logsigmoid(-logits)
     if clip:
         shifted = (score - clip).clamp(min=0)
         log_negative = torch.log1p(-shifted.clamp(max=1 - 1e-7))  # below 1 - clip, but for rounding
-    positive = targets * _power(1 - score, gamma_positive) * functional.logsigmoid(logits)
+    positive = targets * _power(1 - score, gamma_positive) * logsigmoid(logits)
     if pos_weight is not None:
         positive = positive * pos_weight
     negative = (1 - targets) * _power(shifted, gamma_negative) * log_negative

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,15 +18,15 @@ from aimonk_hf.modeling.backbones import REFUSALS, build_network, cannot_compute
 from aimonk_hf.modeling.card import render_card
 from aimonk_hf.modeling.card_fields import base_model_fields, read_fields
 from aimonk_hf.modeling.config import AimonkConfig
-from aimonk_hf.modeling.devices import autocast_dtype, resolve_precision, torch_network
+from aimonk_hf.modeling.devices import resolve_precision, torch_network
 from aimonk_hf.modeling.losses import masked_bce_with_logits
 from aimonk_hf.modeling.onnx_network import keep_in_step
-from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.prediction import Predicting
 from aimonk_hf.modeling.processing import EvalTransform
 from aimonk_hf.modeling.saved_metrics import read_metrics
 from aimonk_hf.modeling.streaming import Network
 from aimonk_hf.modeling.weights import build_for, load_weights, own_names, plain_names, require_finite, save_weights
-from aimonk_hf.storage import staged_folder, write_json, write_text
+from aimonk_hf.storage import StrPath, staged_folder, write_json, write_text
 
 
 class AimonkOutput(tuple[Tensor, ...]):
@@ -128,16 +127,16 @@ class AimonkModel(Predicting, nn.Module):
 
     def check_outputs(self) -> "AimonkModel":
         """Compute one black image; raise `AimonkError` unless the network can, and gives logits [1, K]."""
-        was_training = self.training
         try:
-            logits = self.eval().logits_of_pixels(torch.zeros(1, 3, *self.transform.size, dtype=torch.uint8))
+            with self.predicting():
+                logits = self.logits_of_pixels(torch.zeros(1, 3, *self.transform.size, dtype=torch.uint8))
         except REFUSALS as error:
             raise cannot_compute(self.config.architecture, self.transform.size, error) from error
         found, wanted = list(logits.shape), [1, len(self.config.attributes)]
         if found != wanted:
             given = f"{self.config.architecture} gives outputs of shape {found} for one image instead of {wanted}"
             raise AimonkError(f"{given}: change model_args")
-        return self.train(was_training)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +151,7 @@ class AimonkModel(Predicting, nn.Module):
     @torch.inference_mode()
     def logits_of_pixels(self, pixels: Tensor, precision: str = "float32") -> Tensor:
         """Return float logits [N, K] on the CPU for uint8 pixels [N, 3, H, W]."""
-        device, dtype = self.device, autocast_dtype(precision)
+        device, dtype = self.device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         values = self.normalize(pixels.to(device, non_blocking=True)).to(next(self.parameters()).dtype)
         # the order that oneDNN and cuDNN compute in
         values = values.contiguous(memory_format=torch.channels_last)
@@ -176,11 +175,7 @@ class AimonkModel(Predicting, nn.Module):
             self.train(was_training)
 
     def save_pretrained(
-        self,
-        folder: str | PathLike[str],
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **options: Unpack[hub.PushOptions],
+        self, folder: StrPath, push_to_hub: bool = False, repo_id: str | None = None, **options: Unpack[hub.PushOptions]
     ) -> None:
         """Write config.json, model.safetensors, README.md and any metrics.json; a new folder appears whole.
 
@@ -215,24 +210,18 @@ class AimonkModel(Predicting, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | PathLike[str],
+        name: StrPath,
         *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         subfolder: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[hub.HubOptions],
     ) -> "AimonkModel":
         """Load a saved folder or a Hub repository, in eval mode.
 
         Raises `AimonkError` for missing, surplus, misshapen or non-finite tensors. `device` and `dtype` hold for the
-        loaded weights; the other options are huggingface_hub's.
+        loaded weights; `options` are huggingface_hub's: revision, token, cache_dir, local_files_only, force_download.
         """
-        options = hub.HubOptions(revision=revision, token=token, cache_dir=cache_dir, force_download=force_download)
-        options["local_files_only"] = local_files_only
         folder = hub.model_folder(name, hub.MODEL_FILES, subfolder, **options)
         config = AimonkConfig.from_pretrained(folder)
         path = folder / hub.WEIGHTS_FILE

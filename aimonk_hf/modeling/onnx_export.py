@@ -37,7 +37,12 @@ def export_folder(model: AimonkModel, folder: Path, int8: bool = False) -> list[
 
     `int8` adds onnx/model_quantized.onnx. Raises `AimonkError` as `write_onnx`, and for a folder of another model.
     """
-    _save_model(model, folder)
+    if (folder / CONFIG_FILE).exists():
+        own, theirs = model.state_dict(), AimonkModel.from_pretrained(folder).state_dict()
+        if own.keys() != theirs.keys() or not all(torch.equal(own[name].cpu(), theirs[name]) for name in own):
+            raise AimonkError(f"{folder} holds another model: name another --output")
+    else:
+        model.save_pretrained(folder)
     return write_onnx(model, folder, int8)
 
 
@@ -141,16 +146,6 @@ def _head_on_pooled_features(network: Any, values: Tensor) -> nn.Linear | None:
         return head if torch.allclose(head(features.mean((2, 3))), logits, atol=1e-4) else None
 
 
-def _save_model(model: AimonkModel, folder: Path) -> None:
-    """Save into a new folder; refuse one that holds another model, and leave the files of the same one."""
-    if not (folder / CONFIG_FILE).exists():
-        model.save_pretrained(folder)
-        return
-    own, theirs = model.state_dict(), AimonkModel.from_pretrained(folder).state_dict()
-    if own.keys() != theirs.keys() or not all(torch.equal(own[name].cpu(), theirs[name]) for name in own):
-        raise AimonkError(f"{folder} holds another model: name another --output")
-
-
 def _export_network(model: AimonkModel, path: Path, fingerprint: str) -> None:
     import onnx
 
@@ -195,11 +190,8 @@ def _check(model: AimonkModel, path: Path, fingerprint: str) -> None:
 def largest_difference(model: AimonkModel, network: OnnxNetwork, images: Sequence[Image.Image]) -> float:
     """Return the largest difference between the logits of torch and of an ONNX file on RGB images."""
     pixels = np.stack([model.transform.pixels(image) for image in images])
-    was_training = model.training
-    try:
-        expected = model.eval().logits_of_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
-    finally:
-        model.train(was_training)
+    with model.predicting():
+        expected = model.logits_of_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
     return float(np.abs(network.logits(pixels) - finite(expected, "a drawn image")).max())
 
 

@@ -60,7 +60,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: Path, config: AimonkConfig, fingerprint: str | None, device: str = "cpu") -> None:
-        self.path, self.transform = path, EvalTransform(config.pretrained_cfg)
+        self.path, self.config, self.transform = path, config, EvalTransform(config.pretrained_cfg)
         self.device, self._provider = device, _provider(device)
         self._whole = self._session(0)
         self._shared: Any = None

@@ -75,12 +75,11 @@ def stream_outputs(
     load, remaining = partial(_load, prepare, cache), iter(sources)
     if not network.threads:
         first = list(islice(remaining, _FEWEST_FOR_PROCESSES if network.on_accelerator else 0))
-        pool, n_workers = cast("Executor | None", None), workers or default_workers()
         may_fork = sys.platform == "linux" and current_thread() is main_thread()
+        pool: Executor = ThreadPoolExecutor(workers or default_workers())
         if may_fork and len(first) == _FEWEST_FOR_PROCESSES and _is_path(first[0]):
-            pool = ProcessPoolExecutor(n_workers, get_context("fork"), _ignore_interrupt)
-        loaded = in_pool(load, chain(first, remaining), pool or ThreadPoolExecutor(n_workers), 2 * batch_size)
-        for batch in _batches(loaded, batch_size):
+            pool = ProcessPoolExecutor(workers or default_workers(), get_context("fork"), _ignore_interrupt)
+        for batch in _batches(in_pool(load, chain(first, remaining), pool, 2 * batch_size), batch_size):
             yield from _score(batch, network.compute)
         return
     threads, size = workers or network.threads, min(batch_size, network.thread_batch)
@@ -89,7 +88,6 @@ def stream_outputs(
     if not alone:
         size = min(size, math.ceil(len(first) / threads))  # every thread gets some of a few images
     batches = _batches(chain(first, remaining), size)
-
     compute = network.compute if alone else network.compute_in_thread or network.compute
 
     def score(batch: list[Source]) -> list[tuple[Source, Outputs | ImageError]]:
@@ -162,7 +160,7 @@ def sigmoid(logits: Outputs) -> NDArray[np.float64]:
 def finite(outputs: Outputs, source: Any = None) -> Outputs:
     """Return the outputs of an image; raise `NotFiniteError` for an infinite or NaN one."""
     if not np.isfinite(outputs).all():
-        name = shown_name(os.fspath(source)) if isinstance(source, str | os.PathLike) else "this image"
+        name = shown_name(os.fspath(source)) if _is_path(source) else "this image"
         advice = "these weights give no scores, train with a lower --lr"
         raise NotFiniteError(f"The network's output for {name} is not finite (infinite or NaN): {advice}")
     return outputs
