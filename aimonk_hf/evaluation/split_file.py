@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
-from aimonk_hf.data.formats import csv_rows
+from aimonk_hf.data.formats import headed_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
@@ -28,12 +28,8 @@ def write_parts(path: Path, rows: Iterable[Row]) -> None:
 
 def read_parts(path: Path) -> list[Row]:
     """Return the rows of a split.csv; raises `AimonkError` where it is none."""
-    rows = csv_rows(path)
-    _, header = next(rows, (1, []))
-    if not {"image", "part"} <= set(header):
-        raise AimonkError(f"{path} is not a split file: its header must be image,part or image,part,sha256")
-    named = (dict(zip(header, cells, strict=True)) for _, cells in rows)
-    return [(row["image"], row["part"], row.get("sha256", "")) for row in named]
+    rows = headed_rows(path, ("image", "part"))
+    return [(row["image"], row["part"], row.get("sha256", "")) for _, row in rows]
 
 
 def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | None], str]:
