@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, rankdata, t
+from scipy.stats import rankdata
 
 from aimonk_hf.console import table
 from aimonk_hf.data.dataset import AttributeDataset
@@ -15,11 +15,11 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined, nan_
 from aimonk_hf.evaluation.report import score_images
 from aimonk_hf.evaluation.resampling import (
     ALPHA,
-    LEVEL,
     METRICS,
     MIN_OF_EACH,
     Ranking,
     corrected_p_values,
+    percentiles,
     resample_metrics,
 )
 from aimonk_hf.evaluation.split_file import parts_of
@@ -86,9 +86,7 @@ def compare(
 def comparison_table(found: dict[str, Any]) -> str:
     """Return one comparison of `compare` as lines: macro figures, attributes with evidence, and the verdict."""
     header = ["other - baseline", "baseline", "other", "difference", "95% interval", "p"]
-    rows = []
-    for metric, name in SHOWN.items():
-        rows.append([name, *_cells(found["macro"][metric])])
+    rows = [[name, *_cells(found["macro"][metric])] for metric, name in SHOWN.items()]
     own = sorted(found["per_attribute"].items(), key=lambda item: -item[1]["average_precision"]["difference"])
     rows += [[f"  AP of {name}", *_cells(row["average_precision"])] for name, row in own]
     return f"{table(header, rows)}\n{found['verdict']}"
@@ -158,13 +156,13 @@ def compare_sides(
         raise AimonkError(f"No attribute has {MIN_OF_EACH} labels of each kind: nothing can be compared")
     labels = labels[:, enough]
     sides = [_restrict(one, enough) for one in (baseline, other)]
-    group_of = np.arange(len(labels)) if groups is None else groups
+    groups = np.arange(len(labels)) if groups is None else groups
     every = np.ones((1, len(labels)), np.uint8)
     own = [_mean_over_seeds(_rankings(labels, side), every)[:, 0] for side in sides]
     resampled = [_resample(labels, side, n_resamples, groups, seed + number) for number, side in enumerate(sides)]
     drawn = resampled[1] - resampled[0]
-    permuted = _permute(labels, sides, group_of, n_permutations, seed)
-    n_groups = len(np.unique(group_of))
+    permuted = _permute(labels, sides, groups, n_permutations, seed)
+    n_groups = len(np.unique(groups))
     difference = own[1] - own[0]
     names = [name for name, kept in zip(attributes, enough, strict=True) if kept]
     per_attribute: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -173,12 +171,12 @@ def compare_sides(
         spread = np.maximum(permuted[metric].std(axis=0), 1e-12)
         p_values = corrected_p_values(np.abs(difference[metric]) / spread, np.abs(permuted[metric]) / spread)
         for k, attribute in enumerate(names):
-            ends = _interval(drawn[metric, :, k], n_groups)
+            ends = percentiles(drawn[metric, :, k], n_groups)
             figures = np.array([one[metric, k] for one in (*own, difference)])
             per_attribute[attribute][name] = _row(figures, ends, p_values[k])
         means = np.array([mean_defined(one[metric]) for one in (*own, difference)])
         exceeded = (np.abs(permuted[metric].mean(axis=1)) >= abs(means[2]) - 1e-9).sum()
-        ends = _interval(np.nanmean(drawn[metric], axis=1), n_groups)
+        ends = percentiles(np.nanmean(drawn[metric], axis=1), n_groups)
         macro[name] = _row(means, ends, (exceeded + 1) / (n_permutations + 1))
     found = {"baseline": baseline.name, "other": other.name, "n_images": len(labels), "macro": macro}
     left_out = [name for name, kept in zip(attributes, enough, strict=True) if not kept]
@@ -232,7 +230,7 @@ def _mean_over_seeds(seeds: list[list[Ranking]], weights: Any) -> Floats:
     return np.asarray(np.mean(np.array(values), axis=0).transpose(1, 2, 0))
 
 
-def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints | None, seed: int) -> Floats:
+def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints, seed: int) -> Floats:
     """Return the metrics [M, B, K] of resampled images and seeds; the same images for every side."""
     pairs = zip(side.scores, side.decisions, strict=True)
     by_name = [resample_metrics(labels, *pair, n_resamples, groups, seed=0) for pair in pairs]
@@ -265,10 +263,3 @@ def _permute(labels: Floats, sides: list[Side], groups: Ints, n_permutations: in
         first, second = np.concatenate([1 - swapped, swapped], axis=1), np.concatenate([swapped, 1 - swapped], axis=1)
         found.append(_mean_over_seeds(seeds, second) - _mean_over_seeds(seeds, first))
     return np.nan_to_num(np.concatenate(found, axis=1))
-
-
-def _interval(values: Floats, n: int) -> Floats:
-    """Return the two ends of a percentile interval, widened for `n` images as `resampling` does."""
-    values = values[~np.isnan(values)]
-    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1))
-    return np.quantile(values, [tail, 1 - tail]) if len(values) else np.array([np.nan, np.nan])

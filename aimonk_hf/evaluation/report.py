@@ -21,7 +21,9 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
 from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
 from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
+from aimonk_hf.modeling.onnx_network import ONNX_FILES
 from aimonk_hf.modeling.predicting import Predicting
+from aimonk_hf.modeling.predictor import AimonkPredictor
 
 _logger = logging.getLogger(__name__)
 
@@ -112,6 +114,26 @@ def score_unseen(model: Predicting, dataset: AttributeDataset) -> tuple[NDArray[
     scores[np.ix_(rows, columns)], _ = score_images(model, [*map(dataset.path, rows)], progress=True)
     note = "of which it is unknown whether it was trained on them" if unknown else "which it was not trained on"
     return scores, note
+
+
+def compare_metrics(folder: Path, dataset: AttributeDataset) -> dict[str, Any]:
+    """Judge torch and each ONNX file of a model folder on labelled images, with the model's thresholds.
+
+    Returns {"n_images", "torch": macro figures, FILE: macro figures and "largest_score_difference"}.
+    """
+    predictors = {"torch": AimonkPredictor.from_pretrained(folder, backend="torch")}
+    for precision, file in ONNX_FILES.items():
+        if (folder / file).is_file():
+            own = AimonkPredictor.from_pretrained(folder, backend="onnx", precision=precision, device="cpu")
+            predictors[Path(file).name] = own
+    every = {name: judge_dataset(predictor, dataset) for name, predictor in predictors.items()}
+    report: dict[str, Any] = {"n_images": len(every["torch"].paths)}
+    for name, judged in every.items():
+        kept = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
+        difference = float(np.abs(judged.scores - every["torch"].scores).max())
+        macro = judged.report["macro"]
+        report[name] = {key: macro[key] for key in kept} | {"largest_score_difference": difference}
+    return report
 
 
 def build_report(

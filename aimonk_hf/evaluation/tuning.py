@@ -185,15 +185,14 @@ def _score_readable(model: AimonkModel, dataset: AttributeDataset, score: Score)
 
 def _fold_figures(labels: Labels, chosen: _Chosen, fold_of: Ints) -> dict[str, Any]:
     """Return mean, standard deviation and values over the folds of each macro metric."""
-    values: dict[str, list[float]] = {"f1": [], "average_precision": [], "auroc": []}
-    n_folds = int(fold_of.max()) + 1
-    for fold in range(n_folds):
-        own = fold_of == fold
-        truth, scores = labels[own], chosen.scores[own]
-        values["f1"].append(mean_defined(metrics.f1(metrics.count_decisions(truth, chosen.decisions[own]))))
-        values["average_precision"].append(mean_defined(metrics.average_precision(truth, scores)))
-        values["auroc"].append(mean_defined(metrics.auroc(truth, scores)))
-    return {"n_folds": n_folds, "macro": nan_to_none({name: spread(column) for name, column in values.items()})}
+    folds = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    values = {
+        "f1": [metrics.f1(metrics.count_decisions(labels[own], chosen.decisions[own])) for own in folds],
+        "average_precision": [metrics.average_precision(labels[own], chosen.scores[own]) for own in folds],
+        "auroc": [metrics.auroc(labels[own], chosen.scores[own]) for own in folds],
+    }
+    macro = {name: spread(list(map(mean_defined, columns))) for name, columns in values.items()}
+    return {"n_folds": len(folds), "macro": nan_to_none(macro)}
 
 
 def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:
