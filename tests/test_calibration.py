@@ -11,12 +11,7 @@ from torch import nn
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import (
-    calibrate,
-    expected_calibration_error,
-    fit_scaling,
-    fold_into_classifier,
-)
+from aimonk_hf.evaluation.calibration import calibrate, expected_calibration_error, fit_scaling, fold_into_classifier
 from aimonk_hf.evaluation.metrics import to_logits
 
 NAN = np.nan

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
 def check(labels: Labels, images: list[str], attributes: list[str], values: Any) -> None:
     assert (labels.images, labels.attributes) == (images, attributes)
     np.testing.assert_array_equal(labels.values, np.array(values, dtype=np.float32))
+
+
+def test_reads_the_assignments_format(tmp_path: Path) -> None:
+    text = "image_0.jpg 1 NA 0\r\n\nmy red dress.JPG  0\t1 1\ncopy of a.jpg (2).png 1 0 NA\n"
+    images = ["image_0.jpg", "my red dress.JPG", "copy of a.jpg (2).png"]
+    values = [[1, NAN, 0], [0, 1, 1], [1, 0, NAN]]
+    check(read_labels(write(tmp_path, "labels.txt", text)), images, ["Attr1", "Attr2", "Attr3"], values)
+
+
+def test_attributes_name_text_columns_and_choose_csv_columns(tmp_path: Path) -> None:
+    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
+    assert read_labels(text, ["x", "y"]).attributes == ["x", "y"]
+    table = write(tmp_path, "labels.csv", "image,x,y,z\na.jpg,1,0,NA\n")
+    check(read_labels(table, ["z", "x"]), ["a.jpg"], ["z", "x"], [[NAN, 1]])
+
+
+def test_a_folder_prefers_csv(tmp_path: Path) -> None:
+    write(tmp_path, "labels.txt", "a.jpg 1\n")
+    write(tmp_path, "labels.csv", "image,x\nb.jpg,0\n")
+    assert read_labels(tmp_path).images == ["b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -144,30 +165,15 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ("labels.csv", "image,x\na,1\n", {"ignore_columns": ["X"]}, "no column for --ignore-columns: 'X'"),
         ("labels.csv", "image,x\na,1\n", {"ignore_columns": ["x"]}, "No column is left for labels"),
         ("labels.csv", "image,x\na,1\n", {"group_column": "person"}, "no column for --group-column: 'person'"),
-        (
-            "labels.csv",
-            "image,x,s\na,1,eval\n",
-            {"split_column": "s"},
-            ":2: 'eval' is not a part: use train",
-        ),
+        ("labels.csv", "image,x,s\na,1,eval\n", {"split_column": "s"}, ":2: 'eval' is not a part: use train"),
         ("labels.csv", "image,x\na,1\n", {"encoding": "klingon"}, "--encoding klingon: there is no such encoding"),
         ("labels.csv", b"image,x\na,1\n\xe9,1\n", {"encoding": "ascii"}, r":\d: The text from here on is not ascii"),
         ("labels.csv", b"\xff\xfei\0m\0a\0\0\xd8", {}, r":\d: The text from here on is not utf-16"),
-        (
-            "labels.csv",
-            "image,x\nhttps://x.org/a.jpg,1\n",
-            {},
-            r":2: https://x.org/a.jpg is a URL: fetch .*wget",
-        ),
+        ("labels.csv", "image,x\nhttps://x.org/a.jpg,1\n", {}, r":2: https://x.org/a.jpg is a URL: fetch .*wget"),
         ("labels.csv", "image,a;name\nx,1\n", {}, "divided by ',' and by ';': write the line sep=, before it"),
         ("labels.csv", "index,image,x\n0,a.jpg,1\n5,b.jpg,1\n", {}, ":3: '5' in the first column, 'index', is not the"),
         ("labels.csv", ",image,x\nzero,a.jpg,1\n", {}, ":2: 'zero' in the first column, '', is not the number"),
-        (
-            "labels.csv",
-            "image|x\na|1\n",
-            {},
-            r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|",
-        ),
+        ("labels.csv", "image|x\na|1\n", {}, r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|"),
         ("labels.csv", b'"\xc2\xa0"', {}, "is empty: a row is an image name"),
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
         (
@@ -178,35 +184,39 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ),
         ("labels.csv.gz", b"\x1f\x8b\x08\0" + bytes(20), {}, "labels.csv.gz is packed by gzip and damaged"),
         ("labels.csv", b"PK\x03\x04...", {}, "not a text file but an archive or an Excel table: save"),
-        (
-            "export.xlsx",
-            b"PK\x03\x04...",
-            {},
-            r"as CSV, or use `aimonk-hf import \S+export.xlsx --output DATA`",
-        ),
-        (
-            "labels.txt",
-            "image collar\na.jpg 1\n",
-            {},
-            "labels.txt:1: No image name in 'image collar' .*without a",
-        ),
+        ("export.xlsx", b"PK\x03\x04...", {}, r"as CSV, or use `aimonk-hf import \S+export.xlsx --output DATA`"),
+        ("labels.txt", "image collar\na.jpg 1\n", {}, "labels.txt:1: No image name in 'image collar' .*without a"),
         ("labels.txt", "a.jpg 1 0\na b.jpg 1\n", {}, "labels.txt:2: The row has 1 values where 2 were expected"),
-        (
-            "x.jsonl",
-            '{"image": "a", "x": 1}\n{"image": "b", "x": [1]}\n',
-            {},
-            r":2: '\[1\]' in column x is not a",
-        ),
+        ("x.jsonl", '{"image": "a", "x": 1}\n{"image": "b", "x": [1]}\n', {}, r":2: '\[1\]' in column x is not a"),
         ("x.jsonl", '{"image": "a", "x": 1, "x": 0}\n', {}, r":1: The line is no JSON object \(a key is in it twice\)"),
         ("x.jsonl", '{"image" :"a", "x": 1, "x" :0}\n', {}, r":1: The line is no JSON object \(a key is in it twice\)"),
-        (
-            "x.json",
-            '[{"image": "a", "x": 1}]\n',
-            {},
-            r":1: The line is no JSON object \(found a list\); `aimonk-hf",
-        ),
+        ("x.json", '[{"image": "a", "x": 1}]\n', {}, r":1: The line is no JSON object \(found a list\); `aimonk-hf"),
         ("x.jsonl", '{"image": "a", "x": 1}\n{"image": "b"', {}, r"x.jsonl:2: The line is no JSON object \(.+\)"),
         ("x.jsonl", '{"image": null, "x": 1}\n', {}, "x.jsonl:1: The image name is empty"),
+        ("labels.txt", "", {}, "is empty"),
+        ("labels.txt", "a.jpg 1 0\nb.jpg 1 2\n", {}, r"labels.txt:2: '2' in column Attr2 is not a label"),
+        ("labels.txt", "a.jpg 1 maybe\n", {}, r"labels.txt:1: 'maybe' in column Attr2 is not a label"),
+        ("labels.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", {}, r"labels.txt:3: a.jpg is listed already in line 1"),
+        ("labels.txt", "a.jpg\n", {}, r"labels.txt:1: No values in 'a.jpg'"),
+        ("labels.csv", "image,x\na.jpg,1,0\n", {}, r"labels.csv:2: The row has 3 cells where 2 were expected"),
+        ("labels.csv", "image,x\na.jpg,maybe\n", {}, r"labels.csv:2: 'maybe' in column x is not a label"),
+        ("labels.csv", "image,x\na.jpg,1\na.jpg,0\n", {}, r"labels.csv:3: a.jpg is listed already in line 2"),
+        ("labels.csv", "image,x\n", {}, "has a header but no rows"),
+        ("labels.csv", "a.jpg,1,0\n", {}, r"labels.csv:1: The first row is not a header: write image,<attribute>"),
+        ("labels.csv", "image,x,x\na.jpg,1,0\n", {}, r"labels.csv:1: The attribute 'x' is in the header twice"),
+        ("labels.csv", "image,x,\na.jpg,1,0\n", {}, r"labels.csv:2: The row has 3 cells where 2 were"),
+        ("labels.csv", "image,x,,y\na.jpg,1,0,0\n", {}, r"labels.csv:1: The attribute '' has no name"),
+        ("labels.csv", "image,x\n,1\n", {}, r"labels.csv:2: The image name is empty"),
+        ("labels.csv", 'image,x\n"a.jpg,1\n', {}, r"labels.csv:\d: "),
+        (
+            "metadata.csv",
+            "label,a\nx.png,1\n",
+            {},
+            "metadata.csv:1: The header must be file_name,<attribute>,... .found 'label,a'",
+        ),
+        ("metadata.csv", "file_name,a\nx.png\n", {}, "metadata.csv:2: The row has 1 cells where 2 were expected"),
+        ("metadata.csv", "file_name,a\nx.png,1\nx.png,0\n", {}, "metadata.csv:3: x.png is listed already in line 2"),
+        ("metadata.csv", "file_name\nx.png\n", {}, "header"),
     ],
 )
 def test_refusals_name_the_line_and_the_cure(
@@ -294,3 +304,62 @@ def test_the_flags_of_reading_reach_the_reader(
     )
     wanted = AttributeDataset.from_folder(sample).labels.values
     np.testing.assert_array_equal(listed_images(settings, None, None).labels.values, wanted)
+
+
+def test_refuses_a_wrong_number_of_names_and_unknown_columns(tmp_path: Path) -> None:
+    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
+    with pytest.raises(AimonkError, match="2 values a row but 1 attributes"):
+        read_labels(text, ["x"])
+    table = write(tmp_path, "labels.csv", "image,collar\na.jpg,1\n")
+    with pytest.raises(AimonkError, match=r"no attribute 'colar' \(did you mean collar\?\)"):
+        read_labels(table, ["colar"])
+
+
+def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AimonkError, match="There is no data folder"):
+        AttributeDataset.from_folder(tmp_path / "nowhere")
+    with pytest.raises(AimonkError, match="has no label file .labels.csv, labels.tsv, labels.txt, "):
+        AttributeDataset.from_folder(tmp_path)
+    write(tmp_path, "labels.txt", "a.jpg 1\n")
+    with pytest.raises(AimonkError, match="There is no folder .*images"):
+        AttributeDataset.from_folder(tmp_path)
+
+
+def test_nested_images_folder_and_non_utf8_names(tmp_path: Path, picture) -> None:
+    nested = tmp_path / "images" / "images"
+    nested.mkdir(parents=True)
+    picture.save(nested / "a.png")
+    write(tmp_path, "labels.txt", b"a.png 1\nd\xe9j\xe0.png 0\n")
+    dataset = AttributeDataset.from_folder(tmp_path)
+    assert dataset.images_dir == nested
+    assert dataset.find_problems() == {1: "no such file"}
+    item = dataset[0]
+    assert item["pixel_values"].size == picture.size
+    assert item["labels"].tolist() == [1.0]
+
+
+def test_columns_of_metadata_other_than_the_file_name_are_attributes(tmp_path: Path) -> None:
+    write(tmp_path, "metadata.csv", "collar,file_name,belt\n1,train/a b.png,\nFalse,c.png,True\n0.0,d.png,NA\n\n")
+    images = ["train/a b.png", "c.png", "d.png"]
+    check(read_labels(tmp_path), images, ["collar", "belt"], [[1, NAN], [0, 1], [0, NAN]])
+
+
+def test_attributes_choose_columns_of_metadata(tmp_path: Path) -> None:
+    path = write(tmp_path, "metadata.csv", 'file_name,text,collar,belt\na.png,"a dress, red",1,0\n')
+    assert read_labels(path, ["belt", "collar"]).values.tolist() == [[0, 1]]
+    with pytest.raises(
+        AimonkError, match=r":2: .a dress, red. in column text is not a label .*--ignore-columns text .*--attributes"
+    ):
+        read_labels(path)
+
+
+def test_images_of_metadata_are_beside_it(sample: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imagefolder"
+    shutil.copytree(sample / "images", folder / "train")
+    header, *rows = (sample / "labels.csv").read_text().splitlines()
+    write(folder, "metadata.csv", "\n".join([header.replace("image", "file_name"), *(f"train/{row}" for row in rows)]))
+    dataset = AttributeDataset.from_folder(folder)
+    assert not dataset.find_problems()
+    original = AttributeDataset.from_folder(sample)
+    assert np.array_equal(dataset.labels.values, original.labels.values, equal_nan=True)
+    assert dataset[3]["pixel_values"] == original[3]["pixel_values"]
