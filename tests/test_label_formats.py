@@ -1,7 +1,9 @@
 """Any format of label file: the same table, the same words, the same refusals."""
 
+import base64
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,28 @@ ROWS: list[dict[str, Any]] = [
     {"file_name": "b.jpg", "collar": None, "belt": True},
 ]
 TABLE = [[1, 0], [NAN, 1]]
+# Label files as other tools write them: the table that each means, or the reason why it is refused.
+CASES = json.loads((Path(__file__).parent / "label_cases.json").read_text(encoding="utf-8"))
+# The words that the refusal, or the warning, of a case must have.
+REASONS = {
+    "minus1": "labels.csv:2: '-1' in column collar is not a label .* --missing-values=-1 or --absent-values=-1",
+    "null": "labels.csv:3: 'None' in column collar is not a label .* --missing-values=None or --absent-values=None",
+    "label_studio": "labels.csv:2: .* in column choice is not a label .*`aimonk-hf import` .*--ignore-columns choice,",
+    "dup_attr_case": "labels.csv:1: The attributes 'collar' and 'Collar' differ only in case or spaces",
+    "latin1": r"labels.csv:1: The attribute .* is not plain text: .* --encoding \(such as latin-1\)",
+    "soft": "labels.csv:2: '0.5' in column collar is not a label .* --present-above 0.5",
+    "ls_linesep": r"labels.csv:1: The attribute 'col\\u2028lar' is not plain text",
+}
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def write_case(folder: Path, case: dict[str, Any]) -> Path:
+    return write(folder, case["file"], base64.b64decode(case["base64"]) if "base64" in case else case["text"])
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
@@ -91,6 +109,26 @@ def test_each_format_is_read_as_the_same_table(name: str, text: str | bytes, tmp
     if labels.attributes == ["belt", "collar"]:
         labels = read_labels(tmp_path / name, ["collar", "belt"])
     check(labels, ["a.jpg", "b.jpg"], ["collar", "belt"], TABLE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "images" in case], ids=lambda case: case["name"])
+def test_a_case_is_read_as_the_table_that_it_means(case: dict[str, Any], tmp_path: Path) -> None:
+    check(read_labels(write_case(tmp_path, case)), case["images"], case["attributes"], case["values"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "images" not in case], ids=lambda case: case["name"])
+def test_a_case_that_could_be_misread_is_refused_or_warned_of(
+    case: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, reason = write_case(tmp_path, case), REASONS[case["name"]]
+    if case["name"] == "dup_attr_case":
+        assert read_labels(path).attributes == ["collar", "Collar"]
+        assert len(caplog.messages) == 1
+        assert re.search(reason, caplog.text)
+    else:
+        with pytest.raises(AimonkError, match=reason) as caught:
+            read_labels(path)
+        assert str(caught.value).isprintable()
 
 
 def test_parquet_is_read_as_the_same_table(tmp_path: Path) -> None:
