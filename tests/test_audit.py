@@ -222,28 +222,26 @@ def test_scores_from_a_csv(tmp_path: Path) -> None:
     path.write_text("image,b,a,fold\ny.png,0.2,0.1,0\nother.png,1,1,1\n")
     scores = read_scores(path, ["x.png", "y.png"], ["a", "b"])
     np.testing.assert_array_equal(scores, [[NAN, NAN], [0.1, 0.2]])
-    for text, message in (
-        ("image,b\ny.png,0.2\n", "no column a"),
-        ("image,a,b\ny.png,2,0\n", "between 0 and 1"),
-        ("image,a,b\ny.png,x,0\n", "oof.csv:2"),
-        ("image,a,b\ny.png,nan,0\n", "oof.csv:2: the score 'nan' is not a number between"),
-    ):
-        path.write_text(text)
-        with pytest.raises(AimonkError, match=message):
-            read_scores(path, ["x.png", "y.png"], ["a", "b"])
-
-
-def test_scores_of_attributes_that_other_columns_are_named_after(tmp_path: Path) -> None:
-    path = tmp_path / "oof.csv"
     path.write_text("image,score:image,score:notes,error\ny.png,0.1,0.2,0.3\n", encoding="utf-8-sig")
-    np.testing.assert_array_equal(read_scores(path, ["y.png"], ["image", "notes", "error"]), [[0.1, 0.2, 0.3]])
-    for text, message in (
-        ("image,notes\ny.png,0.2\n", "no column score:image"),
-        ("image,score:image,score:image\n", "two columns score:image"),
-    ):
-        path.write_text(text)
-        with pytest.raises(AimonkError, match=message):
-            read_scores(path, ["y.png"], ["image"])
+    scores = read_scores(path, ["y.png"], ["image", "notes", "error"])  # attributes that have names of other columns
+    np.testing.assert_array_equal(scores, [[0.1, 0.2, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes", "message"),
+    [
+        ("image,b\ny.png,0.2\n", ["a", "b"], "no column a"),
+        ("image,a,b\ny.png,2,0\n", ["a", "b"], "between 0 and 1"),
+        ("image,a,b\ny.png,x,0\n", ["a", "b"], "oof.csv:2"),
+        ("image,a,b\ny.png,nan,0\n", ["a", "b"], "oof.csv:2: the score 'nan' is not a number between"),
+        ("image,notes\ny.png,0.2\n", ["image"], "no column score:image"),
+        ("image,score:image,score:image\n", ["image"], "two columns score:image"),
+    ],
+)
+def test_scores_that_cannot_be_read_are_named(text: str, attributes: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "oof.csv").write_text(text)
+    with pytest.raises(AimonkError, match=message):
+        read_scores(tmp_path / "oof.csv", ["x.png", "y.png"], attributes)
 
 
 @pytest.mark.usefixtures("real_plots")

@@ -92,6 +92,8 @@ def test_images_of_metadata_may_be_beside_it_or_in_images(tmp_path: Path) -> Non
     shutil.copytree(folder / "images", folder, dirs_exist_ok=True)
     dataset = AttributeDataset.from_folder(folder)
     assert (dataset.images_dir, dataset.labels.images) == (folder, NAMES)
+    assert not dataset.find_problems()
+    assert dataset[2]["labels"].tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_thirty_two_bit_pixels_are_refused(tmp_path: Path) -> None:
-    path = saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="no agreed range"):
-        read_image(path)
-
-
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -79,32 +73,12 @@ def test_paths_bytes_arrays_and_images_give_the_same_pixels(tmp_path: Path, pict
         read_image(np.zeros((3, 8, 8)))
 
 
-def truncated_jpeg(picture: Image.Image) -> bytes:
-    content = image_bytes(picture, "JPEG")
-    return content[: len(content) // 2]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "the file is empty"),
-        (b"not a picture at all", "not an image file"),
-        ("truncated", "the image is damaged"),
-        (png_of(20_000, 20_000), "too many pixels"),
-        (png_of(10_000, 10_000), "too many pixels: 10000 x 10000"),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_bad_files_are_refused_with_the_reason(
-    tmp_path: Path, picture: Image.Image, content: bytes | str, reason: str
-) -> None:
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(truncated_jpeg(picture) if isinstance(content, str) else content)
-    with pytest.raises(ImageError, match=reason):
-        read_image(path)
-    with pytest.raises(ImageError, match=reason):
-        read_image(path.read_bytes())
-    assert reason in (check_image(path) or "")
+def test_an_image_too_large_for_us_and_not_for_pillow_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(png_of(10_000, 10_000))
+    with pytest.raises(ImageError, match="too many pixels: 10000 x 10000"):
+        read_image(tmp_path / "large.png")
+    assert "too many pixels: 10000 x 10000" in (check_image(tmp_path / "large.png") or "")
 
 
 def test_missing_files_folders_and_pipes_are_refused_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -358,9 +357,6 @@ def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
         AttributeDataset.from_folder(tmp_path / "nowhere")
     with pytest.raises(AimonkError, match="has no label file .labels.csv, labels.tsv, labels.txt, "):
         AttributeDataset.from_folder(tmp_path)
-    write(tmp_path, "labels.txt", "a.jpg 1\n")
-    with pytest.raises(AimonkError, match="There is no folder .*images"):
-        AttributeDataset.from_folder(tmp_path)
 
 
 def test_nested_images_folder_and_non_utf8_names(tmp_path: Path, picture) -> None:
@@ -389,15 +385,3 @@ def test_attributes_choose_columns_of_metadata(tmp_path: Path) -> None:
         AimonkError, match=r":2: .a dress, red. in column text is not a label .*--ignore-columns text .*--attributes"
     ):
         read_labels(path)
-
-
-def test_images_of_metadata_are_beside_it(sample: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "imagefolder"
-    shutil.copytree(sample / "images", folder / "train")
-    header, *rows = (sample / "labels.csv").read_text().splitlines()
-    write(folder, "metadata.csv", "\n".join([header.replace("image", "file_name"), *(f"train/{row}" for row in rows)]))
-    dataset = AttributeDataset.from_folder(folder)
-    assert not dataset.find_problems()
-    original = AttributeDataset.from_folder(sample)
-    assert np.array_equal(dataset.labels.values, original.labels.values, equal_nan=True)
-    assert dataset[3]["pixel_values"] == original[3]["pixel_values"]

@@ -111,16 +111,8 @@ def test_training_and_a_merged_file_take_the_answers(sample: Path, tmp_path: Pat
     before = read_labels(data)
     wanted = {1.0: "0", 0.0: "1"}.get(float(before.values[0, 0]), "1")
     append_reviews(data / "reviews.csv", [review(before.images[0], before.attributes[0], "NA", wanted)])
-    command = [
-        "audit",
-        "--data-dir",
-        str(data),
-        "--accept",
-        str(data / "reviews.csv"),
-        "--output",
-        str(tmp_path / "merged"),
-    ]
-    assert main(command) == 0
+    files = ["--accept", str(data / "reviews.csv"), "--output", str(tmp_path / "merged")]
+    assert main(["audit", "--data-dir", str(data), *files]) == 0
     assert "1 reviewed label(s), 1 of them changed" in capsys.readouterr().err
     merged = read_labels(tmp_path / "merged", options=ReadOptions(reviews=False))
     assert merged.values[0, 0] == float(wanted)

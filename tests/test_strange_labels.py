@@ -309,7 +309,6 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
             r"labels.csv:1: A zero byte: .* UTF-16 without its mark .then --encoding utf-16-le",
         ),
         ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: A zero byte"),
-        ("metadata.csv", b"file_name,a,a\nb.jpg,1,0\n", "The attribute 'a' is in the header twice"),
         ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "'c.jpg' in column file_name is not a label"),
         ("labels.csv", b"image,a\n" + b"x" * 140_000 + b",1\n", r"labels.csv:2: .* .field larger than field limit"),
         ("labels.csv", b"image,a\nx.jpg," + b"9" * 5000 + b"\n", r"labels.csv:2: '9{40}' in column a is not a label"),
