@@ -10,6 +10,7 @@ from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, compare
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.dataset import content_hash
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.comparison import GivenScores, Side, compare_sides
@@ -121,8 +122,6 @@ def test_only_images_that_no_model_has_seen_and_common_attributes_are_compared(
         folder = tmp_path / f"m{number}"
         own.save_pretrained(folder)
         own.folder = folder
-    from aimonk_hf.data.dataset import content_hash
-
     hashes = [content_hash(path) for path in data.paths]
     parts = ["train"] * 20 + ["report"] * 60
     write_parts(tmp_path / "m0" / "split.csv", zip(data.labels.images, parts, hashes, strict=True))

@@ -194,9 +194,7 @@ class LabelSession:
                 own["definition"] = definition[:500]
             if row is not None:
                 name = self.dataset.labels.images[row]
-                for examples in (own["yes"], own["no"]):
-                    if name in examples:
-                        examples.remove(name)
+                own |= {side: [one for one in own[side] if one != name] for side in ("yes", "no")}
                 if kind in ("yes", "no"):
                     own[kind] = [*own[kind], name][-4:]
             write_json(self.guide_path, guide | {attribute: own})
