@@ -39,7 +39,7 @@ def compare_backbones(audited: Audit, architectures: list[str], device: str = "c
         usable = one_of_each_group(features, audited.groups, np.random.default_rng(0))
         truth = labels[usable]
         scores = ridge_scorer(features[usable], seed=0)(truth)
-        side = Side(architecture, [scores], [scores >= 0])
+        side = Side(architecture, [(scores, scores >= 0)])
         row = {"backbone": architecture, "millions": n_parameters / 1e6, "features_per_second": len(labels) / seconds}
         row["auroc"] = mean_defined(auroc(truth, scores))
         row["average_precision"] = mean_defined(average_precision(truth, scores))

@@ -32,11 +32,14 @@ SHOWN = {"average_precision": "mAP", "auroc": "AUROC", "f1": "F1"}
 
 @dataclass
 class Side:
-    """One model, trained with one or more seeds: scores and decisions of each, [N, K]."""
+    """One model, trained with one or more seeds: `runs` are the scores and decisions [N, K] of each."""
 
     name: str
-    scores: list[Floats]
-    decisions: list[Bools]
+    runs: list[tuple[Floats, Bools]]
+
+    def part(self, which: Any) -> "Side":
+        """Return the side of some images or attributes, by an index of its arrays."""
+        return Side(self.name, [(scores[which], decisions[which]) for scores, decisions in self.runs])
 
 
 @dataclass
@@ -69,17 +72,14 @@ def compare(
     if lacking:
         notes.append(f"Left out, because not all have them: {', '.join(lacking)}.")
     chosen = dataset.select(rows)
-    scored = {name: [_score(one, chosen, rows, names) for one in side] for name, side in sides.items()}
-    known = ~np.any([np.isnan(scores).any(axis=1) for side in scored.values() for scores, _ in side], axis=0)
+    scored = [Side(name, [_score(one, chosen, rows, names) for one in side]) for name, side in sides.items()]
+    known = ~np.any([np.isnan(scores).any(axis=1) for side in scored for scores, _ in side.runs], axis=0)
     if not known.all():
         notes.append(f"{int((~known).sum())} images are left out, because one side has no scores of them.")
     labels = chosen.match(names).labels.values[known].astype(float)
     groups = image_groups(chosen)[known]
-    made = [
-        Side(name, [scores[known] for scores, _ in side], [decisions[known] for _, decisions in side])
-        for name, side in scored.items()
-    ]
-    found = [compare_sides(labels, names, made[0], other, groups) for other in made[1:]]
+    baseline, *others = (side.part(known) for side in scored)
+    found = [compare_sides(labels, names, baseline, other, groups) for other in others]
     return {"n_images": len(labels), "notes": notes, "comparisons": found}
 
 
@@ -155,7 +155,7 @@ def compare_sides(
     if not enough.any():
         raise AimonkError(f"No attribute has {MIN_OF_EACH} labels of each kind: nothing can be compared")
     labels = labels[:, enough]
-    sides = [_restrict(one, enough) for one in (baseline, other)]
+    sides = [one.part(np.s_[:, enough]) for one in (baseline, other)]
     groups = np.arange(len(labels)) if groups is None else groups
     every = np.ones((1, len(labels)), np.uint8)
     own = [_mean_over_seeds(_rankings(labels, side), every)[:, 0] for side in sides]
@@ -211,16 +211,11 @@ def _row(figures: Floats, ends: Floats, p_value: float) -> dict[str, Any]:
     return {**dict(named), "ci95": ends.tolist(), "p_value": float(p_value)}
 
 
-def _restrict(side: Side, columns: Bools) -> Side:
-    return Side(side.name, [one[:, columns] for one in side.scores], [one[:, columns] for one in side.decisions])
-
-
 def _rankings(labels: Floats, side: Side) -> list[list[Ranking]]:
     """Return the rankings of each seed and attribute."""
-    pairs = zip(side.scores, side.decisions, strict=True)
     return [
         [Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
-        for scores, decisions in pairs
+        for scores, decisions in side.runs
     ]
 
 
@@ -232,8 +227,7 @@ def _mean_over_seeds(seeds: list[list[Ranking]], weights: Any) -> Floats:
 
 def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints, seed: int) -> Floats:
     """Return the metrics [M, B, K] of resampled images and seeds; the same images for every side."""
-    pairs = zip(side.scores, side.decisions, strict=True)
-    by_name = [resample_metrics(labels, *pair, n_resamples, groups, seed=0) for pair in pairs]
+    by_name = [resample_metrics(labels, *run, n_resamples, groups, seed=0) for run in side.runs]
     values = np.stack([[one[name] for name in METRICS] for one in by_name])  # [S, M, B, K]
     n_seeds = len(values)
     chosen = np.random.default_rng([1, seed]).integers(0, n_seeds, (n_resamples, n_seeds))
@@ -246,16 +240,12 @@ def _permute(labels: Floats, sides: list[Side], groups: Ints, n_permutations: in
     """Return the differences [M, P, K] after exchanges of the two sides' scores of random groups of images."""
     numbers, group_of = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
-    n_seeds = max(len(side.scores) for side in sides)
-    joined = Side("", [], [])  # both sides below each other, for each pair of seeds
-    for number in range(n_seeds):
-        scores, decisions = (
-            [one[number % len(one)] for one in own]
-            for own in ([side.scores for side in sides], [side.decisions for side in sides])
-        )
+    joined = Side("", [])  # both sides below each other, for each pair of seeds
+    for number in range(max(len(side.runs) for side in sides)):
+        scores, decisions = zip(*(side.runs[number % len(side.runs)] for side in sides), strict=True)
         # ranks, because two models' scores need not be on one scale
-        joined.scores.append(np.concatenate([rankdata(one, axis=0) for one in scores]))
-        joined.decisions.append(np.concatenate(decisions))
+        ranks = [rankdata(one, axis=0) for one in scores]
+        joined.runs.append((np.concatenate(ranks), np.concatenate(decisions)))
     seeds = _rankings(np.concatenate([labels, labels]), joined)
     found = []
     for start in range(0, n_permutations, 64):
