@@ -140,9 +140,7 @@ def _leakage(findings: dict[str, Any]) -> Iterator[str]:
 def _probe(findings: dict[str, Any]) -> Iterator[str]:
     if probed := findings.get("probe"):
         yield from (f"**{as_text(probed['verdict'])}**", "", f"{as_text(probed['method'])}.", "")
-        rows = []
-        for name, row in probed["per_attribute"].items():
-            rows.append((as_text(name), *("n/a" if value is None else f"{value:.3f}" for value in row.values())))
+        rows = [(as_text(name), *map(figure, row.values())) for name, row in probed["per_attribute"].items()]
         yield from _table(("attribute", "AUROC", "p"), rows)
 
 

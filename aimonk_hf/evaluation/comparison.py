@@ -228,7 +228,7 @@ def _mean_over_seeds(seeds: list[list[Ranking]], weights: Any) -> Floats:
 def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints, seed: int) -> Floats:
     """Return the metrics [M, B, K] of resampled images and seeds; the same images for every side."""
     by_name = [resample_metrics(labels, *run, n_resamples, groups, seed=0) for run in side.runs]
-    values = np.stack([[one[name] for name in METRICS] for one in by_name])  # [S, M, B, K]
+    values = np.array([list(one.values()) for one in by_name])  # [S, M, B, K]
     n_seeds = len(values)
     chosen = np.random.default_rng([1, seed]).integers(0, n_seeds, (n_resamples, n_seeds))
     every = np.arange(n_resamples)
