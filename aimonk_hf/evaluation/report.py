@@ -144,7 +144,6 @@ def build_report(
     thresholds: dict[str, float],
     held_out: bool = False,
     groups: Ints | None = None,
-    seed: int = 0,
     calibrated: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json for labels, scores and decisions [N, K].
@@ -171,7 +170,7 @@ def build_report(
     conclusions: dict[str, Any] = {"macro_ci95": dict.fromkeys(METRICS), "signal": None, "verdict": None}
     evidence = dict.fromkeys([*(f"{name}_ci95" for name in METRICS), "p_value", "signal"], [None] * len(attributes))
     if held_out:
-        evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups, seed)
+        evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups)
     per_attribute |= evidence
     averaged = ("f1", "precision", "recall", "average_precision", "auroc")
     report = {
@@ -195,13 +194,13 @@ def _row(columns: dict[str, Any], k: int) -> dict[str, Any]:
 
 
 def _evidence(
-    labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], groups: Ints | None, seed: int
+    labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], groups: Ints | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return intervals and p-values by attribute, and the averages' intervals with signal and verdict."""
-    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
+    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups)
     # the permutations take one image of each group
     first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
-    p_values = permutation_p_values(labels[first], scores[first], seed=seed)
+    p_values = permutation_p_values(labels[first], scores[first])
     columns: dict[str, Any] = {f"{name}_ci95": list(map(_ends, column)) for name, column in intervals.items()}
     columns |= {"p_value": p_values, "signal": [None if np.isnan(p) else bool(p <= ALPHA) for p in p_values]}
     signal, verdict = judge_signal(attributes, p_values)
