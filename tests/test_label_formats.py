@@ -63,13 +63,6 @@ def test_reads_the_assignments_format(tmp_path: Path) -> None:
     check(read_labels(write(tmp_path, "labels.txt", text)), images, ["Attr1", "Attr2", "Attr3"], values)
 
 
-def test_attributes_name_text_columns_and_choose_csv_columns(tmp_path: Path) -> None:
-    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
-    assert read_labels(text, ["x", "y"]).attributes == ["x", "y"]
-    table = write(tmp_path, "labels.csv", "image,x,y,z\na.jpg,1,0,NA\n")
-    check(read_labels(table, ["z", "x"]), ["a.jpg"], ["z", "x"], [[NAN, 1]])
-
-
 def test_a_folder_prefers_csv(tmp_path: Path) -> None:
     write(tmp_path, "labels.txt", "a.jpg 1\n")
     write(tmp_path, "labels.csv", "image,x\nb.jpg,0\n")
