@@ -98,8 +98,7 @@ def probe(
         for start in range(0, n_permutations, step):
             orders = [rng.permutation(len(rows)) for _ in range(start, min(start + step, n_permutations))]
             columns = np.hstack([_permute_observed(own, order) for order in orders])
-            statistic = _standardised(columns, fast_auroc(columns, score(columns)))
-            permuted.append(statistic.reshape(len(orders), -1))
+            permuted.append(_standardised(columns, fast_auroc(columns, score(columns))).reshape(len(orders), -1))
         p_values[both] = corrected_p_values(_standardised(own, area[both]), np.concatenate(permuted))
     signal, verdict = judge_signal(attributes, p_values, "a linear probe is better than chance")
     squeezed = expit(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are

@@ -74,13 +74,12 @@ def build_queues(
         if abs(labels[pair.first] - labels[pair.second]) == 1:
             conflicting.setdefault(pair.first, pair.second)
             conflicting.setdefault(pair.second, pair.first)
-    names = {0.0: "no", 1.0: "yes"}
     return {
         "suspect": [Waiting(one.row, "suspect", _score(probability[one.row])) for one in found],
         "sure": [Waiting(int(row), "sure", _score(probability[row])) for row in sure],
         "unsure": [Waiting(int(row), "unsure", _score(probability[row])) for row in unsure],
         "conflict": [
-            Waiting(row, "conflict", f"its near-duplicate is labelled {names[float(labels[other])]}")
+            Waiting(row, "conflict", f"its near-duplicate is labelled {'yes' if labels[other] else 'no'}")
             for row, other in conflicting.items()
             if not report[row]
         ],

@@ -120,9 +120,8 @@ def _labels(findings: dict[str, Any]) -> Iterator[str]:
 def _agreement(findings: dict[str, Any]) -> Iterator[str]:
     if annotators := findings.get("agreement"):
         yield from (f"{annotators['n_annotators']} annotators; {as_text(annotators['measure'])}.", "")
-        counts = ("n_images", "n_unanimous", "n_ties")
         rows = [
-            (as_text(name), figure(row["alpha"]), *(row[key] for key in counts))
+            (as_text(name), figure(row["alpha"]), *(row[key] for key in ("n_images", "n_unanimous", "n_ties")))
             for name, row in annotators["per_attribute"].items()
         ]
         yield from _table(("attribute", "alpha", "images with several votes", "all agree", "ties"), rows)

@@ -219,8 +219,7 @@ def json_table(path: Path, encoding: str | None = None, image_column: str | None
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         wanted = [names[column] for column in columns]
         for number, value in objects():
-            cells = map(value.get, wanted)
-            yield number, [str(cell) if cell is True or cell is False else cell for cell in cells]
+            yield number, [str(cell) if cell is True or cell is False else cell for cell in map(value.get, wanted)]
 
     return Table(names, 1, rows, [])
 

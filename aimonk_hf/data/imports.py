@@ -139,8 +139,7 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
         place = f"{row.file}:{row.line}"
         try:
             if row.problem or len(row.cells) != len(table.attributes):
-                told_width = f"{len(row.cells)} values where {len(table.attributes)} were expected"
-                raise ImageError(row.problem or told_width)
+                raise ImageError(row.problem or f"{len(row.cells)} values where {len(table.attributes)} were expected")
             cells = [row.cells[column] for column in columns]
             values = _values(cells, table, rows.attributes, place)
             image = finder.find(row) if row.content is None else _write_image(row, stage)

@@ -92,8 +92,7 @@ def apply_reviews(path: Path, images: list[str], attributes: list[str], values: 
         row, column = row_of.get(review.image), column_of.get(review.attribute)
         if row is not None and column is not None:
             old, new = values[row, column], np.float32(LABEL_OF[review.new])
-            differs = not np.array_equal(old, new, equal_nan=True)
-            changed[row, column] = changed.get((row, column), False) or differs
+            changed[row, column] = changed.get((row, column), False) or not np.array_equal(old, new, equal_nan=True)
             values[row, column] = new
         unknown += row is None
     if not changed and not unknown:

@@ -157,8 +157,7 @@ def compare_sides(
     labels = labels[:, enough]
     sides = [one.part(np.s_[:, enough]) for one in (baseline, other)]
     groups = np.arange(len(labels)) if groups is None else groups
-    every = np.ones((1, len(labels)), np.uint8)
-    own = [_mean_over_seeds(_rankings(labels, side), every)[:, 0] for side in sides]
+    own = [_mean_over_seeds(_rankings(labels, side), np.ones((1, len(labels)), np.uint8))[:, 0] for side in sides]
     resampled = [_resample(labels, side, n_resamples, groups, seed + number) for number, side in enumerate(sides)]
     drawn = resampled[1] - resampled[0]
     permuted = _permute(labels, sides, groups, n_permutations, seed)

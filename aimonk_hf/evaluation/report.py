@@ -131,8 +131,7 @@ def compare_metrics(folder: Path, dataset: AttributeDataset) -> dict[str, Any]:
     for name, judged in every.items():
         kept = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
         difference = float(np.abs(judged.scores - every["torch"].scores).max())
-        macro = judged.report["macro"]
-        report[name] = {key: macro[key] for key in kept} | {"largest_score_difference": difference}
+        report[name] = {key: judged.report["macro"][key] for key in kept} | {"largest_score_difference": difference}
     return report
 
 

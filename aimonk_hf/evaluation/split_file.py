@@ -28,8 +28,7 @@ def write_parts(path: Path, rows: Iterable[Row]) -> None:
 
 def read_parts(path: Path) -> list[Row]:
     """Return the rows of a split.csv; raises `AimonkError` where it is none."""
-    rows = headed_rows(path, ("image", "part"))
-    return [(row["image"], row["part"], row.get("sha256", "")) for _, row in rows]
+    return [(row["image"], row["part"], row.get("sha256", "")) for _, row in headed_rows(path, ("image", "part"))]
 
 
 def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | None], str]:
@@ -55,8 +54,7 @@ def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | N
 
 def rows_of_seen(model: Predicting, dataset: AttributeDataset) -> list[Row]:
     """Return the rows of split.csv that trained or tuned a model; one without a content hash where they are unknown."""
-    reason = parts_of(model, dataset.select([]))[1]
-    if reason or model.folder is None:
+    if parts_of(model, dataset.select([]))[1] or model.folder is None:
         return [(f"unknown images of {model.folder}", "train", "")]
     return [row for row in read_parts(model.folder / SPLIT_FILE) if row[1] != "report"]
 
