@@ -179,8 +179,7 @@ def test_planted_flips_are_found() -> None:
     hits = sum(flips[one.row, one.attribute] for one in found)
     assert hits >= 0.7 * flips.sum()
     assert hits >= 0.5 * len(found)
-    top = found[:20]
-    assert sum(flips[one.row, one.attribute] for one in top) >= 18  # the most doubtful come first
+    assert sum(flips[one.row, one.attribute] for one in found[:20]) >= 18  # the most doubtful come first
     assert all(one.label == str(int(labels[one.row, one.attribute])) for one in found)
 
 
@@ -206,8 +205,7 @@ def test_reviewed_suggestions_come_back_as_labels(faulty: Path, tmp_path: Path, 
     assert main(["audit", "--data-dir", str(faulty), "--accept", str(review), "--output", str(tmp_path / "new")]) == 0
     assert "2 suggestions accepted" in capsys.readouterr().out
     new = read_labels(tmp_path / "new")
-    row = new.images.index("copy.png")
-    assert new.values[row].tolist() == [1, 0, 1, 0]
+    assert new.values[new.images.index("copy.png")].tolist() == [1, 0, 1, 0]
     assert new.values[new.images.index("near.jpg")].tolist() == [0, 0, 1, 1]
     review.write_text(header + "copy.png,b,0,1,0.1,suspect,yes\n")
     with pytest.raises(AimonkError, match=r"suggestions.csv:2: the label is now 1, not 0: audit again"):
@@ -259,8 +257,7 @@ def test_the_command_writes_report_sheet_and_suggestions(
     assert "1 listed images are missing" in printed
     assert "1 byte-identical pairs, whose labels conflict in 1 of 3 cases" in printed
     assert {path.name for path in out.iterdir()} == {"audit.md", "audit.json", "contact_sheet.png", "suggestions.csv"}
-    findings = json.loads((out / "audit.json").read_text())
-    assert findings["one_sided"]["a"].startswith("nearly constant")
+    assert json.loads((out / "audit.json").read_text())["one_sided"]["a"].startswith("nearly constant")
     assert "`garment_0000.png`, `copy.png` | 1.000 | b 0 / 1 |" in (out / "audit.md").read_text()
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
@@ -269,6 +266,5 @@ def test_the_command_writes_report_sheet_and_suggestions(
 def test_an_audit_of_spotless_data_and_odd_names_reads_well(sample: Path) -> None:
     audited = audit(AttributeDataset.from_folder(sample))
     add_suspects(audited, np.full(audited.dataset.labels.values.shape, NAN), "nobody")
-    text = audit_markdown(audited.findings)
-    assert "## Files" not in text
+    assert "## Files" not in audit_markdown(audited.findings)
     assert "0 suspect labels" in "\n".join(summary(audited.findings))

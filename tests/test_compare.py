@@ -64,8 +64,7 @@ def test_intervals_cover_and_equal_models_are_seldom_told_apart() -> None:
         found = compare_sides(labels, NAMES, first, second, n_resamples=200, n_permutations=199, seed=number)
         low, high = found["macro"]["average_precision"]["ci95"]
         covered += low <= 0 <= high
-        rows = found["per_attribute"].values()
-        alarms += any(row["average_precision"]["p_value"] <= 0.05 for row in rows)
+        alarms += any(row["average_precision"]["p_value"] <= 0.05 for row in found["per_attribute"].values())
     assert covered >= 53  # of which the chance is .98 at 95%
     assert alarms <= 7  # .98 at 5%
 
@@ -144,9 +143,8 @@ def test_images_that_one_side_has_not_scored_are_left_out_by_number(data: Attrib
     assert "5 images are left out, because one side has no scores of them." in found["notes"]
     with pytest.raises(AimonkError, match=r"a\.csv has scores of 80 images, the dataset 12"):
         compare(sides, data.select(range(60, 72)))
-    few = {name: [GivenScores(data.attributes, scores[:12])] for name in sides}
     with pytest.raises(AimonkError, match="12 images are too few to compare models: 20 are needed"):
-        compare(few, data.select(range(12)))
+        compare({name: [GivenScores(data.attributes, scores[:12])] for name in sides}, data.select(range(12)))
     with pytest.raises(AimonkError, match="no attribute in common"):
         compare({"a.csv": sides["a.csv"], "m": [model(["hat"])]}, data)
 
@@ -161,8 +159,7 @@ def test_the_command_prints_writes_and_refuses(data: AttributeDataset, tmp_path:
     told = capsys.readouterr().out
     assert "80 images" in told
     assert f"{second},{first}" in told
-    report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["comparisons"][0]["verdict"] in told
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["comparisons"][0]["verdict"] in told
     with Image.open(tmp_path / "out" / "compare_1.png") as plot:
         assert min(plot.size) > 200
     assert main(["compare", first, *folder]) == 2

@@ -192,8 +192,7 @@ def test_an_error_of_a_transform_names_the_file(num_workers: int, tmp_path: Path
         raise RuntimeError("no such size")
 
     folder = make(tmp_path, ["a.jpg"])
-    dataset = AttributeDataset.from_folder(folder, transform=fail)
     with pytest.raises(RuntimeError, match="no such size") as caught:
-        list(DataLoader(dataset, num_workers=num_workers))
+        list(DataLoader(AttributeDataset.from_folder(folder, transform=fail), num_workers=num_workers))
     told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
     assert any(f"The image is {folder / 'images' / 'a.jpg'}" in text for text in told)

@@ -231,5 +231,4 @@ def test_clutter_of_other_systems_is_no_image(tmp_path: Path, photo: Image.Image
         (tmp_path / name).write_bytes(b"not an image")
     assert list(ImageFiles([tmp_path])) == [tmp_path / "a.jpg"]
     (tmp_path / "labels.csv").write_text("image,a\na.jpg,1\n")
-    dataset = AttributeDataset(read_labels(tmp_path / "labels.csv"), tmp_path)
-    assert audit(dataset).findings["files"]["unlisted"] == []
+    assert audit(AttributeDataset(read_labels(tmp_path / "labels.csv"), tmp_path)).findings["files"]["unlisted"] == []

@@ -60,8 +60,7 @@ def test_refused_rows_are_named_and_the_others_imported(
     assert "\nImages are referred to by absolute paths; --copy copies them.\n" in report
     assert report.endswith(f"Train: `aimonk-hf train --data-dir {data} --output-dir OUT`\n")
     assert sorted(path.name for path in data.iterdir()) == ["import.md", "labels.csv"]
-    dataset = AttributeDataset.from_folder(data)
-    assert dataset.find_problems() == {}
+    assert AttributeDataset.from_folder(data).find_problems() == {}
 
 
 def test_copied_images_keep_their_folders(tagged: Path, tmp_path: Path) -> None:

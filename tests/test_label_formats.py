@@ -252,9 +252,8 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
 def test_refusals_name_the_line_and_the_cure(
     name: str, text: str | bytes, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, name, text)
     with pytest.raises(AimonkError, match=message) as caught:
-        read_labels(path, options=ReadOptions(**options))
+        read_labels(write(tmp_path, name, text), options=ReadOptions(**options))
     assert str(caught.value).isprintable()
 
 
@@ -337,12 +336,10 @@ def test_the_flags_of_reading_reach_the_reader(
 
 
 def test_refuses_a_wrong_number_of_names_and_unknown_columns(tmp_path: Path) -> None:
-    text = write(tmp_path, "labels.txt", "a.jpg 1 0\n")
     with pytest.raises(AimonkError, match="2 values a row but 1 attributes"):
-        read_labels(text, ["x"])
-    table = write(tmp_path, "labels.csv", "image,collar\na.jpg,1\n")
+        read_labels(write(tmp_path, "labels.txt", "a.jpg 1 0\n"), ["x"])
     with pytest.raises(AimonkError, match=r"no attribute 'colar' \(did you mean collar\?\)"):
-        read_labels(table, ["colar"])
+        read_labels(write(tmp_path, "labels.csv", "image,collar\na.jpg,1\n"), ["colar"])
 
 
 def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:

@@ -64,8 +64,7 @@ def test_bars_are_coloured_by_agreement_and_gaps_are_grey(
     prediction = Prediction({"right": 0.9, "wrong": 0.2, "gap": 0.7}, dict.fromkeys(names, 0.5))
     plots.plot_predictions(dataset, [prediction, None], tmp_path / "p.png")
     bars = drawn[0].axes[1]
-    colours = [patch.get_facecolor() for patch in bars.patches[1::2]]
-    assert len(set(colours)) == 3
+    assert len({patch.get_facecolor() for patch in bars.patches[1::2]}) == 3
     assert [text.get_text() for text in bars.texts] == ["1", "1", "NA"]
 
 
