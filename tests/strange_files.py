@@ -5,7 +5,7 @@ import os
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,11 @@ GOOD, BAD, EITHER = "good", "bad", "either"
 
 @dataclass(frozen=True)
 class Strange:
-    """A file of the corpus: its fault, whether it can be used ("either" for flipped bits), and words of the reason."""
+    """A file of the corpus: whether it can be used ("either" for flipped bits), and words of the reason."""
 
     name: str
-    fault: str
     verdict: str
     reason: str = ""
-
-
-# What a maker gives: name, content, verdict, words of the reason.
-_File = tuple[str, bytes, str, str]
 
 
 def make_corpus(folder: Path, n_sources: int = 20, seed: int = 0) -> list[Strange]:
@@ -38,11 +33,10 @@ def make_corpus(folder: Path, n_sources: int = 20, seed: int = 0) -> list[Strang
     for number in range(n_sources):
         rng = random.Random(f"{seed} {number}")
         picture = draw_garment(np.random.default_rng([seed, number])).image.resize((40 + number % 7, 48 + number % 5))
-        for fault, maker in _MAKERS.items():
-            for place, (name, content, verdict, reason) in enumerate(maker(picture, number, rng)):
-                name = name.format(f"{number:03d}_{place}_{fault}")
-                (folder / name).write_bytes(content)
-                corpus.append(Strange(name, fault, verdict, reason))
+        for place, (fault, end, content, verdict, reason) in enumerate(_strange_files(picture, number, rng)):
+            name = f"{number:03d}_{place}_{fault}{end}"
+            (folder / name).write_bytes(content)
+            corpus.append(Strange(name, verdict, reason))
     return corpus + _irregular(folder)
 
 
@@ -91,88 +85,59 @@ def tiff_of(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<L", 72) + bytes(64) + struct.pack("<H", len(tags)) + entries + struct.pack("<L", 0)
 
 
-def _plain(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
+def _strange_files(picture: Image.Image, number: int, rng: random.Random) -> Iterator[tuple[str, str, bytes, str, str]]:
+    """Yield fault, end of the name, content, verdict and words of the reason of each file made of a picture."""
     format = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")[number % 7]
-    yield f"{{}}.{format.lower()}", saved(picture, format), GOOD, ""
+    yield "plain", f".{format.lower()}", saved(picture, format), GOOD, ""
 
-
-def _wrong_extension(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    yield ("{}.jpg", saved(picture, "PNG"), GOOD, "") if number % 2 else ("{}.png", saved(picture, "JPEG"), GOOD, "")
+    format, ending = (("JPEG", ".png"), ("PNG", ".jpg"))[number % 2]
+    yield "wrong_extension", ending, saved(picture, format), GOOD, ""
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    yield ("{}.jpg", (postscript, b"%PDF-1.7\n", b"PK\3\4", b"<svg/>")[number % 4], BAD, "not an image file")
+    other = (postscript, b"%PDF-1.7\n", b"PK\3\4", b"<svg/>")[number % 4]
+    yield "wrong_extension", ".jpg", other, BAD, "not an image file"
 
-
-def _truncated(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    for format, ending in (("JPEG", "jpg"), ("PNG", "png")):
+    for format, ending in (("JPEG", ".jpg"), ("PNG", ".png")):
         content = saved(picture, format)
-        yield f"{{}}.{ending}", content[: len(content) * (8 + number % 2) // 10], BAD, "the image is damaged"
+        yield "truncated", ending, content[: len(content) * (8 + number % 2) // 10], BAD, "the image is damaged"
 
+    for format, ending in (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif")):
+        yield "bit_flipped", ending, flipped(saved(picture, format), rng, 1 + number % 6), EITHER, ""
 
-def _bit_flipped(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    for format, ending in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
-        yield f"{{}}.{ending}", flipped(saved(picture, format), rng, 1 + number % 6), EITHER, ""
+    yield "zero_bytes", ".jpg", b"", BAD, "the file is empty"
+    yield "zero_bytes", ".png", bytes(1000 + number), BAD, "not an image file"
 
-
-def _zero_bytes(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    yield "{}.jpg", b"", BAD, "the file is empty"
-    yield "{}.png", bytes(1000 + number), BAD, "not an image file"
-
-
-def _bomb(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
     large = 20_000 + number
-    maker, ending = ((png_of, "png"), (gif_of, "gif"), (tiff_of, "tif"))[number % 3]
-    yield f"{{}}.{ending}", maker(large, large), BAD, "too many pixels"
-    yield "{}.png", saved(Image.new("L", (1, large)), "PNG"), BAD, "too long and thin"
+    maker, ending = ((png_of, ".png"), (gif_of, ".gif"), (tiff_of, ".tif"))[number % 3]
+    yield "bomb", ending, maker(large, large), BAD, "too many pixels"
+    yield "bomb", ".png", saved(Image.new("L", (1, large)), "PNG"), BAD, "too long and thin"
 
+    yield "cmyk", ".jpg", saved(picture.convert("CMYK"), "JPEG"), GOOD, ""
 
-def _cmyk(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    yield "{}.jpg", saved(picture.convert("CMYK"), "JPEG"), GOOD, ""
-
-
-def _sixteen_bits(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
     grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
     format = ("TIFF", "PNG")[number % 2]
-    yield f"{{}}.{format.lower()}", saved(Image.fromarray(grey), format), GOOD, ""
-    yield "{}.tif", saved(Image.fromarray(grey.astype(np.float32)), "TIFF"), BAD, "no agreed range"
+    yield "sixteen_bits", f".{format.lower()}", saved(Image.fromarray(grey), format), GOOD, ""
+    floats = Image.fromarray(grey.astype(np.float32))
+    yield "thirty_two_bits", ".tif", saved(floats, "TIFF"), BAD, "no agreed range"
 
+    yield "palette", ".png", saved(picture.quantize(16), "PNG", transparency=number % 16), GOOD, ""
 
-def _palette(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    yield "{}.png", saved(picture.quantize(16), "PNG", transparency=number % 16), GOOD, ""
-
-
-def _animated(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
     format, frames = ("GIF", "PNG", "WEBP")[number % 3], [picture.rotate(90), picture.rotate(180)]
-    yield f"{{}}.{format.lower()}", saved(picture, format, save_all=True, append_images=frames), GOOD, ""
+    yield "animated", f".{format.lower()}", saved(picture, format, save_all=True, append_images=frames), GOOD, ""
 
-
-def _exif_rotation(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    exif = Image.Exif()
+    exif, noise = Image.Exif(), b"Exif\0\0" + rng.randbytes(40)
     exif[0x0112] = number % 8 + 1
-    format, noise = ("PNG", "JPEG")[number % 16 < 8], b"Exif\0\0" + rng.randbytes(40)
-    yield f"{{}}.{format.lower()}", saved(picture, format, exif=exif), GOOD, ""
-    yield "{}.jpg", saved(picture, "JPEG", exif=noise), GOOD, ""
+    format = ("PNG", "JPEG")[number % 16 < 8]
+    yield "exif_rotation", f".{format.lower()}", saved(picture, format, exif=exif), GOOD, ""
+    yield "exif_noise", ".jpg", saved(picture, "JPEG", exif=noise), GOOD, ""
 
-
-def _icc_profile(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if number % 2 else b"no profile at all"
-    yield "{}.jpg", saved(picture, "JPEG", icc_profile=profile), GOOD, ""
+    yield "icc_profile", ".jpg", saved(picture, "JPEG", icc_profile=profile), GOOD, ""
 
-
-def _names(picture: Image.Image, number: int, rng: random.Random) -> Iterator[_File]:
-    ends = ("with  spaces.jpg", 'it\'s "quoted", `so`.jpg', "two\nlines.jpg", os.fsdecode(b"caf\xe9 \xff.jpg"))
-    ends += ("<b>&bold|[x](y).jpg",)
+    ends = (" with  spaces.jpg", ' it\'s "quoted", `so`.jpg', " two\nlines.jpg", os.fsdecode(b" caf\xe9 \xff.jpg"))
+    ends += (" <b>&bold|[x](y).jpg",)
     for place, end in enumerate(ends):
-        yield "{} " + end.replace("{", "{{"), saved(picture, "JPEG", quality=90 - 3 * place), GOOD, ""
-    yield "{} " + ends[2 + number % 3], b"strange name, no picture", BAD, "not an image file"
-
-
-_MAKERS: dict[str, Callable[[Image.Image, int, random.Random], Iterator[_File]]] = {
-    maker.__name__.removeprefix("_"): maker
-    for maker in (
-        *(_plain, _wrong_extension, _truncated, _bit_flipped, _zero_bytes, _bomb, _cmyk, _sixteen_bits, _palette),
-        *(_animated, _exif_rotation, _icc_profile, _names),
-    )
-}
+        yield "names", end, saved(picture, "JPEG", quality=90 - 3 * place), GOOD, ""
+    yield "names", ends[2 + number % 3], b"strange name, no picture", BAD, "not an image file"
 
 
 def _irregular(folder: Path) -> list[Strange]:
@@ -183,6 +148,6 @@ def _irregular(folder: Path) -> list[Strange]:
     (folder / "nowhere.jpg").symlink_to("there is no such file.jpg")
     (folder / "device.jpg").symlink_to("/dev/zero")
     os.mkfifo(folder / "pipe.jpg")
-    loops = [Strange(f"loop_{letter}.jpg", "link_loop", BAD, "symbolic links") for letter in "ab"]
-    others = [Strange("device.jpg", "pipe", BAD, "not a file"), Strange("pipe.jpg", "pipe", BAD, "not a file")]
-    return [*loops, Strange("nowhere.jpg", "dead_link", BAD, "no such file"), *others]
+    loops = [Strange(f"loop_{letter}.jpg", BAD, "symbolic links") for letter in "ab"]
+    others = [Strange(name, BAD, "not a file") for name in ("device.jpg", "pipe.jpg")]
+    return [*loops, Strange("nowhere.jpg", BAD, "no such file"), *others]

@@ -50,8 +50,7 @@ def test_krippendorff_s_alpha(absent: list[int], present: list[int], expected: f
 def labelled(tmp_path: Path) -> Path:
     """Four images by three annotators, as Label Studio exports them."""
     draw(tmp_path / "media", "red.jpg", "green.jpg", "blue.jpg", "grey.jpg")
-    told = Told(str(EXPORTS / "label_studio/tasks.json"))
-    import_labels(told, tmp_path / "data", images_dir=tmp_path / "media")
+    import_labels(Told(str(EXPORTS / "label_studio/tasks.json")), tmp_path / "data", images_dir=tmp_path / "media")
     return tmp_path / "data"
 
 

@@ -179,8 +179,7 @@ def test_planted_flips_are_found() -> None:
     hits = sum(flips[one.row, one.attribute] for one in found)
     assert hits >= 0.7 * flips.sum()
     assert hits >= 0.5 * len(found)
-    top = found[:20]
-    assert sum(flips[one.row, one.attribute] for one in top) >= 18  # the most doubtful come first
+    assert sum(flips[one.row, one.attribute] for one in found[:20]) >= 18  # the most doubtful come first
     assert all(one.label == str(int(labels[one.row, one.attribute])) for one in found)
 
 
@@ -206,8 +205,7 @@ def test_reviewed_suggestions_come_back_as_labels(faulty: Path, tmp_path: Path, 
     assert main(["audit", "--data-dir", str(faulty), "--accept", str(review), "--output", str(tmp_path / "new")]) == 0
     assert "2 suggestions accepted" in capsys.readouterr().out
     new = read_labels(tmp_path / "new")
-    row = new.images.index("copy.png")
-    assert new.values[row].tolist() == [1, 0, 1, 0]
+    assert new.values[new.images.index("copy.png")].tolist() == [1, 0, 1, 0]
     assert new.values[new.images.index("near.jpg")].tolist() == [0, 0, 1, 1]
     review.write_text(header + "copy.png,b,0,1,0.1,suspect,yes\n")
     with pytest.raises(AimonkError, match=r"suggestions.csv:2: the label is now 1, not 0: audit again"):
@@ -222,28 +220,26 @@ def test_scores_from_a_csv(tmp_path: Path) -> None:
     path.write_text("image,b,a,fold\ny.png,0.2,0.1,0\nother.png,1,1,1\n")
     scores = read_scores(path, ["x.png", "y.png"], ["a", "b"])
     np.testing.assert_array_equal(scores, [[NAN, NAN], [0.1, 0.2]])
-    for text, message in (
-        ("image,b\ny.png,0.2\n", "no column a"),
-        ("image,a,b\ny.png,2,0\n", "between 0 and 1"),
-        ("image,a,b\ny.png,x,0\n", "oof.csv:2"),
-        ("image,a,b\ny.png,nan,0\n", "oof.csv:2: the score 'nan' is not a number between"),
-    ):
-        path.write_text(text)
-        with pytest.raises(AimonkError, match=message):
-            read_scores(path, ["x.png", "y.png"], ["a", "b"])
-
-
-def test_scores_of_attributes_that_other_columns_are_named_after(tmp_path: Path) -> None:
-    path = tmp_path / "oof.csv"
     path.write_text("image,score:image,score:notes,error\ny.png,0.1,0.2,0.3\n", encoding="utf-8-sig")
-    np.testing.assert_array_equal(read_scores(path, ["y.png"], ["image", "notes", "error"]), [[0.1, 0.2, 0.3]])
-    for text, message in (
-        ("image,notes\ny.png,0.2\n", "no column score:image"),
-        ("image,score:image,score:image\n", "two columns score:image"),
-    ):
-        path.write_text(text)
-        with pytest.raises(AimonkError, match=message):
-            read_scores(path, ["y.png"], ["image"])
+    scores = read_scores(path, ["y.png"], ["image", "notes", "error"])  # attributes that have names of other columns
+    np.testing.assert_array_equal(scores, [[0.1, 0.2, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes", "message"),
+    [
+        ("image,b\ny.png,0.2\n", ["a", "b"], "no column a"),
+        ("image,a,b\ny.png,2,0\n", ["a", "b"], "between 0 and 1"),
+        ("image,a,b\ny.png,x,0\n", ["a", "b"], "oof.csv:2"),
+        ("image,a,b\ny.png,nan,0\n", ["a", "b"], "oof.csv:2: the score 'nan' is not a number between"),
+        ("image,notes\ny.png,0.2\n", ["image"], "no column score:image"),
+        ("image,score:image,score:image\n", ["image"], "two columns score:image"),
+    ],
+)
+def test_scores_that_cannot_be_read_are_named(text: str, attributes: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "oof.csv").write_text(text)
+    with pytest.raises(AimonkError, match=message):
+        read_scores(tmp_path / "oof.csv", ["x.png", "y.png"], attributes)
 
 
 @pytest.mark.usefixtures("real_plots")
@@ -261,8 +257,7 @@ def test_the_command_writes_report_sheet_and_suggestions(
     assert "1 listed images are missing" in printed
     assert "1 byte-identical pairs, whose labels conflict in 1 of 3 cases" in printed
     assert {path.name for path in out.iterdir()} == {"audit.md", "audit.json", "contact_sheet.png", "suggestions.csv"}
-    findings = json.loads((out / "audit.json").read_text())
-    assert findings["one_sided"]["a"].startswith("nearly constant")
+    assert json.loads((out / "audit.json").read_text())["one_sided"]["a"].startswith("nearly constant")
     assert "`garment_0000.png`, `copy.png` | 1.000 | b 0 / 1 |" in (out / "audit.md").read_text()
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
@@ -271,6 +266,5 @@ def test_the_command_writes_report_sheet_and_suggestions(
 def test_an_audit_of_spotless_data_and_odd_names_reads_well(sample: Path) -> None:
     audited = audit(AttributeDataset.from_folder(sample))
     add_suspects(audited, np.full(audited.dataset.labels.values.shape, NAN), "nobody")
-    text = audit_markdown(audited.findings)
-    assert "## Files" not in text
+    assert "## Files" not in audit_markdown(audited.findings)
     assert "0 suspect labels" in "\n".join(summary(audited.findings))

@@ -11,12 +11,7 @@ from torch import nn
 
 from aimonk_hf import AimonkModel
 from aimonk_hf.errors import AimonkError
-from aimonk_hf.evaluation.calibration import (
-    calibrate,
-    expected_calibration_error,
-    fit_scaling,
-    fold_into_classifier,
-)
+from aimonk_hf.evaluation.calibration import calibrate, expected_calibration_error, fit_scaling, fold_into_classifier
 from aimonk_hf.evaluation.metrics import to_logits
 
 NAN = np.nan
@@ -61,8 +56,7 @@ def test_calibration_helps_on_images_that_did_not_fit_it() -> None:
 
 def test_copies_of_an_image_are_judged_by_fits_to_other_images() -> None:
     labels, logits = distorted(80)
-    groups = np.tile(np.arange(80), 3)
-    found = calibrate(np.tile(labels, (3, 1)), np.tile(logits, (3, 1)), groups=groups)
+    found = calibrate(np.tile(labels, (3, 1)), np.tile(logits, (3, 1)), groups=np.tile(np.arange(80), 3))
     assert found.reasons == [None, None]
     copies = found.held_out.reshape(3, 80, 2)
     assert (copies == copies[0]).all()

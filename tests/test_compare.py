@@ -10,6 +10,7 @@ from PIL import Image
 
 from aimonk_hf import AimonkModel, AttributeDataset, compare
 from aimonk_hf.cli.main import main
+from aimonk_hf.data.dataset import content_hash
 from aimonk_hf.data.sample_data import write_sample_data
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.comparison import GivenScores, Side, compare_sides
@@ -29,7 +30,7 @@ def side(name: str, labels: np.ndarray, strengths: list[float], random: np.rando
     scores = [
         1 / (1 + np.exp(-(np.nan_to_num(labels) * strengths + random.normal(size=labels.shape)))) for _ in range(seeds)
     ]
-    return Side(name, scores, [one >= 0.5 for one in scores])
+    return Side(name, [(one, one >= 0.5) for one in scores])
 
 
 def test_differences_are_those_of_the_metrics_and_equal_models_differ_by_nothing() -> None:
@@ -37,7 +38,7 @@ def test_differences_are_those_of_the_metrics_and_equal_models_differ_by_nothing
     labels = draw(random)
     weak, strong = side("weak", labels, [0, 1, 1], random), side("strong", labels, [3, 1, 1], random)
     found = compare_sides(labels, NAMES, weak, strong, n_resamples=200, n_permutations=199)
-    expected = average_precision(labels, strong.scores[0]) - average_precision(labels, weak.scores[0])
+    expected = average_precision(labels, strong.runs[0][0]) - average_precision(labels, weak.runs[0][0])
     rows = [found["per_attribute"][name]["average_precision"] for name in NAMES]
     assert [row["difference"] for row in rows] == pytest.approx(expected)
     assert found["macro"]["average_precision"]["difference"] == pytest.approx(expected.mean())
@@ -46,9 +47,7 @@ def test_differences_are_those_of_the_metrics_and_equal_models_differ_by_nothing
     assert found["verdict"].startswith("strong is better than weak by ")
     assert "better on 1 of 3 attributes; no evidence on the rest" in found["verdict"]
 
-    same = compare_sides(
-        labels, NAMES, weak, Side("twin", weak.scores, weak.decisions), n_resamples=50, n_permutations=99
-    )
+    same = compare_sides(labels, NAMES, weak, Side("twin", weak.runs), n_resamples=50, n_permutations=99)
     assert same["macro"]["average_precision"] | {"baseline": 0, "other": 0} == {
         **{"baseline": 0, "other": 0, "difference": 0.0, "ci95": [0.0, 0.0], "p_value": 1.0}
     }
@@ -65,8 +64,7 @@ def test_intervals_cover_and_equal_models_are_seldom_told_apart() -> None:
         found = compare_sides(labels, NAMES, first, second, n_resamples=200, n_permutations=199, seed=number)
         low, high = found["macro"]["average_precision"]["ci95"]
         covered += low <= 0 <= high
-        rows = found["per_attribute"].values()
-        alarms += any(row["average_precision"]["p_value"] <= 0.05 for row in rows)
+        alarms += any(row["average_precision"]["p_value"] <= 0.05 for row in found["per_attribute"].values())
     assert covered >= 53  # of which the chance is .98 at 95%
     assert alarms <= 7  # .98 at 5%
 
@@ -77,12 +75,12 @@ def test_seeds_of_a_side_are_averaged_and_widen_its_interval() -> None:
     weak = side("weak", labels, [1, 1, 1], random, seeds=1)
     strong = side("strong", labels, [1.6, 1.6, 1.6], random, seeds=3)
     found = compare_sides(labels, NAMES, weak, strong, n_resamples=300, n_permutations=199)
-    mean = np.mean([average_precision(labels, scores) for scores in strong.scores])
+    mean = np.mean([average_precision(labels, scores) for scores, _ in strong.runs])
     assert found["macro"]["average_precision"]["other"] == pytest.approx(mean)
-    unlike = Side("unlike", [strong.scores[0], weak.scores[0]], [strong.decisions[0], weak.decisions[0]])
+    unlike = Side("unlike", [strong.runs[0], weak.runs[0]])
     wide, narrow = (
         np.ptp(compare_sides(labels, NAMES, weak, one, n_resamples=300, n_permutations=99)["macro"]["auroc"]["ci95"])
-        for one in (unlike, Side("one", strong.scores[:1], strong.decisions[:1]))
+        for one in (unlike, Side("one", strong.runs[:1]))
     )
     assert wide > narrow, "seeds that differ leave more in doubt"
 
@@ -91,10 +89,7 @@ def test_copies_are_resampled_and_exchanged_together() -> None:
     random = np.random.default_rng(3)
     labels = draw(random, 40)
     first, second = side("first", labels, [1, 1, 1], random), side("second", labels, [1.8, 1.8, 1.8], random)
-    often = [
-        Side(one.name, [np.repeat(one.scores[0], 10, axis=0)], [np.repeat(one.decisions[0], 10, axis=0)])
-        for one in (first, second)
-    ]
+    often = [one.part(np.repeat(np.arange(40), 10)) for one in (first, second)]
     alone = compare_sides(labels, NAMES, first, second, n_resamples=300, n_permutations=199)["macro"]["auroc"]
     many = np.repeat(labels, 10, axis=0)
     together = compare_sides(many, NAMES, *often, np.repeat(np.arange(40), 10), 300, 199)["macro"]["auroc"]
@@ -121,8 +116,6 @@ def test_only_images_that_no_model_has_seen_and_common_attributes_are_compared(
         folder = tmp_path / f"m{number}"
         own.save_pretrained(folder)
         own.folder = folder
-    from aimonk_hf.data.dataset import content_hash
-
     hashes = [content_hash(path) for path in data.paths]
     parts = ["train"] * 20 + ["report"] * 60
     write_parts(tmp_path / "m0" / "split.csv", zip(data.labels.images, parts, hashes, strict=True))
@@ -150,9 +143,8 @@ def test_images_that_one_side_has_not_scored_are_left_out_by_number(data: Attrib
     assert "5 images are left out, because one side has no scores of them." in found["notes"]
     with pytest.raises(AimonkError, match=r"a\.csv has scores of 80 images, the dataset 12"):
         compare(sides, data.select(range(60, 72)))
-    few = {name: [GivenScores(data.attributes, scores[:12])] for name in sides}
     with pytest.raises(AimonkError, match="12 images are too few to compare models: 20 are needed"):
-        compare(few, data.select(range(12)))
+        compare({name: [GivenScores(data.attributes, scores[:12])] for name in sides}, data.select(range(12)))
     with pytest.raises(AimonkError, match="no attribute in common"):
         compare({"a.csv": sides["a.csv"], "m": [model(["hat"])]}, data)
 
@@ -167,8 +159,7 @@ def test_the_command_prints_writes_and_refuses(data: AttributeDataset, tmp_path:
     told = capsys.readouterr().out
     assert "80 images" in told
     assert f"{second},{first}" in told
-    report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["comparisons"][0]["verdict"] in told
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["comparisons"][0]["verdict"] in told
     with Image.open(tmp_path / "out" / "compare_1.png") as plot:
         assert min(plot.size) > 200
     assert main(["compare", first, *folder]) == 2

@@ -75,14 +75,12 @@ def test_the_forecast_comes_true() -> None:
     names = ["many", "easy", "constant"]
     few = learning_curve(features[:800], labels[:800], names, np.arange(800))["per_attribute"]["many"]
     more = learning_curve(features, labels, names, np.arange(1425))["per_attribute"]["many"]
-    came = more["average_precision"][-1] - few["average_precision"][-1]
-    assert came == pytest.approx(few["gain"], abs=0.04)
+    assert more["average_precision"][-1] - few["average_precision"][-1] == pytest.approx(few["gain"], abs=0.04)
 
 
 def test_copies_count_once_and_too_few_images_are_refused() -> None:
     features, labels = simulated(400)
-    groups = np.arange(400) // 2
-    assert learning_curve(features, labels, ["a", "b", "c"], groups)["n_images"] == 200
+    assert learning_curve(features, labels, ["a", "b", "c"], np.arange(400) // 2)["n_images"] == 200
     with pytest.raises(AimonkError, match="40 usable images are too few for a learning curve: 50 are needed"):
         learning_curve(features[:40], labels[:40], ["a", "b", "c"], np.arange(40))
 
@@ -123,7 +121,6 @@ def test_the_command_writes_curve_and_table(data: Path, tmp_path: Path, monkeypa
     assert "learning curve: mAP 0." in told
     assert "best of 2 backbones by the probe: test_" in told
     assert "mAP against the first" in told
-    findings = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert findings["learning_curve"]["backbone"] == "test_resnet"
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["learning_curve"]["backbone"] == "test_resnet"
     with Image.open(tmp_path / "audit" / "learning_curve.png") as plot:
         assert min(plot.size) > 300

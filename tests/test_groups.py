@@ -110,8 +110,7 @@ def test_evaluate_and_tune_ignore_twins_only_when_told(
 
 
 def test_a_group_of_half_of_the_data_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    dataset = with_labels(data, groups=["shop"] * 20 + [""] * 17)
-    train(small("", tmp_path / "out", val_split=0.4), dataset=dataset)
+    train(small("", tmp_path / "out", val_split=0.4), dataset=with_labels(data, groups=["shop"] * 20 + [""] * 17))
     told = "warning: 32 of 37 images are one group ('shop'), such as garment_0000.png and garment_0001.png"
     assert told in capsys.readouterr().out
     train(small(data, tmp_path / "plain"))

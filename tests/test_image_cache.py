@@ -24,6 +24,7 @@ from aimonk_hf.data.image_cache import ImageCache, Pixels, open_image_cache
 from aimonk_hf.data.images import read_image
 from aimonk_hf.errors import ImageError
 
+Make = Callable[..., ImageCache]
 CONTEXTS = [multiprocessing.get_context(method) for method in ("fork", "spawn")]
 
 
@@ -57,7 +58,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., ImageCache]:
+def make(tmp_path: Path) -> Make:
     return lambda fingerprint="squash 40": ImageCache(tmp_path / "cache", fingerprint)
 
 
@@ -86,9 +87,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-def test_images_are_those_of_decoding(
-    tmp_path: Path, picture: Image.Image, make: Callable[..., ImageCache], kind: str
-) -> None:
+def test_images_are_those_of_decoding(tmp_path: Path, picture: Image.Image, make: Make, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     picture.save(path)
     os.utime(path, (1e9, 1e9))
@@ -107,9 +106,7 @@ def test_images_are_those_of_decoding(
 
 
 @pytest.mark.parametrize(("content", "changed"), [(b"\5\5\5", 1e9), (b"\5\5", 1e9 + 1e-6), (b"\5\5", 1e9 - 5)])
-def test_a_changed_file_is_decoded_again(
-    files: list[Path], make: Callable[..., ImageCache], content: bytes, changed: float
-) -> None:
+def test_a_changed_file_is_decoded_again(files: list[Path], make: Make, content: bytes, changed: float) -> None:
     cache, other = make(), make()
     assert [kept(cache, files), kept(other, files)] == [0, 12]
     assert cache.holds(files[3])
@@ -119,7 +116,7 @@ def test_a_changed_file_is_decoded_again(
     assert kept(other, files) == 12, "the new pixels are kept, and other processes find them"
 
 
-def test_a_file_changed_just_now_is_not_kept_yet(files: list[Path], make: Callable[..., ImageCache]) -> None:
+def test_a_file_changed_just_now_is_not_kept_yet(files: list[Path], make: Make) -> None:
     cache, now = make(), time.time()
     for content in (b"\1\1", b"\2\2"):  # of one size and time
         old_file(files[0], content, now)
@@ -129,7 +126,7 @@ def test_a_file_changed_just_now_is_not_kept_yet(files: list[Path], make: Callab
 
 
 def test_fingerprints_files_and_versions_do_not_collide(
-    tmp_path: Path, files: list[Path], make: Callable[..., ImageCache], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: list[Path], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(make("squash 40"), files)
     assert kept(make("squash 4"), files) == 0
@@ -145,7 +142,7 @@ def test_fingerprints_files_and_versions_do_not_collide(
     assert kept(make("squash 40"), files) == 12
 
 
-def test_unreadable_images_are_never_kept(files: list[Path], make: Callable[..., ImageCache]) -> None:
+def test_unreadable_images_are_never_kept(files: list[Path], make: Make) -> None:
     cache = make()
     for path in (files[0], files[0].with_name("missing.jpg"), files[0].with_name("nul\0.jpg")):
         for _ in range(2):
@@ -167,7 +164,7 @@ def read_in_turns(cache: ImageCache, files: list[Path], seed: int) -> int:
 
 
 @pytest.mark.parametrize("context", CONTEXTS, ids=["fork", "spawn"])
-def test_processes_share_it(files: list[Path], make: Callable[..., ImageCache], context: BaseContext) -> None:
+def test_processes_share_it(files: list[Path], make: Make, context: BaseContext) -> None:
     cache = make()
     kept(cache, files[:4])
     with context.Pool(2) as pool:
@@ -184,7 +181,7 @@ def write_for_ever(cache: ImageCache, files: list[Path]) -> None:
             cache.get(path, lambda path=path: pixels_of(path, 500))
 
 
-def test_writers_killed_at_random_moments(files: list[Path], make: Callable[..., ImageCache]) -> None:
+def test_writers_killed_at_random_moments(files: list[Path], make: Make) -> None:
     """Two processes write large images of ever changing files until they are killed; the rest is right or not there."""
     cache = make()
     for _ in range(5):
@@ -221,7 +218,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_damage_is_recognised_and_mended(files: list[Path], make: Callable[..., ImageCache], damage: str) -> None:
+def test_damage_is_recognised_and_mended(files: list[Path], make: Make, damage: str) -> None:
     cache = make()
     kept(cache, files)
     for path in entries(cache)[:5]:
@@ -230,7 +227,7 @@ def test_damage_is_recognised_and_mended(files: list[Path], make: Callable[..., 
 
 
 def test_the_folder_may_be_deleted_during_a_run(
-    files: list[Path], make: Callable[..., ImageCache], caplog: pytest.LogCaptureFixture
+    files: list[Path], make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make()
     kept(cache, files)
@@ -272,7 +269,7 @@ def test_a_read_only_folder_is_used_and_said_once(ordinary_user: Path, caplog: p
 
 def test_a_tenth_of_the_disk_is_left_free(
     files: list[Path],
-    make: Callable[..., ImageCache],
+    make: Make,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -292,7 +289,7 @@ def fill_with_little_room(cache: ImageCache, files: list[Path], room: int) -> No
     assert [kept(cache, files), kept(cache, files)] == [0, 0]
 
 
-def test_writes_cut_short(files: list[Path], make: Callable[..., ImageCache]) -> None:
+def test_writes_cut_short(files: list[Path], make: Make) -> None:
     cache, room = make(), 4000
     writers = [CONTEXTS[0].Process(target=fill_with_little_room, args=(cache, files, room)) for _ in range(2)]
     for writer in writers:

@@ -92,6 +92,8 @@ def test_images_of_metadata_may_be_beside_it_or_in_images(tmp_path: Path) -> Non
     shutil.copytree(folder / "images", folder, dirs_exist_ok=True)
     dataset = AttributeDataset.from_folder(folder)
     assert (dataset.images_dir, dataset.labels.images) == (folder, NAMES)
+    assert not dataset.find_problems()
+    assert dataset[2]["labels"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +192,7 @@ def test_an_error_of_a_transform_names_the_file(num_workers: int, tmp_path: Path
         raise RuntimeError("no such size")
 
     folder = make(tmp_path, ["a.jpg"])
-    dataset = AttributeDataset.from_folder(folder, transform=fail)
     with pytest.raises(RuntimeError, match="no such size") as caught:
-        list(DataLoader(dataset, num_workers=num_workers))
+        list(DataLoader(AttributeDataset.from_folder(folder, transform=fail), num_workers=num_workers))
     told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
     assert any(f"The image is {folder / 'images' / 'a.jpg'}" in text for text in told)

@@ -1,6 +1,9 @@
+"""Images of every kind as upright RGB, those that phones and other systems write among them."""
+
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +11,13 @@ from PIL import Image
 from strange_files import png_of
 from strange_files import saved as image_bytes
 
+from aimonk_hf.audit.checks import audit
 from aimonk_hf.console import warn_once
-from aimonk_hf.data.images import check_image, read_image
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.images import check_image, open_image, read_image
+from aimonk_hf.data.labels import read_labels
 from aimonk_hf.errors import ImageError
+from aimonk_hf.modeling.predict_files import ImageFiles
 
 
 def saved(image: Image.Image, path: Path, **options) -> Path:
@@ -59,12 +66,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_thirty_two_bit_pixels_are_refused(tmp_path: Path) -> None:
-    path = saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="no agreed range"):
-        read_image(path)
-
-
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -79,32 +80,12 @@ def test_paths_bytes_arrays_and_images_give_the_same_pixels(tmp_path: Path, pict
         read_image(np.zeros((3, 8, 8)))
 
 
-def truncated_jpeg(picture: Image.Image) -> bytes:
-    content = image_bytes(picture, "JPEG")
-    return content[: len(content) // 2]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "the file is empty"),
-        (b"not a picture at all", "not an image file"),
-        ("truncated", "the image is damaged"),
-        (png_of(20_000, 20_000), "too many pixels"),
-        (png_of(10_000, 10_000), "too many pixels: 10000 x 10000"),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_bad_files_are_refused_with_the_reason(
-    tmp_path: Path, picture: Image.Image, content: bytes | str, reason: str
-) -> None:
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(truncated_jpeg(picture) if isinstance(content, str) else content)
-    with pytest.raises(ImageError, match=reason):
-        read_image(path)
-    with pytest.raises(ImageError, match=reason):
-        read_image(path.read_bytes())
-    assert reason in (check_image(path) or "")
+def test_an_image_too_large_for_us_and_not_for_pillow_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(png_of(10_000, 10_000))
+    with pytest.raises(ImageError, match="too many pixels: 10000 x 10000"):
+        read_image(tmp_path / "large.png")
+    assert "too many pixels: 10000 x 10000" in (check_image(tmp_path / "large.png") or "")
 
 
 def test_missing_files_folders_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
@@ -155,3 +136,99 @@ def test_webp_of_an_impossible_size_is_never_given_to_libwebp(
     monkeypatch.setattr(Image, "open", lambda *arguments, **named: pytest.fail("libwebp has allocated the pixels"))
     with pytest.raises(ImageError, match=reason):
         read_image(bytes(data))
+
+
+# As phones and other systems write them: HEIC, several images in a file, clutter beside them
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A smooth image without a symmetry."""
+    rows, columns = np.mgrid[0:90, 0:120]
+    return Image.fromarray(np.stack([rows * 2, columns * 2, np.full((90, 120), 99)], axis=-1).astype(np.uint8))
+
+
+def distance(image: Image.Image, other: Image.Image) -> float:
+    """Return the mean difference of two images of one size."""
+    assert image.size == other.size
+    return float(np.abs(np.asarray(image, dtype=int) - np.asarray(other, dtype=int)).mean())
+
+
+@pytest.mark.parametrize("cut", [0, 40, 10_000], ids=["whole", "shortened", "without_the_second"])
+def test_a_photograph_with_further_images_is_not_animated(
+    tmp_path: Path, photo: Image.Image, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = Image.effect_noise((300, 200), 90).convert("RGB")
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise])
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert len(content) > 2 * cut
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) - cut])
+    warn_once.cache_clear()
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO"
+    assert check_image(tmp_path / "a.jpg") is None
+    assert distance(read_image(tmp_path / "a.jpg"), photo) < 10
+    assert caplog.text == ""
+
+
+def test_a_motion_photo_is_a_photograph(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.jpg")
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"\0\0\0\x18ftypmp42" + bytes(5000))
+    assert check_image(tmp_path / "a.jpg") is None
+
+
+@pytest.fixture
+def heif() -> Any:
+    """The library that reads HEIC; its opener is registered when an image is opened."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    open_image(png_of(4, 4)).close()
+    return pillow_heif
+
+
+def test_heic_is_read_upright(heif: Any, tmp_path: Path, photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it to the right
+    photo.save(tmp_path / "phone.heic", quality=95, exif=exif.tobytes())
+    assert check_image(tmp_path / "phone.heic") is None
+    upright = photo.transpose(Image.Transpose.ROTATE_270)
+    assert distance(read_image(tmp_path / "phone.heic"), upright) < 10
+    assert distance(read_image((tmp_path / "phone.heic").read_bytes()), upright) < 10
+
+
+def test_a_burst_of_heic_is_its_main_image(
+    heif: Any, tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    other = photo.rotate(180)
+    photo.save(tmp_path / "burst.heic", quality=95, save_all=True, append_images=[other], primary_index=1)
+    assert distance(read_image(tmp_path / "burst.heic"), other) < 10
+    assert caplog.text == ""
+
+
+def test_a_damaged_heic_says_so(heif: Any, tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.heic")
+    content = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "a.heic").write_bytes(content[: len(content) // 2])
+    assert "the image is damaged" in (check_image(tmp_path / "a.heic") or "")
+
+
+def test_heic_without_its_library_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError, match="HEIC is not supported: save it as JPEG, or pip install pillow-heif"):
+        read_image(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def test_avif_is_read(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.avif", quality=95)
+    assert distance(read_image(tmp_path / "a.avif"), photo) < 10
+
+
+def test_clutter_of_other_systems_is_no_image(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.jpg")
+    for name in ("._a.jpg", "Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"not an image")
+    assert list(ImageFiles([tmp_path])) == [tmp_path / "a.jpg"]
+    (tmp_path / "labels.csv").write_text("image,a\na.jpg,1\n")
+    assert audit(AttributeDataset(read_labels(tmp_path / "labels.csv"), tmp_path)).findings["files"]["unlisted"] == []

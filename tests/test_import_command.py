@@ -57,8 +57,7 @@ def test_refused_rows_are_named_and_the_others_imported(
     assert "\nImages are referred to by absolute paths; --copy copies them.\n" in report
     assert report.endswith(f"Train: `aimonk-hf train --data-dir {data} --output-dir OUT`\n")
     assert sorted(path.name for path in data.iterdir()) == ["import.md", "labels.csv"]
-    dataset = AttributeDataset.from_folder(data)
-    assert dataset.find_problems() == {}
+    assert AttributeDataset.from_folder(data).find_problems() == {}
 
 
 def test_copied_images_keep_their_folders(tagged: Path, tmp_path: Path) -> None:
@@ -105,11 +104,7 @@ BAD = [
     ("labels.json", '[{"data": {"image": "a.jpg"}}]', r"labels\.json:task 1: not a task .*'annotations'"),
     ("export.csv", "annotation_id,image,choice\n1,a.jpg,x\n", r"export\.csv:1: the header has no column annotator"),
     ("export.csv", "annotation_id,annotator,image,c\n1,1,a.jpg,{\n", r"export\.csv:2: not a task of Label Studio"),
-    (
-        "x.csv",
-        "annotation_id,annotator,image,box\n1,1,a.jpg,[{}]\n",
-        r"x\.csv:2: .*box holds no choices, --ignore-c",
-    ),
+    ("x.csv", "annotation_id,annotator,image,box\n1,1,a.jpg,[{}]\n", r"x\.csv:2: .*box holds no choices, --ignore-c"),
     ("tags.csv", "image,tags\na.jpg,cat;image\n", r"labels\.csv can.* column 'image': rename the attribute"),
     ("tags.csv", "image\na.jpg\n", r"tags\.csv"),
     ("annotation.mat", "no mat", r"annotation\.mat is no \.mat file"),

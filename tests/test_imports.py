@@ -222,9 +222,8 @@ def test_tags_with_columns_of_groups_and_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["long sleeve", '"a,b;c"'])
 def test_tags_with_two_separators_are_refused(tmp_path: Path, cell: str) -> None:
-    source = write(tmp_path / "t.csv", f"image,tags\na.jpg,{cell}\n")
     with pytest.raises(AimonkError, match=r"t\.csv: '.' or '.' may separate tags: name .* with --tag-separator"):
-        imported(source, tmp_path, unlisted="absent")
+        imported(write(tmp_path / "t.csv", f"image,tags\na.jpg,{cell}\n"), tmp_path, unlisted="absent")
 
 
 def test_one_folder_per_tag(tmp_path: Path) -> None:

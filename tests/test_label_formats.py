@@ -1,7 +1,9 @@
 """Any format of label file: the same table, the same words, the same refusals."""
 
+import base64
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,28 @@ ROWS: list[dict[str, Any]] = [
     {"file_name": "b.jpg", "collar": None, "belt": True},
 ]
 TABLE = [[1, 0], [NAN, 1]]
+# Label files as other tools write them: the table that each means, or the reason why it is refused.
+CASES = json.loads((Path(__file__).parent / "label_cases.json").read_text(encoding="utf-8"))
+# The words that the refusal, or the warning, of a case must have.
+REASONS = {
+    "minus1": "labels.csv:2: '-1' in column collar is not a label .* --missing-values=-1 or --absent-values=-1",
+    "null": "labels.csv:3: 'None' in column collar is not a label .* --missing-values=None or --absent-values=None",
+    "label_studio": "labels.csv:2: .* in column choice is not a label .*`aimonk-hf import` .*--ignore-columns choice,",
+    "dup_attr_case": "labels.csv:1: The attributes 'collar' and 'Collar' differ only in case or spaces",
+    "latin1": r"labels.csv:1: The attribute .* is not plain text: .* --encoding \(such as latin-1\)",
+    "soft": "labels.csv:2: '0.5' in column collar is not a label .* --present-above 0.5",
+    "ls_linesep": r"labels.csv:1: The attribute 'col\\u2028lar' is not plain text",
+}
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def write_case(folder: Path, case: dict[str, Any]) -> Path:
+    return write(folder, case["file"], base64.b64decode(case["base64"]) if "base64" in case else case["text"])
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
@@ -36,6 +54,19 @@ def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
 def check(labels: Labels, images: list[str], attributes: list[str], values: Any) -> None:
     assert (labels.images, labels.attributes) == (images, attributes)
     np.testing.assert_array_equal(labels.values, np.array(values, dtype=np.float32))
+
+
+def test_reads_the_assignments_format(tmp_path: Path) -> None:
+    text = "image_0.jpg 1 NA 0\r\n\nmy red dress.JPG  0\t1 1\ncopy of a.jpg (2).png 1 0 NA\n"
+    images = ["image_0.jpg", "my red dress.JPG", "copy of a.jpg (2).png"]
+    values = [[1, NAN, 0], [0, 1, 1], [1, 0, NAN]]
+    check(read_labels(write(tmp_path, "labels.txt", text)), images, ["Attr1", "Attr2", "Attr3"], values)
+
+
+def test_a_folder_prefers_csv(tmp_path: Path) -> None:
+    write(tmp_path, "labels.txt", "a.jpg 1\n")
+    write(tmp_path, "labels.csv", "image,x\nb.jpg,0\n")
+    assert read_labels(tmp_path).images == ["b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +101,26 @@ def test_each_format_is_read_as_the_same_table(name: str, text: str | bytes, tmp
     if labels.attributes == ["belt", "collar"]:
         labels = read_labels(tmp_path / name, ["collar", "belt"])
     check(labels, ["a.jpg", "b.jpg"], ["collar", "belt"], TABLE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "images" in case], ids=lambda case: case["name"])
+def test_a_case_is_read_as_the_table_that_it_means(case: dict[str, Any], tmp_path: Path) -> None:
+    check(read_labels(write_case(tmp_path, case)), case["images"], case["attributes"], case["values"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "images" not in case], ids=lambda case: case["name"])
+def test_a_case_that_could_be_misread_is_refused_or_warned_of(
+    case: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, reason = write_case(tmp_path, case), REASONS[case["name"]]
+    if case["name"] == "dup_attr_case":
+        assert read_labels(path).attributes == ["collar", "Collar"]
+        assert len(caplog.messages) == 1
+        assert re.search(reason, caplog.text)
+    else:
+        with pytest.raises(AimonkError, match=reason) as caught:
+            read_labels(path)
+        assert str(caught.value).isprintable()
 
 
 def test_parquet_is_read_as_the_same_table(tmp_path: Path) -> None:
@@ -144,30 +195,15 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ("labels.csv", "image,x\na,1\n", {"ignore_columns": ["X"]}, "no column for --ignore-columns: 'X'"),
         ("labels.csv", "image,x\na,1\n", {"ignore_columns": ["x"]}, "No column is left for labels"),
         ("labels.csv", "image,x\na,1\n", {"group_column": "person"}, "no column for --group-column: 'person'"),
-        (
-            "labels.csv",
-            "image,x,s\na,1,eval\n",
-            {"split_column": "s"},
-            ":2: 'eval' is not a part: use train",
-        ),
+        ("labels.csv", "image,x,s\na,1,eval\n", {"split_column": "s"}, ":2: 'eval' is not a part: use train"),
         ("labels.csv", "image,x\na,1\n", {"encoding": "klingon"}, "--encoding klingon: there is no such encoding"),
         ("labels.csv", b"image,x\na,1\n\xe9,1\n", {"encoding": "ascii"}, r":\d: The text from here on is not ascii"),
         ("labels.csv", b"\xff\xfei\0m\0a\0\0\xd8", {}, r":\d: The text from here on is not utf-16"),
-        (
-            "labels.csv",
-            "image,x\nhttps://x.org/a.jpg,1\n",
-            {},
-            r":2: https://x.org/a.jpg is a URL: fetch .*wget",
-        ),
+        ("labels.csv", "image,x\nhttps://x.org/a.jpg,1\n", {}, r":2: https://x.org/a.jpg is a URL: fetch .*wget"),
         ("labels.csv", "image,a;name\nx,1\n", {}, "divided by ',' and by ';': write the line sep=, before it"),
         ("labels.csv", "index,image,x\n0,a.jpg,1\n5,b.jpg,1\n", {}, ":3: '5' in the first column, 'index', is not the"),
         ("labels.csv", ",image,x\nzero,a.jpg,1\n", {}, ":2: 'zero' in the first column, '', is not the number"),
-        (
-            "labels.csv",
-            "image|x\na|1\n",
-            {},
-            r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|",
-        ),
+        ("labels.csv", "image|x\na|1\n", {}, r":1: The header must be .* .found 'image\|x'\), divided by .* sep=\|"),
         ("labels.csv", b'"\xc2\xa0"', {}, "is empty: a row is an image name"),
         ("labels.csv", "image,x\n# a comment\n", {}, "has a header but no rows"),
         (
@@ -178,43 +214,46 @@ def test_true_stays_true_where_numbers_are_counts(tmp_path: Path) -> None:
         ),
         ("labels.csv.gz", b"\x1f\x8b\x08\0" + bytes(20), {}, "labels.csv.gz is packed by gzip and damaged"),
         ("labels.csv", b"PK\x03\x04...", {}, "not a text file but an archive or an Excel table: save"),
-        (
-            "export.xlsx",
-            b"PK\x03\x04...",
-            {},
-            r"as CSV, or use `aimonk-hf import \S+export.xlsx --output DATA`",
-        ),
-        (
-            "labels.txt",
-            "image collar\na.jpg 1\n",
-            {},
-            "labels.txt:1: No image name in 'image collar' .*without a",
-        ),
+        ("export.xlsx", b"PK\x03\x04...", {}, r"as CSV, or use `aimonk-hf import \S+export.xlsx --output DATA`"),
+        ("labels.txt", "image collar\na.jpg 1\n", {}, "labels.txt:1: No image name in 'image collar' .*without a"),
         ("labels.txt", "a.jpg 1 0\na b.jpg 1\n", {}, "labels.txt:2: The row has 1 values where 2 were expected"),
-        (
-            "x.jsonl",
-            '{"image": "a", "x": 1}\n{"image": "b", "x": [1]}\n',
-            {},
-            r":2: '\[1\]' in column x is not a",
-        ),
+        ("x.jsonl", '{"image": "a", "x": 1}\n{"image": "b", "x": [1]}\n', {}, r":2: '\[1\]' in column x is not a"),
         ("x.jsonl", '{"image": "a", "x": 1, "x": 0}\n', {}, r":1: The line is no JSON object \(a key is in it twice\)"),
         ("x.jsonl", '{"image" :"a", "x": 1, "x" :0}\n', {}, r":1: The line is no JSON object \(a key is in it twice\)"),
-        (
-            "x.json",
-            '[{"image": "a", "x": 1}]\n',
-            {},
-            r":1: The line is no JSON object \(found a list\); `aimonk-hf",
-        ),
+        ("x.json", '[{"image": "a", "x": 1}]\n', {}, r":1: The line is no JSON object \(found a list\); `aimonk-hf"),
         ("x.jsonl", '{"image": "a", "x": 1}\n{"image": "b"', {}, r"x.jsonl:2: The line is no JSON object \(.+\)"),
         ("x.jsonl", '{"image": null, "x": 1}\n', {}, "x.jsonl:1: The image name is empty"),
+        ("labels.txt", "", {}, "is empty"),
+        ("labels.txt", "a.jpg 1 0\nb.jpg 1 2\n", {}, r"labels.txt:2: '2' in column Attr2 is not a label"),
+        ("labels.txt", "a.jpg 1 maybe\n", {}, r"labels.txt:1: 'maybe' in column Attr2 is not a label"),
+        ("labels.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", {}, r"labels.txt:3: a.jpg is listed already in line 1"),
+        ("labels.txt", "a.jpg\n", {}, r"labels.txt:1: No values in 'a.jpg'"),
+        ("labels.csv", "image,x\na.jpg,1,0\n", {}, r"labels.csv:2: The row has 3 cells where 2 were expected"),
+        ("labels.csv", "image,x\na.jpg,maybe\n", {}, r"labels.csv:2: 'maybe' in column x is not a label"),
+        ("labels.csv", "image,x\na.jpg,1\na.jpg,0\n", {}, r"labels.csv:3: a.jpg is listed already in line 2"),
+        ("labels.csv", "image,x\n", {}, "has a header but no rows"),
+        ("labels.csv", "a.jpg,1,0\n", {}, r"labels.csv:1: The first row is not a header: write image,<attribute>"),
+        ("labels.csv", "image,x,x\na.jpg,1,0\n", {}, r"labels.csv:1: The attribute 'x' is in the header twice"),
+        ("labels.csv", "image,x,\na.jpg,1,0\n", {}, r"labels.csv:2: The row has 3 cells where 2 were"),
+        ("labels.csv", "image,x,,y\na.jpg,1,0,0\n", {}, r"labels.csv:1: The attribute '' has no name"),
+        ("labels.csv", "image,x\n,1\n", {}, r"labels.csv:2: The image name is empty"),
+        ("labels.csv", 'image,x\n"a.jpg,1\n', {}, r"labels.csv:\d: "),
+        (
+            "metadata.csv",
+            "label,a\nx.png,1\n",
+            {},
+            "metadata.csv:1: The header must be file_name,<attribute>,... .found 'label,a'",
+        ),
+        ("metadata.csv", "file_name,a\nx.png\n", {}, "metadata.csv:2: The row has 1 cells where 2 were expected"),
+        ("metadata.csv", "file_name,a\nx.png,1\nx.png,0\n", {}, "metadata.csv:3: x.png is listed already in line 2"),
+        ("metadata.csv", "file_name\nx.png\n", {}, "header"),
     ],
 )
 def test_refusals_name_the_line_and_the_cure(
     name: str, text: str | bytes, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, name, text)
     with pytest.raises(AimonkError, match=message) as caught:
-        read_labels(path, options=ReadOptions(**options))
+        read_labels(write(tmp_path, name, text), options=ReadOptions(**options))
     assert str(caught.value).isprintable()
 
 
@@ -294,3 +333,45 @@ def test_the_flags_of_reading_reach_the_reader(
     )
     wanted = AttributeDataset.from_folder(sample).labels.values
     np.testing.assert_array_equal(listed_images(settings, None, None).labels.values, wanted)
+
+
+def test_refuses_a_wrong_number_of_names_and_unknown_columns(tmp_path: Path) -> None:
+    with pytest.raises(AimonkError, match="2 values a row but 1 attributes"):
+        read_labels(write(tmp_path, "labels.txt", "a.jpg 1 0\n"), ["x"])
+    with pytest.raises(AimonkError, match=r"no attribute 'colar' \(did you mean collar\?\)"):
+        read_labels(write(tmp_path, "labels.csv", "image,collar\na.jpg,1\n"), ["colar"])
+
+
+def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AimonkError, match="There is no data folder"):
+        AttributeDataset.from_folder(tmp_path / "nowhere")
+    with pytest.raises(AimonkError, match="has no label file .labels.csv, labels.tsv, labels.txt, "):
+        AttributeDataset.from_folder(tmp_path)
+
+
+def test_nested_images_folder_and_non_utf8_names(tmp_path: Path, picture) -> None:
+    nested = tmp_path / "images" / "images"
+    nested.mkdir(parents=True)
+    picture.save(nested / "a.png")
+    write(tmp_path, "labels.txt", b"a.png 1\nd\xe9j\xe0.png 0\n")
+    dataset = AttributeDataset.from_folder(tmp_path)
+    assert dataset.images_dir == nested
+    assert dataset.find_problems() == {1: "no such file"}
+    item = dataset[0]
+    assert item["pixel_values"].size == picture.size
+    assert item["labels"].tolist() == [1.0]
+
+
+def test_columns_of_metadata_other_than_the_file_name_are_attributes(tmp_path: Path) -> None:
+    write(tmp_path, "metadata.csv", "collar,file_name,belt\n1,train/a b.png,\nFalse,c.png,True\n0.0,d.png,NA\n\n")
+    images = ["train/a b.png", "c.png", "d.png"]
+    check(read_labels(tmp_path), images, ["collar", "belt"], [[1, NAN], [0, 1], [0, NAN]])
+
+
+def test_attributes_choose_columns_of_metadata(tmp_path: Path) -> None:
+    path = write(tmp_path, "metadata.csv", 'file_name,text,collar,belt\na.png,"a dress, red",1,0\n')
+    assert read_labels(path, ["belt", "collar"]).values.tolist() == [[0, 1]]
+    with pytest.raises(
+        AimonkError, match=r":2: .a dress, red. in column text is not a label .*--ignore-columns text .*--attributes"
+    ):
+        read_labels(path)

@@ -25,13 +25,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_the_loss_curve_has_the_assignments_labels(tmp_path: Path, drawn: list[Figure]) -> None:
-    plots.plot_loss_curve([3.0, 2.0, 1.0, 0.5], [(2, 2.5), (4, 1.0)], tmp_path / "a.png", "Aimonk_multilabel_problem")
+    labels = ("iteration_number", "training_loss", "Aimonk_multilabel_problem")
+    plots.plot_loss_curve([3.0, 2.0, 1.0, 0.5], [(2, 2.5), (4, 1.0)], tmp_path / "a.png", labels[2])
     (axes,) = drawn[0].axes
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == (
-        "iteration_number",
-        "training_loss",
-        "Aimonk_multilabel_problem",
-    )
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == labels
     raw, smooth, validation = axes.lines
     assert raw.get_xydata().tolist() == [[1, 3.0], [2, 2.0], [3, 1.0], [4, 0.5]]
     assert smooth.get_ydata().max() < 3
@@ -44,15 +41,12 @@ def test_stages_and_the_kept_epoch_are_marked(tmp_path: Path, drawn: list[Figure
     _, first, second, *_, stage, kept = drawn[0].axes[0].lines
     assert first.get_xdata().tolist() == [1, 2]
     assert second.get_xdata().tolist() == [3, 4]
-    assert (
-        first.get_ydata().min() >= 2 > 1 >= second.get_ydata().max()
-    )  # the smoothed loss of a stage knows nothing of the other's
+    # the smoothed loss of a stage knows nothing of the other's
+    assert first.get_ydata().min() >= 2 > 1 >= second.get_ydata().max()
     assert list(stage.get_xdata()) == [2.5, 2.5]
     assert kept.get_xydata().tolist() == [[2, 1.5]]
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()][-2:] == [
-        "a new stage begins",
-        "the epoch that is kept",
-    ]
+    told = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert told[-2:] == ["a new stage begins", "the epoch that is kept"]
 
 
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, 0.5]])
@@ -70,8 +64,7 @@ def test_bars_are_coloured_by_agreement_and_gaps_are_grey(
     prediction = Prediction({"right": 0.9, "wrong": 0.2, "gap": 0.7}, dict.fromkeys(names, 0.5))
     plots.plot_predictions(dataset, [prediction, None], tmp_path / "p.png")
     bars = drawn[0].axes[1]
-    colours = [patch.get_facecolor() for patch in bars.patches[1::2]]
-    assert len(set(colours)) == 3
+    assert len({patch.get_facecolor() for patch in bars.patches[1::2]}) == 3
     assert [text.get_text() for text in bars.texts] == ["1", "1", "NA"]
 
 

@@ -1,6 +1,5 @@
 """Reports as a user gets them: plots, card, commands, and the record of the images that a model has seen."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from train_support import column, small
 
-from aimonk_hf import AimonkModel, AttributeDataset, TrainConfig, evaluate, read_labels, train
+from aimonk_hf import AimonkModel, AttributeDataset, evaluate, read_labels, train
 from aimonk_hf.cli.main import main
 from aimonk_hf.data.labels import Labels, write_labels
 from aimonk_hf.data.sample_data import write_sample_data
@@ -24,11 +24,6 @@ ATTRIBUTES = ["sleeves", "stripes", "collar", "belt"]
 PLOTS = {"precision_recall", "roc", "reliability", "score_histograms", "worst_mistakes"}
 
 
-def trained(data: Path, out: Path, **settings: object) -> AimonkModel:
-    small = {"epochs": 1, "batch_size": 16, "image_size": 32, "num_workers": 0, "mixed_precision": "no"}
-    return train(TrainConfig(str(data), str(out), recipe="demo", **small | settings))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample_data(tmp_path_factory.mktemp("data") / "drawn", n_images=120, seed=1)
@@ -37,12 +32,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AimonkModel]:
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, trained(drawn, out, val_split=0.4)
+    return out, train(small(drawn, out, val_split=0.4))
 
 
 def parts(out: Path) -> dict[str, str]:
-    with (out / "split.csv").open(newline="") as file:
-        return {row["image"]: row["part"] for row in csv.DictReader(file)}
+    return column(out / "split.csv", "part")
 
 
 def test_a_run_reports_from_images_that_chose_nothing(run: tuple[Path, AimonkModel], drawn: Path) -> None:
@@ -67,7 +61,7 @@ def test_a_run_reports_from_images_that_chose_nothing(run: tuple[Path, AimonkMod
 def test_little_data_has_no_report_part_and_says_so(
     sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    report = trained(sample, tmp_path / "out").metrics
+    report = train(small(sample, tmp_path / "out")).metrics
     printed = capsys.readouterr().out
     assert "a report part of fewer than 20 images would show nothing" in printed
     assert "hence no intervals, no p-values and no verdict" in printed
@@ -79,7 +73,7 @@ def test_little_data_has_no_report_part_and_says_so(
 
 def test_a_run_that_chooses_nothing_on_validation_reports_from_all_of_it(sample: Path, tmp_path: Path) -> None:
     choose_nothing = {"tune_thresholds": False, "calibrate": False, "report_split": 0.0}
-    model = trained(sample, tmp_path / "out", val_split=0.4, **choose_nothing)
+    model = train(small(sample, tmp_path / "out", val_split=0.4, **choose_nothing))
     assert model.metrics is not None
     assert model.metrics["verdict"]
     assert model.metrics["measured_on"]["n_report"] == 0

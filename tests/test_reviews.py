@@ -35,13 +35,11 @@ def test_labels_are_read_through_the_answers(table: Path) -> None:
     append_reviews(reviews, [review("gone.jpg", "belt", "NA", "1"), review("a.jpg", "unread", "NA", "1")])
     labels = read_labels(table)
     assert np.array_equal(labels.values, [[1, 0], [np.nan, 1]], equal_nan=True)
-    told = f"{reviews}: 3 reviewed label(s), 2 of them changed, 1 about images that are not listed"
-    assert labels.notes[-1] == told
+    assert labels.notes[-1] == f"{reviews}: 3 reviewed label(s), 2 of them changed, 1 about images that are not listed"
     assert table.read_text() == TABLE, "nothing is written over"
     plain = read_labels(table, options=ReadOptions(reviews=False))
     assert np.array_equal(plain.values, [[1, np.nan], [0, 1]], equal_nan=True)
-    only = read_labels(table, ["belt"])
-    assert only.values[:, 0].tolist() == [0, 1]
+    assert read_labels(table, ["belt"]).values[:, 0].tolist() == [0, 1]
 
 
 def test_a_torn_last_line_is_not_an_answer_and_is_gone_with_the_next(table: Path) -> None:
@@ -111,16 +109,8 @@ def test_training_and_a_merged_file_take_the_answers(sample: Path, tmp_path: Pat
     before = read_labels(data)
     wanted = {1.0: "0", 0.0: "1"}.get(float(before.values[0, 0]), "1")
     append_reviews(data / "reviews.csv", [review(before.images[0], before.attributes[0], "NA", wanted)])
-    command = [
-        "audit",
-        "--data-dir",
-        str(data),
-        "--accept",
-        str(data / "reviews.csv"),
-        "--output",
-        str(tmp_path / "merged"),
-    ]
-    assert main(command) == 0
+    files = ["--accept", str(data / "reviews.csv"), "--output", str(tmp_path / "merged")]
+    assert main(["audit", "--data-dir", str(data), *files]) == 0
     assert "1 reviewed label(s), 1 of them changed" in capsys.readouterr().err
     merged = read_labels(tmp_path / "merged", options=ReadOptions(reviews=False))
     assert merged.values[0, 0] == float(wanted)

@@ -149,7 +149,7 @@ def test_the_probe_survives_unreadable_images_one_class_and_few_rows() -> None:
     assert probe(features[:4], labels[:4], ["a", "b"], n_permutations=9).signal is None
 
 
-def testfast_auroc_agrees_with_scikit_learn() -> None:
+def test_fast_auroc_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((30, 4)) < 0.4).astype(float), rng.random((30, 4))
     labels[rng.random(labels.shape) < 0.3] = NAN

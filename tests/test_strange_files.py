@@ -63,14 +63,6 @@ class Corpus:
         """The reason of each file that cannot be used."""
         return {name: found for name, found in self.alone.items() if isinstance(found, str)}
 
-    def copy(self, folder: Path) -> "Corpus":
-        """Return the same corpus in another folder, for tests that take files away."""
-        other = Corpus.__new__(Corpus)
-        other.__dict__.update(self.__dict__, folder=folder, images=folder / "images")
-        shutil.copytree(self.images, other.images, symlinks=True, copy_function=copy_regular, dirs_exist_ok=True)
-        shutil.copy(self.folder / "labels.csv", folder)
-        return other
-
 
 def copy_regular(source: str, target: str) -> None:
     if Path(source).is_fifo():
@@ -211,31 +203,31 @@ def test_the_audit_names_every_bad_file_and_writes_all_its_reports(
 def test_training_names_bad_and_vanished_files_and_uses_every_good_one(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    own = corpus.copy(tmp_path)
-    good = [file.name for file in own.files if file.verdict == GOOD]
+    data = shutil.copytree(corpus.folder, tmp_path / "data", symlinks=True, copy_function=copy_regular)
+    good = [file.name for file in corpus.files if file.verdict == GOOD]
     victims, check = good[::5], AttributeDataset.find_problems
 
     def check_then_vanish(self: AttributeDataset, *arguments: Any, **options: Any) -> dict[int, str]:
         problems = check(self, *arguments, **options)
         for name in victims:
-            (own.images / name).unlink(missing_ok=True)
+            (data / "images" / name).unlink(missing_ok=True)
         return problems
 
     monkeypatch.setattr(AttributeDataset, "find_problems", check_then_vanish)
     small: dict[str, Any] = {"architecture": "test_resnet", "pretrained": False, "image_size": 32, "epochs": 1}
-    folders = {"data_dir": str(own.folder), "output_dir": str(tmp_path / "run")}
+    folders = {"data_dir": str(data), "output_dir": str(tmp_path / "run")}
     with bounded_memory():
         trained = train(TrainConfig(**folders, **small, recipe="demo", num_workers=0))
     printed = capsys.readouterr().out
-    assert f"{len(own.bad)} of {len(own.files)} listed images cannot be used and are left out:" in printed
-    for name, reason in own.bad.items():
+    assert f"{len(corpus.bad)} of {len(corpus.files)} listed images cannot be used and are left out:" in printed
+    for name, reason in corpus.bad.items():
         assert f"  {shown_name(name)}: {reason}" in printed.splitlines()
     part_of = {row["image"]: row["part"] for row in read_rows(tmp_path / "run" / "split.csv")}
-    assert set(part_of) == set(own.alone) - set(own.bad)
+    assert set(part_of) == set(corpus.alone) - set(corpus.bad)
     for name in victims:
         assert part_of[name] == "report" or f"{shown_name(name)} can no longer be read" in printed
     assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
-    reloaded, image = AimonkModel.from_pretrained(tmp_path / "run"), own.images / good[1]
+    reloaded, image = AimonkModel.from_pretrained(tmp_path / "run"), data / "images" / good[1]
     assert reloaded.predict(image).scores == pytest.approx(trained.predict(image).scores, abs=1e-6)
 
 

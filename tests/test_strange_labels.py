@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aimonk_hf import AimonkConfig, AimonkModel, AttributeDataset, read_labels
 from aimonk_hf.audit.checks import _find_leakage
+from aimonk_hf.data.formats import IMAGE_COLUMNS
 from aimonk_hf.data.images import IMAGE_EXTENSIONS
 from aimonk_hf.data.labels import Labels, write_labels
 from aimonk_hf.errors import AimonkError
@@ -47,7 +49,7 @@ def read_or_refuse(path: Path, read: Callable[[Path], Any]) -> Any:
     return None
 
 
-# Tables
+# Names
 
 
 def plain(text: str) -> bool:
@@ -62,52 +64,6 @@ _LETTERS = st.characters(codec="utf-8", exclude_characters="\0")
 # bytes of file names that are no text
 _BYTES = st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",))
 _TEXT = st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"))
-_CELLS = st.sampled_from(["1", "0", "NA", "1.0", "0.0", ""])
-_MEANING = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "NA": NAN, "": NAN}
-
-
-@st.composite
-def tables(
-    draw: Any, image_names: Any, cells: Any, attribute_names: Any
-) -> tuple[list[str], list[str], list[list[str]]]:
-    """Attributes [K], images [N] and cells [N][K] that a label file may hold."""
-    attributes = draw(st.lists(attribute_names, min_size=1, max_size=4, unique=True))
-    images = draw(st.lists(image_names, min_size=1, max_size=5, unique=True))
-    return attributes, images, [[draw(cells) for _ in attributes] for _ in images]
-
-
-CSV_TABLES = tables(names(st.one_of(_LETTERS, _BYTES)), _CELLS, names(_TEXT))
-
-
-@SOME
-@given(
-    table=CSV_TABLES,
-    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
-    line_end=st.sampled_from(["\n", "\r\n"]),
-    bom=st.booleans(),
-)
-def test_every_valid_csv_is_read_as_it_was_written(
-    tmp_path: Path, table: Any, quoting: int, line_end: str, bom: bool
-) -> None:
-    attributes, images, cells = table
-    buffer = io.StringIO(newline="")
-    if any("\r" in image for image in images):
-        quoting = csv.QUOTE_ALL  # Python 3.11 would leave them out
-    writer = csv.writer(buffer, lineterminator=line_end, quoting=quoting)
-    writer.writerow(["image", *attributes])
-    writer.writerows([image, *row] for image, row in zip(images, cells, strict=True))
-    content = buffer.getvalue().encode("utf-8", "surrogateescape")
-    (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbf" * bom + content)
-    labels = read_labels(tmp_path)
-    check_same(labels, table)
-    write_labels(tmp_path / "again.csv", labels)
-    check_same(read_labels(tmp_path / "again.csv"), table)
-
-
-def check_same(labels: Labels, table: Any) -> None:
-    attributes, images, cells = table
-    assert (labels.attributes, labels.images) == (attributes, images)
-    np.testing.assert_array_equal(labels.values, np.float32([[_MEANING[cell] for cell in row] for row in cells]))
 
 
 def ends_like_an_image(name: str) -> bool:
@@ -118,21 +74,126 @@ _STEMS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_
 TEXT_NAMES = st.builds(
     lambda stem, end: (stem + end).strip(), _STEMS, st.sampled_from([".jpg", ".JPEG", ".png", ".tif"])
 ).filter(lambda name: plain(name) and ends_like_an_image(name))
-TEXT_TABLES = tables(TEXT_NAMES, st.sampled_from(["1", "0", "NA"]), names(_TEXT))
+
+# A table, written in any format with any of its liberties, is read as the same table
+
+# The words of each value; of JSON and Parquet, also values of other types.
+WORDS = {
+    1: ["1", "1.0", "1.", "+1", "1e0", "true", "TRUE", "True", "yes", "Y", "Present", " 1 "],
+    0: ["0", "0.0", "0.00", "0e3", "false", "FALSE", "False", "no", "N", "absent", "ABSENT"],
+    None: ["NA", "na", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "?"],
+}
+VALUES: dict[Any, list[Any]] = {1: [1, 1.0, True], 0: [0, 0.0, False, -0.0], None: [None, NAN]}
+_RESERVED = {*IMAGE_COLUMNS, "index", "#", "unnamed: 0"}
+ATTRIBUTES = names(_TEXT).filter(lambda name: name.casefold() not in _RESERVED)
+IMAGES = names(st.one_of(_LETTERS, _BYTES)).filter(lambda name: "://" not in name)
+COLUMN = st.sampled_from([*IMAGE_COLUMNS, "Image", "FILENAME", "File Name", "image-path"])
 
 
-_GAPS, _ENDS = st.sampled_from([" ", "\t", "  \t "]), st.sampled_from(["\n", "\r\n", "\n\n"])
+@st.composite
+def tables(draw: Any, image_names: Any = IMAGES) -> Labels:
+    attributes = draw(
+        st.lists(ATTRIBUTES, min_size=1, max_size=4, unique_by=lambda name: "".join(name.split()).casefold())
+    )
+    images = draw(st.lists(image_names, min_size=1, max_size=5, unique=True))
+    value = st.sampled_from([1, 0, NAN])
+    values = [[draw(value) for _ in attributes] for _ in images]
+    return Labels(images, attributes, np.array(values, dtype=np.float32))
+
+
+def check_same(labels: Labels, table: Labels) -> None:
+    assert labels.images == table.images
+    assert sorted(labels.attributes) == sorted(table.attributes)
+    order = [labels.attributes.index(name) for name in table.attributes]
+    np.testing.assert_array_equal(labels.values[:, order], table.values)
+
+
+def cells_of(table: Labels, draw: Any, words: dict[Any, list[Any]]) -> list[list[Any]]:
+    kinds = [[None if value != value else int(value) for value in row] for row in table.values]
+    return [[draw(st.sampled_from(words[kind])) for kind in row] for row in kinds]
+
+
+def as_csv(table: Labels, draw: Any, delimiter: str) -> str:
+    """Return the table as CSV, with columns in any order, an index, comments, empty lines and trailing delimiters."""
+    pick = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
+    words = {key: [*own, *[""] * (key is None)] for key, own in WORDS.items()}
+    columns = [[draw(COLUMN), *table.images]]
+    for name, *own in zip(table.attributes, *cells_of(table, draw, words), strict=True):
+        columns.insert(draw(st.integers(0, len(columns))), [name, *own])
+    if pick(True, False):
+        columns.insert(0, [pick("", "Unnamed: 0"), *map(str, range(len(table)))])
+    assume(not columns[0][0].startswith("#"))  # which would be a comment
+    columns += [[""] * (len(table) + 1)] * pick(0, 0, 1, 2)
+    lines, end = io.StringIO(newline=""), pick("\n", "\r\n")
+    quoting = csv.QUOTE_ALL if any("\r" in name for name in table.images) else pick(csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    writer = csv.writer(lines, delimiter=delimiter, lineterminator=end, quoting=quoting)
+    lines.write(pick("", f"sep={delimiter}{end}") + pick("", f"# a comment{end}", end))
+    for row in zip(*columns, strict=True):
+        writer.writerow(row)
+        lines.write(pick("", "", end, f"{delimiter}{end}", f"# 3{end}" if len(columns) > 1 else ""))
+    return lines.getvalue()
 
 
 @SOME
-@given(table=TEXT_TABLES, gap=_GAPS, line_end=_ENDS)
-def test_every_valid_text_file_is_read_as_it_was_written(tmp_path: Path, table: Any, gap: str, line_end: str) -> None:
-    attributes, images, cells = table
-    lines = [gap.join([image, *row]) for image, row in zip(images, cells, strict=True)]
-    path = tmp_path / "labels.txt"
-    path.write_bytes((line_end.join(lines) + line_end).encode("utf-8", "surrogateescape"))
-    check_same(read_labels(path, attributes), table)
-    assert read_labels(path).attributes == [f"Attr{number + 1}" for number in range(len(attributes))]
+@given(table=tables(), data=st.data(), delimiter=st.sampled_from(",;\t"), mark=st.sampled_from(["", "\ufeff"]))
+def test_a_table_as_csv_is_read_as_it_was(tmp_path: Path, table: Labels, data: Any, delimiter: str, mark: str) -> None:
+    assume(not table.images[0].startswith("sep="))
+    text = as_csv(table, data.draw, delimiter)
+    path = tmp_path / data.draw(st.sampled_from(["labels.csv", "metadata.csv", "labels.tsv"]))
+    path.write_bytes((mark + text).encode("utf-8", "surrogateescape"))
+    check_same(read_labels(path), table)
+    write_labels(tmp_path / "again.csv", table)
+    again = read_labels(tmp_path / "again.csv")
+    assert again.attributes == table.attributes
+    check_same(again, table)
+    if not any("\udc80" <= letter <= "\udcff" for name in table.images for letter in name):
+        path.write_bytes(text.encode("utf-16"))
+        check_same(read_labels(path), table)
+
+
+@SOME
+@given(
+    table=tables(TEXT_NAMES),
+    data=st.data(),
+    gap=st.sampled_from([" ", "\t", "  \t "]),
+    line_end=st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_a_table_as_text_is_read_as_it_was(tmp_path: Path, table: Labels, data: Any, gap: str, line_end: str) -> None:
+    words = {key: [word.strip() for word in own] for key, own in WORDS.items()}
+    cells = cells_of(table, data.draw, words)
+    lines = [gap.join([image, *row]) for image, row in zip(table.images, cells, strict=True)]
+    lines.insert(data.draw(st.integers(0, len(lines))), data.draw(st.sampled_from(["# a comment", "", " "])))
+    (tmp_path / "labels.txt").write_bytes((line_end.join(lines) + line_end).encode("utf-8", "surrogateescape"))
+    named = read_labels(tmp_path, table.attributes)
+    assert named.attributes == table.attributes
+    check_same(named, table)
+    assert read_labels(tmp_path).attributes == [f"Attr{number + 1}" for number in range(len(table.attributes))]
+
+
+@SOME
+@given(table=tables(), data=st.data(), spaces=st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")]))
+def test_a_table_as_json_lines_is_read_as_it_was(tmp_path: Path, table: Labels, data: Any, spaces: Any) -> None:
+    cells = cells_of(table, data.draw, {key: WORDS[key] + VALUES[key] * 4 for key in WORDS})
+    column, lines = data.draw(COLUMN), []
+    for image, row in zip(table.images, cells, strict=True):
+        pairs = data.draw(st.permutations([(column, image), *zip(table.attributes, row, strict=True)]))
+        lines.append(json.dumps({key: value for key, value in pairs if value is not None}, separators=spaces))
+    assume(all(any(name in json.loads(line) for line in lines) for name in table.attributes))
+    (tmp_path / "labels.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
+    check_same(read_labels(tmp_path), table)
+
+
+@SOME
+@given(table=tables(names(_LETTERS)), data=st.data())
+def test_a_table_as_parquet_is_read_as_it_was(tmp_path: Path, table: Labels, data: Any) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {data.draw(COLUMN): pa.array(table.images)}
+    for name, own in zip(table.attributes, table.values.T, strict=True):
+        kind = data.draw(st.sampled_from([pa.bool_(), pa.int8(), pa.int64(), pa.float64(), pa.float16(), pa.string()]))
+        words = cells_of(Labels([], [], own[None]), data.draw, WORDS)[0] if kind == pa.string() else own.tolist()
+        columns[name] = pa.array([None if word != word else word for word in words]).cast(kind)
+    parquet.write_table(pa.table(columns), tmp_path / "labels.parquet", row_group_size=2)
+    check_same(read_labels(tmp_path), table)
 
 
 # Any bytes: noise, and what looks like a label file and is none
@@ -193,6 +254,37 @@ def test_any_bytes_are_labels_or_an_error_in_one_line(
         assert len(AttributeDataset(labels, tmp_path).find_problems()) == len(labels)
 
 
+@examples(300)
+@given(table=tables(names(_TEXT)), data=st.data(), delimiter=st.sampled_from(",;\t"))
+def test_a_damaged_file_is_told_with_its_line_or_holds_nothing_new(
+    tmp_path: Path, table: Labels, data: Any, delimiter: str
+) -> None:
+    path, content = tmp_path / "labels.csv", as_csv(table, data.draw, delimiter).encode()
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        piece = data.draw(st.sampled_from([b"", b'"', b",", b";", b"\n", b"\t", b"#", b"\xff", b"\0", b"x", b"2"]))
+        content = content[:place] + piece + content[place + data.draw(st.integers(0, 2)) :] or b"x"
+    path.write_bytes(content)
+    told: list[str] = []
+
+    def read(path: Path) -> Labels:
+        try:
+            return read_labels(path)
+        except AimonkError as error:
+            told.append(str(error))
+            raise
+
+    labels = read_or_refuse(path, read)
+    if labels is None:
+        assert re.search(r"labels.csv(:\d+: | has a header but no rows| is empty)", told[0])
+    else:
+        check_table(labels)
+        unquoted = content.replace(b'""', b'"')
+        for name in (*labels.images, *labels.attributes):
+            assert name.encode("utf-8", "surrogateescape") in (unquoted + content)
+        assert labels.values.size <= len(content)
+
+
 @SOME
 @given(content=st.one_of(BYTES, PIECES.map(lambda rest: b"image,part\n" + rest)))
 def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: bytes) -> None:
@@ -217,7 +309,6 @@ def test_any_bytes_are_a_split_or_an_error_in_one_line(tmp_path: Path, content: 
             r"labels.csv:1: A zero byte: .* UTF-16 without its mark .then --encoding utf-16-le",
         ),
         ("labels.csv", b"image,a\nb.jpg,1\nc\0.jpg,1\n", r"labels.csv:3: A zero byte"),
-        ("metadata.csv", b"file_name,a,a\nb.jpg,1,0\n", "The attribute 'a' is in the header twice"),
         ("metadata.csv", b"file_name,a,file_name\nb.jpg,1,c.jpg\n", "'c.jpg' in column file_name is not a label"),
         ("labels.csv", b"image,a\n" + b"x" * 140_000 + b",1\n", r"labels.csv:2: .* .field larger than field limit"),
         ("labels.csv", b"image,a\nx.jpg," + b"9" * 5000 + b"\n", r"labels.csv:2: '9{40}' in column a is not a label"),

@@ -29,8 +29,7 @@ def test_a_score_equal_to_the_threshold_is_present() -> None:
 
 
 def column(positive: list[float], negative: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    scores = np.array([*positive, *negative])[:, None]
-    return np.array([1.0] * len(positive) + [0.0] * len(negative))[:, None], scores
+    return np.array([1.0] * len(positive) + [0.0] * len(negative))[:, None], np.array([*positive, *negative])[:, None]
 
 
 def best(labels: np.ndarray, scores: np.ndarray, kind: str = "f1", rows: list[int] | None = None) -> float:

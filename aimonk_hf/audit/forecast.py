@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimonk_hf.audit.checks import Audit
-from aimonk_hf.audit.probe import COMPONENTS, FOLDS, MOST_IMAGES, backbone_features, ridge_scorer
+from aimonk_hf.audit.probe import COMPONENTS, FOLDS, backbone_features, one_of_each_group, ridge_scorer
 from aimonk_hf.console import table
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.comparison import Side, compare_sides
@@ -36,17 +36,17 @@ def compare_backbones(audited: Audit, architectures: list[str], device: str = "c
         start = time.perf_counter()
         features, n_parameters = _features(audited, architecture, device)
         seconds = time.perf_counter() - start
-        usable = _one_of_each_group(features, audited.groups)
-        scores = np.full(labels.shape, np.nan)
-        scores[usable] = _out_of_fold(features[usable], labels[usable])
-        side = Side(architecture, [scores[usable]], [scores[usable] >= 0])
+        usable = one_of_each_group(features, audited.groups, np.random.default_rng(0))
+        truth = labels[usable]
+        scores = ridge_scorer(features[usable], seed=0)(truth)
+        side = Side(architecture, [(scores, scores >= 0)])
         row = {"backbone": architecture, "millions": n_parameters / 1e6, "features_per_second": len(labels) / seconds}
-        row["auroc"] = mean_defined(auroc(labels[usable], np.nan_to_num(scores[usable])))
-        row["average_precision"] = mean_defined(average_precision(labels[usable], np.nan_to_num(scores[usable])))
+        row["auroc"] = mean_defined(auroc(truth, scores))
+        row["average_precision"] = mean_defined(average_precision(truth, scores))
         if first is None:
             first = side
         else:
-            compared = compare_sides(labels[usable], audited.dataset.attributes, first, side)
+            compared = compare_sides(truth, audited.dataset.attributes, first, side)
             row["difference"] = compared["macro"]["average_precision"]
         rows.append(row)
     best = int(np.nanargmax([row["average_precision"] for row in rows]))
@@ -67,7 +67,7 @@ def learning_curve(
     where the gain is clear, "flat" where there is none to come (label noise, the backbone, or nothing is left to
     gain), else "unknown".
     """
-    rows = _one_of_each_group(features, groups)
+    rows = one_of_each_group(features, groups, np.random.default_rng(0))
     if len(rows) < 10 * FOLDS:
         raise AimonkError(f"{len(rows)} usable images are too few for a learning curve: {10 * FOLDS} are needed")
     features, labels = features[rows], labels[rows].astype(float)
@@ -121,7 +121,8 @@ def _forecast(numbers: Floats, values: Floats, random: np.random.Generator) -> d
         return {"limited_by": "unknown"}
     samples = [values[random.integers(0, len(values), len(values))].mean(axis=0) for _ in range(_RESAMPLES)]
     fitted = _fit(numbers, np.stack([values.mean(axis=0), *samples]))
-    gain, *gains = (_gain(numbers, one) for one in fitted)
+    before, after = (power_law(number, *fitted.T) for number in (numbers[-1], numbers[-1] + MORE_IMAGES))
+    gain, *gains = (after - before).tolist()
     low, high = np.quantile(gains, (0.025, 0.975))
     rose = np.quantile([sample[-1] - sample[1] for sample in samples], 0.025)  # the curve itself can only rise
     limited = "flat" if high < 2 * _WORTHWHILE else "unknown"
@@ -130,11 +131,6 @@ def _forecast(numbers: Floats, values: Floats, random: np.random.Generator) -> d
     mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=1)
     curve = {"average_precision": mean.tolist(), "deviation": deviation.tolist(), "curve": fitted[0].tolist()}
     return curve | {"gain": gain, "gain_ci95": [float(low), float(high)], "limited_by": limited}
-
-
-def _gain(numbers: Floats, fitted: Floats) -> float:
-    before, after = power_law(np.array([numbers[-1], numbers[-1] + MORE_IMAGES]), *fitted)
-    return float(after - before)
 
 
 def _fit(numbers: Floats, values: Floats) -> Floats:
@@ -159,26 +155,8 @@ def _features(audited: Audit, architecture: str, device: str) -> tuple[Floats, i
     """Return the features [N, D] of a backbone, and the number of its parameters."""
     backbone = find_backbone(architecture, pretrained=True)
     network = build_network(backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args)
-    features = backbone_features(architecture, audited.dataset.paths, device=device)
+    features = backbone_features(architecture, audited.dataset.paths, device)
     return features, sum(parameter.numel() for parameter in network.parameters())
-
-
-def _one_of_each_group(features: Floats, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows with features, one of each group of duplicates, and at most `MOST_IMAGES`."""
-    rows = np.flatnonzero(~np.isnan(features).any(axis=1))
-    rows = rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
-    if len(rows) > MOST_IMAGES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_IMAGES, replace=False))
-    return rows
-
-
-def _out_of_fold(features: Floats, labels: Floats) -> Floats:
-    """Return out-of-fold scores [N, K]; 0 for attributes without labels of both kinds."""
-    scores = np.zeros(labels.shape)
-    both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
-    if both.any():
-        scores[:, both] = ridge_scorer(features, seed=0)(labels[:, both])
-    return scores
 
 
 def _fit_and_score(features: Floats, labels: Floats, others: Floats) -> Floats:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from aimonk_hf.audit.learner import Learner, cached_features
 from aimonk_hf.audit.queues import QUEUES, Waiting, build_queues, choose_page, probabilities
-from aimonk_hf.data.dataset import AttributeDataset, for_each
-from aimonk_hf.data.duplicates import Pair, find_duplicates, group_numbers, thumbnail
+from aimonk_hf.data.dataset import AttributeDataset
+from aimonk_hf.data.duplicates import Pair, Thumbnails, find_duplicates, group_numbers, keep_thumbnail
+from aimonk_hf.data.label_checks import count_labels
 from aimonk_hf.data.labels import cell_text
 from aimonk_hf.data.reviews import LABEL_OF, Review, append_reviews, read_reviews, reviews_path
-from aimonk_hf.errors import AimonkError, ImageError
+from aimonk_hf.errors import AimonkError
 from aimonk_hf.evaluation.report import score_unseen
 from aimonk_hf.evaluation.split_file import parts_of
 from aimonk_hf.modeling.prediction import Predicting
@@ -77,7 +78,9 @@ class LabelSession:
 
     def _prepare(self) -> None:
         self.preparing = "Looking for near-duplicates…"
-        pairs = find_duplicates(self.dataset.paths, for_each(self.dataset.paths, _thumbnail, "looking", False))
+        paths, kept = self.dataset.paths, dict[Path, Thumbnails]()
+        self.dataset.find_problems(check=partial(keep_thumbnail, kept, None))
+        pairs = find_duplicates(paths, list(map(kept.get, paths)))
         with self.lock:
             self.pairs, self.groups = pairs, group_numbers(len(self.dataset), pairs)
         if self.features is None:
@@ -160,15 +163,16 @@ class LabelSession:
         column = self._column(attribute)
         with self.lock:
             self._read()
+            columns = zip(self.dataset.attributes, count_labels(self.labels).tolist(), strict=True)
             counts = [
                 {
                     "name": name,
-                    "present": int((own == 1).sum()),
-                    "absent": int((own == 0).sum()),
-                    "missing": int(np.isnan(own).sum()),
+                    "present": present,
+                    "absent": absent,
+                    "missing": missing,
                     "reviewed": len(self.done[name]),
                 }
-                for name, own in zip(self.dataset.attributes, self.labels.T, strict=True)
+                for name, (present, absent, missing) in columns
             ]
             agreement = self.agreed / self.suggested if self.suggested else None
             labels, learned, learner = self.labels.copy(), self._learned(), self.learner
@@ -190,9 +194,7 @@ class LabelSession:
                 own["definition"] = definition[:500]
             if row is not None:
                 name = self.dataset.labels.images[row]
-                for examples in (own["yes"], own["no"]):
-                    if name in examples:
-                        examples.remove(name)
+                own |= {side: [one for one in own[side] if one != name] for side in ("yes", "no")}
                 if kind in ("yes", "no"):
                     own[kind] = [*own[kind], name][-4:]
             write_json(self.guide_path, guide | {attribute: own})
@@ -258,10 +260,3 @@ def session_of_model(
     if features is None and model.folder:
         features = partial(cached_features, f"local-dir:{model.folder}", dataset.paths)
     return LabelSession(dataset, scores, report, features)
-
-
-def _thumbnail(path: Path) -> Any:
-    try:
-        return thumbnail(path)
-    except ImageError:
-        return None

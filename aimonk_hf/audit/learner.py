@@ -35,10 +35,7 @@ class Learner:
     def scores(self, labels: Floats) -> Floats:
         """Return scores [N, K] in (0, 1); NaN for bad images, and for attributes without labels of both kinds."""
         found = np.full(labels.shape, np.nan)
-        own = labels[self.rows].astype(np.float64)
-        both = (own == 1).any(axis=0) & (own == 0).any(axis=0)
-        if both.any():
-            found[np.ix_(self.rows, np.flatnonzero(both))] = expit(4 * self._score(own[:, both]))
+        found[self.rows] = expit(4 * self._score(labels[self.rows].astype(np.float64)))
         return found
 
     def gain(self, labels: Floats, scores: Floats, column: int, seed: int = 0) -> dict[str, Any] | None:
@@ -68,7 +65,7 @@ def cached_features(architecture: str, paths: list[Path], device: str = "auto") 
     if file.is_file():
         found: Floats = np.load(file, allow_pickle=False)
         return found
-    found = backbone_features(architecture, paths, device=device)
+    found = backbone_features(architecture, paths, device)
     with atomic_path(file) as temporary:
         np.save(temporary, found)
     return found

@@ -46,11 +46,9 @@ class ProbeResult:
     verdict: str
 
 
-def backbone_features(
-    architecture: str, paths: list[Path], pretrained: bool = True, batch_size: int = 32, device: str = "cpu"
-) -> Floats:
+def backbone_features(architecture: str, paths: list[Path], device: str = "cpu") -> Floats:
     """Return the pooled features [N, D] of images by a frozen timm backbone; NaN rows where an image cannot be read."""
-    backbone = find_backbone(architecture, pretrained)
+    backbone = find_backbone(architecture, pretrained=True)
     parts = backbone.architecture, 0, backbone.pretrained_cfg, backbone.model_args
     place = torch.device(resolve_device(device))
     network = build_network(*parts, weights=backbone.weights).eval().to(place)
@@ -62,7 +60,7 @@ def backbone_features(
         values: torch.Tensor = network(normalize(pixels.to(place))).flatten(1)
         return values
 
-    stream = stream_outputs(paths, transform.pixels, torch_network(features_of, place), batch_size)
+    stream = stream_outputs(paths, transform.pixels, torch_network(features_of, place))
     shown = tqdm(stream, "probing", len(paths), unit="img", leave=False, dynamic_ncols=True, disable=None)
     found = {row: own for row, (_, own) in enumerate(shown) if not isinstance(own, ImageError)}
     if not found:
@@ -86,12 +84,8 @@ def probe(
     permuted within the observed rows, so that the p-values are exact for any number of images; they are corrected for
     the number of attributes. Of images with one number in `groups` [N] one is used: copies would give the labels away.
     """
-    rows = np.flatnonzero(~np.isnan(features).any(axis=1))
-    if groups is not None:
-        rows = rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
     rng = np.random.default_rng(seed)
-    if len(rows) > MOST_IMAGES:
-        rows = np.sort(rng.choice(rows, MOST_IMAGES, replace=False))
+    rows = one_of_each_group(features, np.arange(len(features)) if groups is None else groups, rng)
     labels = np.asarray(labels, dtype=np.float64)[rows]
     area, p_values, scores = (np.full(shape, np.nan) for shape in (labels.shape[1], labels.shape[1], labels.shape))
     both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
@@ -104,21 +98,25 @@ def probe(
         for start in range(0, n_permutations, step):
             orders = [rng.permutation(len(rows)) for _ in range(start, min(start + step, n_permutations))]
             columns = np.hstack([_permute_observed(own, order) for order in orders])
-            statistic = _standardised(columns, fast_auroc(columns, score(columns)))
-            permuted.append(statistic.reshape(len(orders), -1))
+            permuted.append(_standardised(columns, fast_auroc(columns, score(columns))).reshape(len(orders), -1))
         p_values[both] = corrected_p_values(_standardised(own, area[both]), np.concatenate(permuted))
     signal, verdict = judge_signal(attributes, p_values, "a linear probe is better than chance")
     squeezed = expit(4 * scores)  # from about -1 to 1 into (0, 1), as those of a model are
     return ProbeResult(area, p_values, squeezed, rows, signal, verdict)
 
 
-def probe_audit(
-    audited: Audit, architecture: str, device: str = "cpu", with_suspects: bool = True, pretrained: bool = True
-) -> None:
+def one_of_each_group(features: Floats, groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows with features, one of each group of duplicates, and at most `MOST_IMAGES`."""
+    rows = np.flatnonzero(~np.isnan(features).any(axis=1))
+    rows = rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
+    return rows if len(rows) <= MOST_IMAGES else np.sort(rng.choice(rows, MOST_IMAGES, replace=False))
+
+
+def probe_audit(audited: Audit, architecture: str, device: str = "cpu", with_suspects: bool = True) -> None:
     """Add a probe of the data to an audit's findings; where there is signal, its scores may find suspect labels."""
     dataset = audited.dataset
     labels = dataset.labels.values.astype(float)
-    features = backbone_features(architecture, dataset.paths, pretrained, device=device)
+    features = backbone_features(architecture, dataset.paths, device)
     result = probe(features, labels, dataset.attributes, audited.groups)
     figures = zip(dataset.attributes, result.auroc.tolist(), result.p_values.tolist(), strict=True)
     images = f"{len(result.rows)} images, one of each group of duplicates"
@@ -142,7 +140,7 @@ def ridge_scorer(features: Floats, seed: int) -> Callable[[Floats], Floats]:
     """Return a function of label columns [N, M] that gives out-of-fold scores [N, M].
 
     They are those of ridge regression on the principal components of the standardised features [N, D]; a missing label
-    adds nothing to the fit.
+    adds nothing to the fit, and a column without labels of both kinds has NaN.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge
@@ -159,8 +157,13 @@ def ridge_scorer(features: Floats, seed: int) -> Callable[[Floats], Floats]:
     predict = partial(cross_val_predict, Ridge(penalty, fit_intercept=False), components, cv=folds)
 
     def score(labels: Floats) -> Floats:
-        found: Floats = predict(np.nan_to_num(labels - np.nanmean(labels, axis=0)).astype(np.float32))
-        return found.reshape(labels.shape)
+        found = np.full(labels.shape, np.nan)
+        both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
+        if both.any():
+            own = labels[:, both]
+            centred = np.nan_to_num(own - np.nanmean(own, axis=0)).astype(np.float32)
+            found[:, both] = predict(centred).reshape(own.shape)
+        return found
 
     return score
 

@@ -69,18 +69,17 @@ def build_queues(
     found = find_suspects(labels[:, None], np.where(report, np.nan, probability)[:, None])
     sure = [row for row in np.argsort(-certainty, kind="stable") if missing[row] and certainty[row] >= _SURE - 0.5]
     unsure = [row for row in np.argsort(certainty, kind="stable") if missing[row] and 0 <= certainty[row] < _SURE - 0.5]
-    differing = [pair for pair in pairs if abs(labels[pair.first] - labels[pair.second]) == 1]
     conflicting: dict[int, int] = {}
-    for pair in differing:
-        for row, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            conflicting.setdefault(row, other)
-    names = {0.0: "no", 1.0: "yes"}
+    for pair in pairs:
+        if abs(labels[pair.first] - labels[pair.second]) == 1:
+            conflicting.setdefault(pair.first, pair.second)
+            conflicting.setdefault(pair.second, pair.first)
     return {
         "suspect": [Waiting(one.row, "suspect", _score(probability[one.row])) for one in found],
         "sure": [Waiting(int(row), "sure", _score(probability[row])) for row in sure],
         "unsure": [Waiting(int(row), "unsure", _score(probability[row])) for row in unsure],
         "conflict": [
-            Waiting(row, "conflict", f"its near-duplicate is labelled {names[float(labels[other])]}")
+            Waiting(row, "conflict", f"its near-duplicate is labelled {'yes' if labels[other] else 'no'}")
             for row, other in conflicting.items()
             if not report[row]
         ],

@@ -120,9 +120,8 @@ def _labels(findings: dict[str, Any]) -> Iterator[str]:
 def _agreement(findings: dict[str, Any]) -> Iterator[str]:
     if annotators := findings.get("agreement"):
         yield from (f"{annotators['n_annotators']} annotators; {as_text(annotators['measure'])}.", "")
-        counts = ("n_images", "n_unanimous", "n_ties")
         rows = [
-            (as_text(name), figure(row["alpha"]), *(row[key] for key in counts))
+            (as_text(name), figure(row["alpha"]), *(row[key] for key in ("n_images", "n_unanimous", "n_ties")))
             for name, row in annotators["per_attribute"].items()
         ]
         yield from _table(("attribute", "alpha", "images with several votes", "all agree", "ties"), rows)
@@ -140,9 +139,7 @@ def _leakage(findings: dict[str, Any]) -> Iterator[str]:
 def _probe(findings: dict[str, Any]) -> Iterator[str]:
     if probed := findings.get("probe"):
         yield from (f"**{as_text(probed['verdict'])}**", "", f"{as_text(probed['method'])}.", "")
-        rows = []
-        for name, row in probed["per_attribute"].items():
-            rows.append((as_text(name), *("n/a" if value is None else f"{value:.3f}" for value in row.values())))
+        rows = [(as_text(name), *map(figure, row.values())) for name, row in probed["per_attribute"].items()]
         yield from _table(("attribute", "AUROC", "p"), rows)
 
 

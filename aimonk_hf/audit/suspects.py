@@ -100,7 +100,7 @@ def read_scores(path: Path, images: list[str], attributes: list[str]) -> Floats:
     column and for values outside [0, 1].
     """
     rows = csv_rows(path)
-    _, header = next(rows, (1, []))
+    _, header = next(rows)
     named = zip(attributes, score_columns(attributes), strict=True)
     columns = ["image", *(own if own in header or name == "image" else name for name, own in named)]
     for column in columns:

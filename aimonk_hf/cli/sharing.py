@@ -69,7 +69,7 @@ def _numbers(text: str) -> list[float]:
 
 def _export(options: argparse.Namespace) -> int:
     from aimonk_hf.console import figure, table
-    from aimonk_hf.evaluation.onnx_comparison import compare_metrics
+    from aimonk_hf.evaluation.report import compare_metrics
     from aimonk_hf.modeling.model import AimonkModel
     from aimonk_hf.modeling.onnx_export import COMPARISON_FILE, export_folder
     from aimonk_hf.storage import write_json

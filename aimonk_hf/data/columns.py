@@ -60,8 +60,7 @@ def choose_columns(path: Path, table: Table, image_columns: Sequence[str], optio
         *((f"column for --{kind}-column:", [name] * (name is not None)) for kind, (name, _) in special.items()),
     ):
         if unknown := [name for name in wanted if name not in rest]:
-            near = shown_name(near_names(str(unknown[0]), rest))
-            raise AimonkError(f"{path} has no {what} {unknown[0]!r}{near}")
+            raise AimonkError(f"{path} has no {what} {unknown[0]!r}{shown_name(near_names(str(unknown[0]), rest))}")
     for place, name in enumerate(names):
         is_index = name == _PANDAS_INDEX or (place == 0 and name.casefold() in _INDEX_NAMES)
         if is_index and place != image and name not in (*attributes, *ignored):

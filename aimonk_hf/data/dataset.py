@@ -67,8 +67,7 @@ class AttributeDataset(Dataset[dict[str, Any]]):
                 cls.from_folder(data_dir, file, images_dir, attributes, transform, options) for file in given.values()
             )
             return _join_parts(dict(zip(given, read, strict=True)))
-        path = Path(labels) if labels else find_labels(Path(data_dir))
-        table = read_labels(path, attributes, options)
+        table = read_labels(labels or find_labels(Path(data_dir)), attributes, options)
         return cls(*locate_images(table, Path(images_dir) if images_dir else None), transform)
 
     @classmethod
@@ -181,8 +180,7 @@ def _join_parts(parts: dict[str, AttributeDataset]) -> AttributeDataset:
     groups = [value for table in tables for value in table.groups or [""] * len(table)]
     of_row = [part for part, table in zip(parts, tables, strict=True) for _ in table.images]
     notes = tuple(note for table in tables for note in table.notes)
-    joined = Labels(list(source_of), first.attributes, values, first.labels.source, groups, of_row, notes)
-    return first._with(joined)
+    return first._with(Labels(list(source_of), first.attributes, values, first.labels.source, groups, of_row, notes))
 
 
 def for_each(paths: list[Path], look: Callable[[Path], Any], doing: str, progress: bool) -> list[Any]:

@@ -53,12 +53,24 @@ def find_image_column(header: Sequence[str], names: Iterable[str] = IMAGE_COLUMN
     return None
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file with its header; empty rows, and spaces around cells, are layout."""
-    table = csv_table(path)
+def csv_rows(path: Path, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield line and cells of a CSV file, its header first; empty rows, and spaces around cells, are layout."""
+    table = csv_table(path, encoding)
     yield table.line, table.header
     for line, cells in table.rows(range(len(table.header))):
         yield line, [cell.strip() for cell in cells]
+
+
+def headed_rows(
+    path: Path, columns: Sequence[str], encoding: str | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield line and cells by column of a CSV file that must have `columns`."""
+    rows = csv_rows(path, encoding)
+    line, header = next(rows)
+    if missing := [name for name in columns if name not in header]:
+        raise AimonkError(f"{path}:{line}: the header has no column {missing[0]}: {', '.join(columns)} are expected")
+    for line, cells in rows:
+        yield line, dict(zip(header, cells, strict=True))
 
 
 def csv_table(path: Path, encoding: str | None = None, image_column: str | None = None) -> Table:
@@ -207,8 +219,7 @@ def json_table(path: Path, encoding: str | None = None, image_column: str | None
     def rows(columns: Sequence[int]) -> Iterator[Row]:
         wanted = [names[column] for column in columns]
         for number, value in objects():
-            cells = map(value.get, wanted)
-            yield number, [str(cell) if cell is True or cell is False else cell for cell in cells]
+            yield number, [str(cell) if cell is True or cell is False else cell for cell in map(value.get, wanted)]
 
     return Table(names, 1, rows, [])
 

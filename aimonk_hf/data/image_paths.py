@@ -69,7 +69,7 @@ def _find(names: list[str], folder: Path) -> list[str]:
     rows = [row for row, file in enumerate(found) if not file]
     stems = {_take_apart(names[row])[1] for row in rows}
     file_of: dict[str, str] = {}
-    for file in _files(folder) if rows else ():
+    for file in image_files(folder) if rows else ():
         folders, stem, extension = _take_apart(file)
         if stem in stems:
             for path in ("/".join((*folders, stem)), _ANYWHERE + stem):
@@ -122,7 +122,7 @@ def _take_apart(path: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(folders), stem if is_image else name, extension.lower() if is_image else ""
 
 
-def _files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Yield the image files below a folder, relative to it."""
     for place, _, names in os.walk(folder):
         within = os.path.relpath(place, folder)
@@ -138,7 +138,7 @@ def _none_found(labels: Labels, candidates: list[Path], images_dir: Path | None)
         missing = images_dir or parent / "images"
         return f"There is no folder {missing}, and no listed image beside {labels.source}: name it with --images-dir"
     name = labels.images[0]
-    files = list(islice(_files(folder), 10_000))
+    files = list(islice(image_files(folder), 10_000))
     told = f"None of the {len(labels)} listed images is in {folder}: {labels.source} lists {shown_name(name)!r}"
     if not files:
         return f"{told}, and the folder holds no image: name another with --images-dir"

@@ -201,7 +201,8 @@ def _check_webp(head: bytes) -> None:
 
 def _check_shape(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS / 1e6:.0f} million"
-        raise ImageError(f"too many pixels: {width} x {height} is more than the limit of {limit}")
+        raise ImageError(
+            f"too many pixels: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} million"
+        )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageError(f"too long and thin: {width} x {height}, one side more than {MAX_RATIO} times the other")

@@ -81,10 +81,7 @@ def import_labels(
         done = _agree(rows, min_votes)
         done.labels.images = _place_images(list(rows.images), output, stage, copy)
         done.labels.source = str(output / "labels.csv")
-        referred = any(map(os.path.isabs, done.labels.images))
-        place = f"Images are {'referred to by absolute paths; --copy copies them' if referred else 'in images/'}."
-        end = f"Train: `{train_command(output, done.labels)}`"
-        parts = [*_report(done, table, rows, told, format, finder), place, end]
+        parts = [*_report(done, table, rows, told, format, finder), f"Train: `{train_command(output, done.labels)}`"]
         done.report = "\n\n".join(parts) + "\n"
         write_labels(stage / "labels.csv", done.labels)
         write_text(stage / _REPORT, done.report)
@@ -142,8 +139,7 @@ def _read_rows(table: Table, told: Told, finder: ImageFinder, stage: Path) -> _R
         place = f"{row.file}:{row.line}"
         try:
             if row.problem or len(row.cells) != len(table.attributes):
-                told_width = f"{len(row.cells)} values where {len(table.attributes)} were expected"
-                raise ImageError(row.problem or told_width)
+                raise ImageError(row.problem or f"{len(row.cells)} values where {len(table.attributes)} were expected")
             cells = [row.cells[column] for column in columns]
             values = _values(cells, table, rows.attributes, place)
             image = finder.find(row) if row.content is None else _write_image(row, stage)
@@ -247,3 +243,5 @@ def _report(done: Imported, table: Table, rows: _Rows, told: Told, format: str, 
         yield indent(agreement_table(done.agreement), "    ")
     if done.refused:
         yield from ("Refused:", "\n".join(f"    {shown_name(reason)}" for reason in done.refused))
+    referred = any(map(os.path.isabs, done.labels.images))
+    yield f"Images are {'referred to by absolute paths; --copy copies them' if referred else 'in images/'}."

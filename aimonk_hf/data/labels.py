@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aimonk_hf.console import table
 from aimonk_hf.data.columns import Columns, choose_columns
-from aimonk_hf.data.formats import FORMATS, TABLE_ENDINGS, Table, csv_rows, format_of
+from aimonk_hf.data.formats import FORMATS, TABLE_ENDINGS, Table, format_of, headed_rows
 from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.label_checks import count_labels
 from aimonk_hf.data.read_options import NO_OPTIONS, ReadOptions
@@ -156,14 +156,9 @@ def accept_suggestions(path: Path, labels: Labels) -> tuple[Labels, int]:
 
     Raises `AimonkError` for another header, an unknown image or attribute, or a label that has changed since.
     """
-    rows = csv_rows(path)
-    _, header = next(rows, (1, []))
-    if not set(SUGGESTION_COLUMNS) <= set(header):
-        raise AimonkError(f"{path} is not a list of suggestions: its header must be {','.join(SUGGESTION_COLUMNS)}")
     values, accepted = labels.values.copy(), 0
     row_of = {image: row for row, image in enumerate(labels.images)}
-    for line, cells in rows:
-        one = dict(zip(header, cells, strict=True))
+    for line, one in headed_rows(path, SUGGESTION_COLUMNS):
         if one["accept"].lower() not in _YES:
             continue
         image, attribute, suggested = one["image"], one["attribute"], one["suggested"]

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +60,24 @@ def read_reviews(path: Path) -> list[Review]:
 
     Raises `AimonkError` with the line of one that is damaged.
     """
-    return [review for _, review in _numbered(path)]
+    if not path.is_file():
+        return []
+    with explained(f"read {path}"):
+        content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")  # the end may be being written
+    reader = csv.reader(whole.splitlines(keepends=True), strict=True)
+    reviews = []
+    try:
+        for cells in reader:
+            if reader.line_num == 1 and tuple(cells) == Review._fields:
+                continue
+            if len(cells) != len(Review._fields) or cells[2] not in LABEL_OF or cells[3] not in LABEL_OF:
+                wanted = f"a row is {','.join(Review._fields)}, with labels 1, 0 and NA"
+                raise AimonkError(f"{path}:{reader.line_num}: Not an answer ({wanted}): mend or remove that line")
+            reviews.append(Review(*cells))
+    except csv.Error as error:
+        raise AimonkError(f"{path}:{reader.line_num}: {error}: mend or remove that line") from error
+    return reviews
 
 
 def apply_reviews(path: Path, images: list[str], attributes: list[str], values: NDArray[np.float32]) -> str:
@@ -71,34 +88,14 @@ def apply_reviews(path: Path, images: list[str], attributes: list[str], values: 
     row_of, column_of = ({name: place for place, name in enumerate(names)} for names in (images, attributes))
     changed: dict[tuple[int, int], bool] = {}
     unknown = 0
-    for _, review in _numbered(path):
+    for review in read_reviews(path):
         row, column = row_of.get(review.image), column_of.get(review.attribute)
         if row is not None and column is not None:
             old, new = values[row, column], np.float32(LABEL_OF[review.new])
-            place = row, column
-            changed[place] = changed.get(place, False) or not np.array_equal(old, new, equal_nan=True)
-            values[place] = new
+            changed[row, column] = changed.get((row, column), False) or not np.array_equal(old, new, equal_nan=True)
+            values[row, column] = new
         unknown += row is None
     if not changed and not unknown:
         return ""
     without = f", {unknown} about images that are not listed" if unknown else ""
     return f"{path}: {len(changed):,} reviewed label(s), {sum(changed.values()):,} of them changed{without}"
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, Review]]:
-    if not path.is_file():
-        return
-    with explained(f"read {path}"):
-        content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")  # the end may be being written
-    reader = csv.reader(whole.splitlines(keepends=True), strict=True)
-    try:
-        for cells in reader:
-            if reader.line_num == 1 and tuple(cells) == Review._fields:
-                continue
-            if len(cells) != len(Review._fields) or cells[2] not in LABEL_OF or cells[3] not in LABEL_OF:
-                wanted = f"a row is {','.join(Review._fields)}, with labels 1, 0 and NA"
-                raise AimonkError(f"{path}:{reader.line_num}: Not an answer ({wanted}): mend or remove that line")
-            yield reader.line_num, Review(*cells)
-    except csv.Error as error:
-        raise AimonkError(f"{path}:{reader.line_num}: {error}: mend or remove that line") from error

@@ -41,8 +41,7 @@ def write_sample_data(folder: str | Path, n_images: int = 600, seed: int = 0) ->
         garment = draw_garment(rng)
         name = f"garment_{number:04d}.png"
         garment.image.save(folder / "images" / name)
-        missing = rng.random(len(PREVALENCE)) < MISSING_RATE
-        labels = zip(garment.present.values(), missing, strict=True)
+        labels = zip(garment.present.values(), rng.random(len(PREVALENCE)) < MISSING_RATE, strict=True)
         rows.append([name, *("NA" if lost else int(shown) for shown, lost in labels)])
     write_csv(folder / "labels.csv", ["image", *PREVALENCE], rows)
     return folder

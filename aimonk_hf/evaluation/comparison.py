@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, rankdata, t
+from scipy.stats import rankdata
 
 from aimonk_hf.console import table
 from aimonk_hf.data.dataset import AttributeDataset
@@ -15,11 +15,11 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined, nan_
 from aimonk_hf.evaluation.report import score_images
 from aimonk_hf.evaluation.resampling import (
     ALPHA,
-    LEVEL,
     METRICS,
     MIN_OF_EACH,
     Ranking,
     corrected_p_values,
+    percentiles,
     resample_metrics,
 )
 from aimonk_hf.evaluation.split_file import parts_of
@@ -32,11 +32,14 @@ SHOWN = {"average_precision": "mAP", "auroc": "AUROC", "f1": "F1"}
 
 @dataclass
 class Side:
-    """One model, trained with one or more seeds: scores and decisions of each, [N, K]."""
+    """One model, trained with one or more seeds: `runs` are the scores and decisions [N, K] of each."""
 
     name: str
-    scores: list[Floats]
-    decisions: list[Bools]
+    runs: list[tuple[Floats, Bools]]
+
+    def part(self, which: Any) -> "Side":
+        """Return the side of some images or attributes, by an index of its arrays."""
+        return Side(self.name, [(scores[which], decisions[which]) for scores, decisions in self.runs])
 
 
 @dataclass
@@ -69,26 +72,21 @@ def compare(
     if lacking:
         notes.append(f"Left out, because not all have them: {', '.join(lacking)}.")
     chosen = dataset.select(rows)
-    scored = {name: [_score(one, chosen, rows, names) for one in side] for name, side in sides.items()}
-    known = ~np.any([np.isnan(scores).any(axis=1) for side in scored.values() for scores, _ in side], axis=0)
+    scored = [Side(name, [_score(one, chosen, rows, names) for one in side]) for name, side in sides.items()]
+    known = ~np.any([np.isnan(scores).any(axis=1) for side in scored for scores, _ in side.runs], axis=0)
     if not known.all():
         notes.append(f"{int((~known).sum())} images are left out, because one side has no scores of them.")
     labels = chosen.match(names).labels.values[known].astype(float)
     groups = image_groups(chosen)[known]
-    made = [
-        Side(name, [scores[known] for scores, _ in side], [decisions[known] for _, decisions in side])
-        for name, side in scored.items()
-    ]
-    found = [compare_sides(labels, names, made[0], other, groups) for other in made[1:]]
+    baseline, *others = (side.part(known) for side in scored)
+    found = [compare_sides(labels, names, baseline, other, groups) for other in others]
     return {"n_images": len(labels), "notes": notes, "comparisons": found}
 
 
 def comparison_table(found: dict[str, Any]) -> str:
     """Return one comparison of `compare` as lines: macro figures, attributes with evidence, and the verdict."""
     header = ["other - baseline", "baseline", "other", "difference", "95% interval", "p"]
-    rows = []
-    for metric, name in SHOWN.items():
-        rows.append([name, *_cells(found["macro"][metric])])
+    rows = [[name, *_cells(found["macro"][metric])] for metric, name in SHOWN.items()]
     own = sorted(found["per_attribute"].items(), key=lambda item: -item[1]["average_precision"]["difference"])
     rows += [[f"  AP of {name}", *_cells(row["average_precision"])] for name, row in own]
     return f"{table(header, rows)}\n{found['verdict']}"
@@ -157,14 +155,13 @@ def compare_sides(
     if not enough.any():
         raise AimonkError(f"No attribute has {MIN_OF_EACH} labels of each kind: nothing can be compared")
     labels = labels[:, enough]
-    sides = [_restrict(one, enough) for one in (baseline, other)]
-    group_of = np.arange(len(labels)) if groups is None else groups
-    every = np.ones((1, len(labels)), np.uint8)
-    own = [_mean_over_seeds(_rankings(labels, side), every)[:, 0] for side in sides]
+    sides = [one.part(np.s_[:, enough]) for one in (baseline, other)]
+    groups = np.arange(len(labels)) if groups is None else groups
+    own = [_mean_over_seeds(_rankings(labels, side), np.ones((1, len(labels)), np.uint8))[:, 0] for side in sides]
     resampled = [_resample(labels, side, n_resamples, groups, seed + number) for number, side in enumerate(sides)]
     drawn = resampled[1] - resampled[0]
-    permuted = _permute(labels, sides, group_of, n_permutations, seed)
-    n_groups = len(np.unique(group_of))
+    permuted = _permute(labels, sides, groups, n_permutations, seed)
+    n_groups = len(np.unique(groups))
     difference = own[1] - own[0]
     names = [name for name, kept in zip(attributes, enough, strict=True) if kept]
     per_attribute: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -173,12 +170,12 @@ def compare_sides(
         spread = np.maximum(permuted[metric].std(axis=0), 1e-12)
         p_values = corrected_p_values(np.abs(difference[metric]) / spread, np.abs(permuted[metric]) / spread)
         for k, attribute in enumerate(names):
-            ends = _interval(drawn[metric, :, k], n_groups)
+            ends = percentiles(drawn[metric, :, k], n_groups)
             figures = np.array([one[metric, k] for one in (*own, difference)])
             per_attribute[attribute][name] = _row(figures, ends, p_values[k])
         means = np.array([mean_defined(one[metric]) for one in (*own, difference)])
         exceeded = (np.abs(permuted[metric].mean(axis=1)) >= abs(means[2]) - 1e-9).sum()
-        ends = _interval(np.nanmean(drawn[metric], axis=1), n_groups)
+        ends = percentiles(np.nanmean(drawn[metric], axis=1), n_groups)
         macro[name] = _row(means, ends, (exceeded + 1) / (n_permutations + 1))
     found = {"baseline": baseline.name, "other": other.name, "n_images": len(labels), "macro": macro}
     left_out = [name for name, kept in zip(attributes, enough, strict=True) if not kept]
@@ -213,16 +210,11 @@ def _row(figures: Floats, ends: Floats, p_value: float) -> dict[str, Any]:
     return {**dict(named), "ci95": ends.tolist(), "p_value": float(p_value)}
 
 
-def _restrict(side: Side, columns: Bools) -> Side:
-    return Side(side.name, [one[:, columns] for one in side.scores], [one[:, columns] for one in side.decisions])
-
-
 def _rankings(labels: Floats, side: Side) -> list[list[Ranking]]:
     """Return the rankings of each seed and attribute."""
-    pairs = zip(side.scores, side.decisions, strict=True)
     return [
         [Ranking(labels[:, k], scores[:, k], decisions[:, k]) for k in range(labels.shape[1])]
-        for scores, decisions in pairs
+        for scores, decisions in side.runs
     ]
 
 
@@ -232,11 +224,10 @@ def _mean_over_seeds(seeds: list[list[Ranking]], weights: Any) -> Floats:
     return np.asarray(np.mean(np.array(values), axis=0).transpose(1, 2, 0))
 
 
-def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints | None, seed: int) -> Floats:
+def _resample(labels: Floats, side: Side, n_resamples: int, groups: Ints, seed: int) -> Floats:
     """Return the metrics [M, B, K] of resampled images and seeds; the same images for every side."""
-    pairs = zip(side.scores, side.decisions, strict=True)
-    by_name = [resample_metrics(labels, *pair, n_resamples, groups, seed=0) for pair in pairs]
-    values = np.stack([[one[name] for name in METRICS] for one in by_name])  # [S, M, B, K]
+    by_name = [resample_metrics(labels, *run, n_resamples, groups, seed=0) for run in side.runs]
+    values = np.array([list(one.values()) for one in by_name])  # [S, M, B, K]
     n_seeds = len(values)
     chosen = np.random.default_rng([1, seed]).integers(0, n_seeds, (n_resamples, n_seeds))
     every = np.arange(n_resamples)
@@ -248,16 +239,12 @@ def _permute(labels: Floats, sides: list[Side], groups: Ints, n_permutations: in
     """Return the differences [M, P, K] after exchanges of the two sides' scores of random groups of images."""
     numbers, group_of = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
-    n_seeds = max(len(side.scores) for side in sides)
-    joined = Side("", [], [])  # both sides below each other, for each pair of seeds
-    for number in range(n_seeds):
-        scores, decisions = (
-            [one[number % len(one)] for one in own]
-            for own in ([side.scores for side in sides], [side.decisions for side in sides])
-        )
+    joined = Side("", [])  # both sides below each other, for each pair of seeds
+    for number in range(max(len(side.runs) for side in sides)):
+        scores, decisions = zip(*(side.runs[number % len(side.runs)] for side in sides), strict=True)
         # ranks, because two models' scores need not be on one scale
-        joined.scores.append(np.concatenate([rankdata(one, axis=0) for one in scores]))
-        joined.decisions.append(np.concatenate(decisions))
+        ranks = [rankdata(one, axis=0) for one in scores]
+        joined.runs.append((np.concatenate(ranks), np.concatenate(decisions)))
     seeds = _rankings(np.concatenate([labels, labels]), joined)
     found = []
     for start in range(0, n_permutations, 64):
@@ -265,10 +252,3 @@ def _permute(labels: Floats, sides: list[Side], groups: Ints, n_permutations: in
         first, second = np.concatenate([1 - swapped, swapped], axis=1), np.concatenate([swapped, 1 - swapped], axis=1)
         found.append(_mean_over_seeds(seeds, second) - _mean_over_seeds(seeds, first))
     return np.nan_to_num(np.concatenate(found, axis=1))
-
-
-def _interval(values: Floats, n: int) -> Floats:
-    """Return the two ends of a percentile interval, widened for `n` images as `resampling` does."""
-    values = values[~np.isnan(values)]
-    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1))
-    return np.quantile(values, [tail, 1 - tail]) if len(values) else np.array([np.nan, np.nan])

@@ -74,8 +74,9 @@ def shorten(text: str, length: int, keep_end: bool = False) -> str:
     return text.replace("$", r"\$")
 
 
-def draw_images(sections: dict[str, list[Tile]], columns: int = 8) -> Figure:
+def draw_images(sections: dict[str, list[Tile]]) -> Figure:
     """Draw images in rows below the titles of their sections."""
+    columns = 8
     lines = {title: max(1, -(-len(tiles) // columns)) for title, tiles in sections.items()}
     width, height = columns * 1.5 + 0.2, sum(lines.values()) * 2.0 + len(sections) * 0.4
     figure, top = Figure(figsize=(width, height)), height
@@ -248,12 +249,9 @@ def plot_learning_curve(found: dict[str, Any], path: Path) -> None:
         along = np.linspace(numbers[0], numbers[-1] + more, 100)
         left.plot(along, limit - scale * (along / 100) ** -exponent, "--", color=GREY, label="a - b n^-c")
         left.errorbar(numbers, macro["average_precision"], macro["deviation"], fmt="o", color=BLUE, label="measured")
-        last = macro["average_precision"][-1]
-        ends = [[last + end] for end in macro["gain_ci95"]]
-        middle = last + macro["gain"]
-        left.errorbar(
-            numbers[-1] + more, middle, np.abs(np.array(ends) - middle), fmt="D", color=ORANGE, label=f"{more} more"
-        )
+        forecast = macro["average_precision"][-1] + macro["gain"]
+        error = np.abs(np.subtract(macro["gain_ci95"], macro["gain"]))[:, None]
+        left.errorbar(numbers[-1] + more, forecast, error, fmt="D", color=ORANGE, label=f"{more} more")
         left.legend(frameon=False, loc="lower right")
     left.set_xlabel("training images")
     left.set_ylabel("mAP of the probe")

@@ -21,7 +21,9 @@ from aimonk_hf.evaluation.metrics import Bools, Floats, Ints, mean_defined
 from aimonk_hf.evaluation.resampling import ALPHA, METRICS, bootstrap_intervals, judge_signal, permutation_p_values
 from aimonk_hf.evaluation.split_file import parts_of, seen_images
 from aimonk_hf.evaluation.thresholds import decide
+from aimonk_hf.modeling.onnx_network import ONNX_FILES
 from aimonk_hf.modeling.prediction import Predicting
+from aimonk_hf.modeling.predictor import AimonkPredictor
 
 _logger = logging.getLogger(__name__)
 
@@ -114,6 +116,25 @@ def score_unseen(model: Predicting, dataset: AttributeDataset) -> tuple[NDArray[
     return scores, note
 
 
+def compare_metrics(folder: Path, dataset: AttributeDataset) -> dict[str, Any]:
+    """Judge torch and each ONNX file of a model folder on labelled images, with the model's thresholds.
+
+    Returns {"n_images", "torch": macro figures, FILE: macro figures and "largest_score_difference"}.
+    """
+    predictors = {"torch": AimonkPredictor.from_pretrained(folder, backend="torch")}
+    for precision, file in ONNX_FILES.items():
+        if (folder / file).is_file():
+            own = AimonkPredictor.from_pretrained(folder, backend="onnx", precision=precision, device="cpu")
+            predictors[Path(file).name] = own
+    every = {name: judge_dataset(predictor, dataset) for name, predictor in predictors.items()}
+    report: dict[str, Any] = {"n_images": len(every["torch"].paths)}
+    for name, judged in every.items():
+        kept = ("f1", "average_precision", "auroc", "hamming_accuracy", "exact_match")
+        difference = float(np.abs(judged.scores - every["torch"].scores).max())
+        report[name] = {key: judged.report["macro"][key] for key in kept} | {"largest_score_difference": difference}
+    return report
+
+
 def build_report(
     labels: Floats,
     scores: Floats,
@@ -122,7 +143,6 @@ def build_report(
     thresholds: dict[str, float],
     held_out: bool = False,
     groups: Ints | None = None,
-    seed: int = 0,
     calibrated: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json for labels, scores and decisions [N, K].
@@ -149,7 +169,7 @@ def build_report(
     conclusions: dict[str, Any] = {"macro_ci95": dict.fromkeys(METRICS), "signal": None, "verdict": None}
     evidence = dict.fromkeys([*(f"{name}_ci95" for name in METRICS), "p_value", "signal"], [None] * len(attributes))
     if held_out:
-        evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups, seed)
+        evidence, conclusions = _evidence(labels, scores, decisions, attributes, groups)
     per_attribute |= evidence
     averaged = ("f1", "precision", "recall", "average_precision", "auroc")
     report = {
@@ -173,13 +193,13 @@ def _row(columns: dict[str, Any], k: int) -> dict[str, Any]:
 
 
 def _evidence(
-    labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], groups: Ints | None, seed: int
+    labels: Floats, scores: Floats, decisions: Bools, attributes: list[str], groups: Ints | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return intervals and p-values by attribute, and the averages' intervals with signal and verdict."""
-    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups, seed=seed)
+    intervals, mean_intervals = bootstrap_intervals(labels, scores, decisions, groups=groups)
     # the permutations take one image of each group
     first = np.arange(len(labels)) if groups is None else np.sort(np.unique(groups, return_index=True)[1])
-    p_values = permutation_p_values(labels[first], scores[first], seed=seed)
+    p_values = permutation_p_values(labels[first], scores[first])
     columns: dict[str, Any] = {f"{name}_ci95": list(map(_ends, column)) for name, column in intervals.items()}
     columns |= {"p_value": p_values, "signal": [None if np.isnan(p) else bool(p <= ALPHA) for p in p_values]}
     signal, verdict = judge_signal(attributes, p_values)

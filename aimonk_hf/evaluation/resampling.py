@@ -37,8 +37,8 @@ def bootstrap_intervals(
     for name, resampled in values.items():
         successes = n_positive if name == "average_precision" else np.minimum(n_positive, n_negative)
         columns = zip(resampled.T, successes[enough], strict=True)
-        per_attribute[name][enough] = [_percentiles(column, int(n)) for column, n in columns]
-        mean[name] = _percentiles(np.nanmean(resampled[~np.isnan(resampled).all(axis=1)], axis=1), n_groups)
+        per_attribute[name][enough] = [_percentiles_of_ratio(column, int(n)) for column, n in columns]
+        mean[name] = _percentiles_of_ratio(np.nanmean(resampled[~np.isnan(resampled).all(axis=1)], axis=1), n_groups)
     return per_attribute, mean
 
 
@@ -101,19 +101,24 @@ class Ranking:
         return auroc, average_precision, 2 * hits / (hits + false_alarms + n_positive)
 
 
-def _percentiles(values: Floats, n: int) -> Floats:
-    """Return the two ends of the interval of resampled `values` [B], widened for `n` samples."""
+def percentiles(values: Floats, n: int) -> Floats:
+    """Return the two ends of the interval of resampled `values` [B], widened for `n` samples; NaN without values."""
     from scipy.stats import norm, t
 
-    tail = (1 - LEVEL) / 2
     values = values[~np.isnan(values)]
-    if not len(values):
-        return np.array([np.nan, np.nan])
-    if values.min() == values.max() and values[0] in (0, 1):
-        bound = tail ** (1 / n)  # n successes in a row are this rare at a success rate of `bound`
-        return np.array([bound, 1.0]) if values[0] == 1 else np.array([0.0, 1 - bound])
-    wider = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(tail, n - 1))
-    return np.quantile(values, [wider, 1 - wider]).clip(0, 1)
+    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1))
+    return np.quantile(values, [tail, 1 - tail]) if len(values) else np.array([np.nan, np.nan])
+
+
+def _percentiles_of_ratio(values: Floats, n: int) -> Floats:
+    """Return the ends of the interval of a ratio; where all resamples are perfect, one end is the exact bound."""
+    known = values[~np.isnan(values)]
+    bound = ((1 - LEVEL) / 2) ** (1 / n)  # n successes in a row are this rare at a success rate of `bound`
+    if len(known) and (known == 1).all():
+        return np.array([bound, 1.0])
+    if len(known) and (known == 0).all():
+        return np.array([0.0, 1 - bound])
+    return percentiles(known, n).clip(0, 1)
 
 
 def permutation_p_values(labels: Floats, scores: Floats, n_permutations: int = 999, seed: int = 0) -> Floats:

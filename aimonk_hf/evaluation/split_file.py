@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from aimonk_hf.data.dataset import AttributeDataset, content_hash
-from aimonk_hf.data.formats import csv_rows
+from aimonk_hf.data.formats import headed_rows
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.hub import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE
 from aimonk_hf.modeling.model import AimonkModel
@@ -28,12 +28,7 @@ def write_parts(path: Path, rows: Iterable[Row]) -> None:
 
 def read_parts(path: Path) -> list[Row]:
     """Return the rows of a split.csv; raises `AimonkError` where it is none."""
-    rows = csv_rows(path)
-    _, header = next(rows, (1, []))
-    if not {"image", "part"} <= set(header):
-        raise AimonkError(f"{path} is not a split file: its header must be image,part or image,part,sha256")
-    named = (dict(zip(header, cells, strict=True)) for _, cells in rows)
-    return [(row["image"], row["part"], row.get("sha256", "")) for row in named]
+    return [(row["image"], row["part"], row.get("sha256", "")) for _, row in headed_rows(path, ("image", "part"))]
 
 
 def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | None], str]:
@@ -59,8 +54,7 @@ def parts_of(model: Predicting, dataset: AttributeDataset) -> tuple[list[str | N
 
 def rows_of_seen(model: Predicting, dataset: AttributeDataset) -> list[Row]:
     """Return the rows of split.csv that trained or tuned a model; one without a content hash where they are unknown."""
-    reason = parts_of(model, dataset.select([]))[1]
-    if reason or model.folder is None:
+    if parts_of(model, dataset.select([]))[1] or model.folder is None:
         return [(f"unknown images of {model.folder}", "train", "")]
     return [row for row in read_parts(model.folder / SPLIT_FILE) if row[1] != "report"]
 

@@ -75,14 +75,14 @@ def tune(labels: Floats, scores: Floats, objective: str = "f1", seed: int = 0, g
 
 
 def cross_fit(
-    labels: Floats, scores: Floats, objective: str = "f1", folds: int = 5, seed: int = 0, groups: Ints | None = None
+    labels: Floats, scores: Floats, objective: str = "f1", seed: int = 0, groups: Ints | None = None
 ) -> Bools:
-    """Return decisions [N, K] in which each row is judged by thresholds tuned on the other folds only.
+    """Return decisions [N, K] in which each row is judged by thresholds tuned on the other four of five folds only.
 
     Rows with one number in `groups` [N] share a fold; where all do, the thresholds are 0.5.
     """
     groups = np.arange(len(labels)) if groups is None else groups
-    fold_of = split_folds(labels, folds, seed, groups)
+    fold_of = split_folds(labels, 5, seed, groups)
     decisions = np.zeros(labels.shape, dtype=bool)
     for fold in np.unique(fold_of):
         inside, held_out = fold_of != fold, fold_of == fold
@@ -116,20 +116,17 @@ def _best_thresholds(
     ranked, truth = scores[order], truth[order]
     last = np.flatnonzero(np.diff(ranked, append=-1))  # the last row of each run of equal scores
     found = [
-        _best_cuts(ranked[last], *_counts(truth, block[:, order], last), kind, target)
+        _best_cuts(ranked[last], truth, block[:, order], last, kind, target)
         for block in np.array_split(weights, max(1, weights.size // _BLOCK))
     ]
     return np.concatenate(found)
 
 
-def _counts(truth: Bools, weights: NDArray[np.uint8], last: Ints) -> tuple[Ints, Ints]:
-    """Return the true positives and the predicted positives [B, M] above each cut."""
-    hits, predicted = (np.cumsum(own, axis=1, dtype=np.int64) for own in (weights * truth, weights))
-    return hits[:, last], predicted[:, last]
-
-
-def _best_cuts(cuts: Floats, hits: Ints, predicted: Ints, kind: str, target: float) -> NDArray[np.float64]:
-    """Return the middle of the widest gap below one of the best `cuts` [M], which fall, by counts [B, M]."""
+def _best_cuts(
+    cuts: Floats, truth: Bools, weights: NDArray[np.uint8], last: Ints, kind: str, target: float
+) -> NDArray[np.float64]:
+    """Return the middle of the widest gap below one of the best `cuts` [M], which fall after the rows `last` [M]."""
+    hits, predicted = (np.cumsum(own, axis=1, dtype=np.int64)[:, last] for own in (weights * truth, weights))
     n_positive = hits[:, -1:]
     n_negative = predicted[:, -1:] - n_positive
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -72,17 +72,17 @@ def choose_and_judge(
     score = score or partial(score_images, progress=True)
     labels, scores, groups = _score_readable(model, validation, score)
     chosen = _choose(model, labels, scores, groups, calibration, objective, seed)
+    named = model.config.attributes, model.config.thresholds
     counts = {"n_validation": len(validation), "n_report": len(report_set)}
     if len(report_set):
         labels, scores, groups = _score_readable(model, report_set, score)
         decisions = decide(scores, model.config.threshold_values)
-        names, thresholds = model.config.attributes, model.config.thresholds
-        report = build_report(labels, scores, decisions, names, thresholds, held_out=True, groups=groups)
+        report = build_report(labels, scores, decisions, *named, held_out=True, groups=groups)
         images, note = "the report part of the split", "its images chose neither epoch, threshold nor calibration"
     else:
         flags = {"the epoch": epoch_chosen, "thresholds": objective is not None, "calibration": calibration}
         chose = [name for name, asked in flags.items() if asked]
-        report = _judge_own(model, chosen, labels, groups, held_out=not chose)
+        report = build_report(labels, chosen.scores, chosen.decisions, *named, not chose, groups, chosen.held_out)
         images, note = "the validation images", "they chose neither epoch, threshold nor calibration"
         if chose:
             crossed = "; each image is judged by thresholds tuned on the others" if objective else ""
@@ -110,7 +110,8 @@ def choose_and_judge_out_of_fold(
     readable = ~np.isnan(scores).all(axis=1)
     labels, fold_of, groups = labels[readable], fold_of[readable], groups[readable]
     chosen = _choose(model, labels, scores[readable], groups, calibration, objective, seed, "the out-of-fold scores")
-    report = _judge_own(model, chosen, labels, groups, held_out=True)
+    named = model.config.attributes, model.config.thresholds
+    report = build_report(labels, chosen.scores, chosen.decisions, *named, True, groups, chosen.held_out)
     report["folds"] = _fold_figures(labels, chosen, fold_of)
     tuned = ", and decided by thresholds tuned on other images" if objective else ""
     images = f"out-of-fold scores of {report['folds']['n_folds']} folds"
@@ -160,12 +161,6 @@ def _choose(
     return _Chosen(scores, held_out, decisions, rows, overall)
 
 
-def _judge_own(model: AimonkModel, chosen: _Chosen, labels: Labels, groups: Ints, held_out: bool) -> dict[str, Any]:
-    """Judge the images that chose, each by the choices of others; `held_out` where nothing was chosen by them."""
-    given = labels, chosen.scores, chosen.decisions, model.config.attributes, model.config.thresholds
-    return build_report(*given, held_out, groups, calibrated=chosen.held_out)
-
-
 def _complete(report: dict[str, Any], chosen: _Chosen, measured_on: dict[str, Any]) -> dict[str, Any]:
     for name, row in nan_to_none(chosen.rows).items():
         report["per_attribute"][name] |= row
@@ -185,15 +180,14 @@ def _score_readable(model: AimonkModel, dataset: AttributeDataset, score: Score)
 
 def _fold_figures(labels: Labels, chosen: _Chosen, fold_of: Ints) -> dict[str, Any]:
     """Return mean, standard deviation and values over the folds of each macro metric."""
-    values: dict[str, list[float]] = {"f1": [], "average_precision": [], "auroc": []}
-    n_folds = int(fold_of.max()) + 1
-    for fold in range(n_folds):
-        own = fold_of == fold
-        truth, scores = labels[own], chosen.scores[own]
-        values["f1"].append(mean_defined(metrics.f1(metrics.count_decisions(truth, chosen.decisions[own]))))
-        values["average_precision"].append(mean_defined(metrics.average_precision(truth, scores)))
-        values["auroc"].append(mean_defined(metrics.auroc(truth, scores)))
-    return {"n_folds": n_folds, "macro": nan_to_none({name: spread(column) for name, column in values.items()})}
+    folds = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    values = {
+        "f1": [metrics.f1(metrics.count_decisions(labels[own], chosen.decisions[own])) for own in folds],
+        "average_precision": [metrics.average_precision(labels[own], chosen.scores[own]) for own in folds],
+        "auroc": [metrics.auroc(labels[own], chosen.scores[own]) for own in folds],
+    }
+    macro = {name: spread(list(map(mean_defined, columns))) for name, columns in values.items()}
+    return {"n_folds": len(folds), "macro": nan_to_none(macro)}
 
 
 def describe_data(parts: list[AttributeDataset]) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Formats of annotation tools: Label Studio, COCO; one folder per tag."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from aimonk_hf.data.formats import headed_rows
+from aimonk_hf.data.image_paths import image_files
 from aimonk_hf.data.images import is_image_name
-from aimonk_hf.data.importers.rows import PARTS, Row, Table, Told, headed_rows, listing, read_json_file
+from aimonk_hf.data.importers.rows import PARTS, Row, Table, Told, listing, read_json_file
 from aimonk_hf.errors import AimonkError, reason_of
 
 _WORDS = dict.fromkeys(("yes", "true", "present"), "listed") | dict.fromkeys(("no", "false", "absent"), "no")
@@ -65,7 +66,7 @@ def _label_studio_annotations(path: Path, told: Told) -> Iterator[_Annotation]:
         tasks = enumerate(read_json_file(path, list, "a Label Studio export"), start=1)
         items: Any = ((f"task {number}", task) for number, task in tasks)
     else:
-        items = headed_rows(path, ("annotation_id", "annotator"), told)
+        items = headed_rows(path, ("annotation_id", "annotator"), told.options.encoding)
     for line, task in items:
         try:
             found = [*_annotations_of_task(task)] if "data" in task else [_flat_annotation(task, told)]
@@ -150,7 +151,7 @@ def folders(files: list[Path], told: Told) -> Table:
     from aimonk_hf.data.dataset import duplicate_groups
 
     root = Path(told.source)
-    paths = sorted(Path(place, name) for place, _, names in os.walk(root) for name in names if is_image_name(name))
+    paths = sorted(root / file for file in image_files(root))
     places = [path.relative_to(root).parts for path in paths]
     depth = int(all(place[0].lower() in PARTS for place in places))
     tags_of: dict[tuple[int, str], set[str]] = {}

@@ -81,8 +81,7 @@ def hub(files: list[Path], told: Told) -> Table:
         number, part = 0, ""
         try:
             for part, data in splits.items():
-                stream = data.decode(False)
-                for number, row in enumerate(stream):
+                for number, row in enumerate(data.decode(False)):
                     labels = [cell for name in columns for cell in cells(name, row[name])]
                     content, place = _content(row[images[0]]), f"{part} {number}"
                     yield Row(source, place, f"{part}/{number:06d}", labels, PARTS.get(part, ""), content=content)

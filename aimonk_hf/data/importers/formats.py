@@ -14,7 +14,6 @@ from aimonk_hf.data.importers.tables import celeba, chexpert, plain, roboflow, t
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.storage import read_head
 
-_HEAD = 4096
 _TAG_HEADER = r'[^\n]*[,;\t"](tags|labels|categories|classes)"?\s*[,;\t\r\n]'
 _NO_HEADER = r'[^,;\n]+\.(jpe?g|png|webp)"?[,;] *"?[^\W\d]'
 
@@ -69,11 +68,9 @@ def _files(path: Path, form: Format, check: bool) -> list[Path]:
         files = sorted(file for pattern in form.names for file in path.glob(pattern) if file.name[:2] != "._")
     else:
         files = [path] if not check or any(path.match(pattern) for pattern in form.names) else []
-    return [file for file in files if not check or re.match(form.head, _head(file))]
-
-
-def _head(path: Path) -> str:
-    return read_head(path, _HEAD).decode("utf-8-sig", "replace")
+    return [
+        file for file in files if not check or re.match(form.head, read_head(file, 4096).decode("utf-8-sig", "replace"))
+    ]
 
 
 def _has_folders_of_images(path: Path) -> bool:

@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from aimonk_hf.data.images import is_image_name, shown_name
+from aimonk_hf.data.image_paths import image_files
+from aimonk_hf.data.images import shown_name
 from aimonk_hf.data.importers.rows import PARTS, Row
 from aimonk_hf.errors import ImageError
 
@@ -48,7 +49,7 @@ class ImageFinder:
     def _by_name(self, name: str, parts: list[str], part: str) -> Path | None:
         if self._files is None:
             self._files = {}
-            for path in dict.fromkeys(path for folder in self.folders for path in _walk(folder)):
+            for path in dict.fromkeys(folder / file for folder in self.folders for file in image_files(folder)):
                 for key in dict.fromkeys((_key(path.name), _key(path.stem))):
                     self._files.setdefault(key, []).append(path)
         found = self._files.get(_key(name), [])
@@ -62,11 +63,6 @@ class ImageFinder:
             told = f"{len(found)} files are named {shown_name(name)}, in {folders}"
             raise ImageError(f"{told}: name the right folder with --images-dir")
         return found[0] if found else None
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    for place, _, names in os.walk(folder):
-        yield from (Path(place, name) for name in names if is_image_name(name))
 
 
 def _key(name: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aimonk_hf.data.formats import csv_table
 from aimonk_hf.data.read_options import ReadOptions
 from aimonk_hf.data.vocabulary import PART_OF
 from aimonk_hf.errors import AimonkError
@@ -65,24 +64,6 @@ class Table(NamedTuple):
 def listing(tags: Collection[str], attributes: list[str]) -> list[str]:
     """Return the cells of an image that lists some of the attributes."""
     return ["listed" if name in tags else "unlisted" for name in attributes]
-
-
-def table_rows(path: Path, told: Told) -> Iterator[tuple[int, list[str]]]:
-    """Yield line and cells of a CSV file, its header first."""
-    table = csv_table(path, told.options.encoding)
-    yield table.line, table.header
-    for line, cells in table.rows(range(len(table.header))):
-        yield line, [cell.strip() for cell in cells]
-
-
-def headed_rows(path: Path, columns: Iterable[str], told: Told) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line and cells by column of a CSV file that must have `columns`."""
-    rows = table_rows(path, told)
-    line, header = next(rows)
-    if missing := [name for name in columns if name not in header]:
-        raise AimonkError(f"{path}:{line}: the header has no column {missing[0]}")
-    for line, cells in rows:
-        yield line, dict(zip(header, cells, strict=True))
 
 
 def token_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -7,20 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aimonk_hf.data.formats import find_image_column
+from aimonk_hf.data.formats import csv_rows, find_image_column, headed_rows
 from aimonk_hf.data.images import is_image_name
-from aimonk_hf.data.importers.rows import (
-    CHOICES,
-    PARTS,
-    Cells,
-    Row,
-    Table,
-    Told,
-    headed_rows,
-    listing,
-    table_rows,
-    token_rows,
-)
+from aimonk_hf.data.importers.rows import CHOICES, PARTS, Cells, Row, Table, Told, listing, token_rows
 from aimonk_hf.data.labels import cell_text, read_labels
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.storage import write_csv
@@ -58,14 +47,15 @@ def chexpert(files: list[Path], told: Told) -> Table:
     uncertain = "is uncertain: --uncertain missing, present or absent says how to take that"
     meaning: Cells = {"1.0": 1.0, "1": 1.0, "0.0": 0.0, "0": 0.0, "": CHOICES.get(told.blank or "", blank)}
     meaning |= dict.fromkeys(("-1.0", "-1"), CHOICES.get(told.uncertain or "", uncertain))
-    _, header = next(table_rows(files[0], told))
+    encoding = told.options.encoding
+    _, header = next(csv_rows(files[0], encoding))
     attributes = [name for name in _CHEXPERT if name in header]
     if "Path" not in header:
-        return Table(attributes, meaning, _mimic_rows(files[0], attributes, told))
+        return Table(attributes, meaning, _mimic_rows(files[0], attributes, encoding))
 
     def rows() -> Iterator[Row]:
         for path in files:
-            for line, row in headed_rows(path, ("Path", *attributes), told):
+            for line, row in headed_rows(path, ("Path", *attributes), encoding):
                 patient = re.search(r"patient\d+", row["Path"])
                 cells = [row[name] for name in attributes]
                 yield Row(path, line, row["Path"], cells, PARTS.get(path.stem, ""), patient[0] if patient else "")
@@ -73,13 +63,14 @@ def chexpert(files: list[Path], told: Told) -> Table:
     return Table(attributes, meaning, rows())
 
 
-def _mimic_rows(path: Path, attributes: list[str], told: Told) -> Iterator[Row]:
+def _mimic_rows(path: Path, attributes: list[str], encoding: str | None) -> Iterator[Row]:
     """Yield the images of each study, which the split file beside the table lists."""
     split = next((file for file in sorted(path.parent.glob("mimic-cxr-*-split.csv*"))), None)
     if split is None:
         raise AimonkError(f"{path} names studies, not images: put mimic-cxr-2.0.0-split.csv beside it")
-    labels = {row["study_id"]: [row[name] for name in attributes] for _, row in headed_rows(path, ["study_id"], told)}
-    for line, row in headed_rows(split, ("dicom_id", "study_id", "subject_id", "split"), told):
+    studies = headed_rows(path, ["study_id"], encoding)
+    labels = {row["study_id"]: [row[name] for name in attributes] for _, row in studies}
+    for line, row in headed_rows(split, ("dicom_id", "study_id", "subject_id", "split"), encoding):
         subject, study = row["subject_id"], row["study_id"]
         image = f"files/p{subject[:2]}/p{subject}/s{study}/{row['dicom_id']}.jpg"
         problem = "" if study in labels else f"{path.name} has no study {study}"
@@ -88,13 +79,13 @@ def _mimic_rows(path: Path, attributes: list[str], told: Told) -> Iterator[Row]:
 
 def roboflow(files: list[Path], told: Told) -> Table:
     """Read _classes.csv of the folders train, valid and test; the augmented copies of one image are a group."""
-    headers = [next(table_rows(path, told))[1] for path in files]
+    headers = [next(csv_rows(path, told.options.encoding))[1] for path in files]
     attributes = list(dict.fromkeys(name for header in headers for name in header[1:]))
 
     def rows() -> Iterator[Row]:
         for path, header in zip(files, headers, strict=True):
             part = PARTS.get(path.parent.name.lower(), "")
-            for line, row in headed_rows(path, header, told):
+            for line, row in headed_rows(path, header, told.options.encoding):
                 image = row[header[0]]
                 cells = [row.get(name, "unlisted") for name in attributes]
                 yield Row(path, line, image, cells, part, image.split(".rf.")[0])
@@ -105,7 +96,7 @@ def roboflow(files: list[Path], told: Told) -> Table:
 def tags(files: list[Path], told: Told) -> Table:
     """Read a CSV file with the tags of an image in one cell: in the column of a usual name, else in the second."""
     path, options = files[0], told.options
-    lines = list(table_rows(path, told))
+    lines = list(csv_rows(path, told.options.encoding))
     header = [name.lower() for name in lines[0][1]]
     if len(header) < 2:
         raise AimonkError(f"{path}:{lines[0][0]}: a row is an image name and its tags")
