@@ -84,7 +84,7 @@ def test_slugs_are_parameter_names() -> None:
         "request": "attr_request",
         "collar!": "attr_collar_2",
     }
-    assert dict(zip(expected, slugs(list(expected)), strict=True)) == expected
+    assert slugs(expected) == {slug: name for name, slug in expected.items()}
 
 
 def test_a_message_to_visitors_is_a_sentence() -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import ASGIApp
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
+from aimonk_hf.data.collected import Collection
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.devices import on_zero_gpu
@@ -24,9 +26,6 @@ from aimonk_hf.modeling.streaming import Outputs, finite, sigmoid
 from aimonk_hf.storage import explained, read_json, write_json
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-    from aimonk_hf.data.collected import Collection
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
@@ -120,8 +119,8 @@ class Served:
     limits: Limits
     save_folder: Path | None = None
     note: str = ""
-    labelling: "ASGIApp | None" = None
-    collection: "Collection | None" = None
+    labelling: ASGIApp | None = None
+    collection: Collection | None = None
     model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 

@@ -24,6 +24,7 @@ from aimonk_hf.app.labelling import labelling_of
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.uploads import MAX_AT_ONCE, MEGABYTE, Limits
+from aimonk_hf.data.collected import Collection
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.devices import give_back_freed_memory
 from aimonk_hf.modeling.predictor import AimonkPredictor
@@ -118,8 +119,6 @@ def open_page(
         print(_SAMPLE_NOTE, file=sys.stderr)
     examples = write_examples(Path(wanted) if is_folder else None, list(served.stored), folder)
     if collect:
-        from aimonk_hf.data.collected import Collection
-
         served.collection = Collection(Path(collect), list(served.stored), examples)
         print(f"collect:  {served.collection.folder}", file=sys.stderr)
     return build_page(served, examples)
