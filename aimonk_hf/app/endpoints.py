@@ -63,7 +63,6 @@ def add_endpoints(served: Served) -> None:
     }
     image = gr.Image(label="image", type="filepath", visible=False)
     files = gr.File(label="files", file_count="multiple", visible=False)
-    headers = table_value([], served.stored)["headers"]
     replaced = "Each number is that attribute's threshold, the stored one where it is left out. Return"
 
     def resolved(thresholds: dict[str, Any]) -> dict[str, float]:
@@ -97,20 +96,13 @@ def add_endpoints(served: Served) -> None:
     def model() -> dict[str, Any]:
         return model_facts(served)
 
-    _add(
-        predict,
-        {"image": image, **numbers},
-        [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)],
-        f"Score one image. {replaced} the scores and the present attributes.",
-        None,
-    )
-    _add(
-        predict_batch,
-        {"files": files, **numbers},
-        [gr.Dataframe(label="table", headers=headers, visible=False), gr.File(label="csv", visible=False)],
-        f"Score images, or zips of images. {replaced} a table, whose last columns say what was done to an image and "
-        "why it has no scores, and a CSV file.",
-    )
+    scored = [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)]
+    told = f"Score one image. {replaced} the scores and the present attributes."
+    _add(predict, {"image": image, **numbers}, scored, told, None)
+    columns = table_value([], served.stored)["headers"]
+    listed = [gr.Dataframe(label="table", headers=columns, visible=False), gr.File(label="csv", visible=False)]
+    told = f"Score images, or zips of images. {replaced} a table, whose last columns say what was done to an image and "
+    _add(predict_batch, {"files": files, **numbers}, listed, told + "why it has no scores, and a CSV file.")
     chosen = gr.Dropdown(list(served.stored), label="attribute", visible=False)
     drawn = gr.Image(label="heat map", format="png", visible=False)
     told = "Return the image as the network sees it, bright where it raised the score of the attribute."

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aimonk_hf.app.scoring import Scorer, Served
-from aimonk_hf.app.uploads import Upload
+from aimonk_hf.app.uploads import Upload, decoded
 from aimonk_hf.errors import AimonkError, NotFiniteError
 from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.modeling.processing import Pixels
@@ -77,7 +77,10 @@ def heat_value(served: Served, upload: Upload, attribute: str) -> dict[str, Any]
 
     Raises as `heat_map` does, and `ImageError` for the upload.
     """
-    pixels, image, place = served.look_at(upload, LONGEST_SIDE)
+    transform = served.scorer.model.transform
+    with decoded(upload, served.limits) as (image, _):
+        pixels, place = transform.pixels(image), transform.seen_part(image)
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     layer = heat_layer(heat_map(served.scorer, pixels, attribute))
     urls = {"image": data_url(image, "JPEG"), "heat": data_url(layer, "PNG")}
     return urls | {"shape": image.width / image.height, "place": place}

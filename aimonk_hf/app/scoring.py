@@ -7,11 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from starlette.types import ASGIApp
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
@@ -29,20 +28,18 @@ if TYPE_CHECKING:
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def on_gpu(compute: _Function) -> _Function:
+def on_gpu(compute: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that asks for a GPU of ZeroGPU at each call; the function itself on any other machine.
 
     Of its arguments and its result copies are made, which pass from one process to another.
     """
-    if not on_zero_gpu():
-        return compute
-    import spaces
+    if on_zero_gpu():
+        import spaces
 
-    decorated: _Function = spaces.GPU(compute)
-    return decorated
+        compute = spaces.GPU(compute)
+    return compute
 
 
 class Scorer:
@@ -138,13 +135,6 @@ class Served:
                 with explained("write its thumbnail"):
                     image.save(thumbnail, quality=85)
             return pixels, notes
-
-    def look_at(self, upload: Upload, longest: int) -> tuple[Pixels, Image.Image, tuple[float, ...]]:
-        """Return the transform's pixels of an upload, the image made smaller, and the part of it that they show."""
-        with decoded(upload, self.limits) as (image, _):
-            pixels, seen = self.scorer.model.transform.pixels(image), self.scorer.model.transform.seen_part(image)
-            image.thumbnail((longest, longest))
-            return pixels, image, seen
 
     def thresholds(self, values: Any) -> dict[str, float]:
         """Return checked thresholds by name for a list in the stored order or a mapping; None keeps the stored one."""

@@ -117,7 +117,7 @@ def open_page(
     if is_sample:
         served.name, served.note = "Sample model", _SAMPLE_NOTE
         print(_SAMPLE_NOTE, file=sys.stderr)
-    examples = write_examples(Path(wanted) if is_folder else None, list(served.stored), folder)
+    examples = write_examples(served.model_folder, list(served.stored), folder)
     if collect:
         served.collection = Collection(Path(collect), list(served.stored), examples)
         print(f"collect:  {served.collection.folder}", file=sys.stderr)
@@ -188,9 +188,8 @@ def mount(
     atexit.register(kept.close)
     give_back_freed_memory()
     folder = kept.enter_context(app_folder())
-    local = Path(model) if Path(model).is_dir() else None
     served = load_served(model, max_file_size, **computing)
-    page = build_page(served, write_examples(local, list(served.stored), folder))
+    page = build_page(served, write_examples(served.model_folder, list(served.stored), folder))
     page.queue(max_size=200, status_update_rate=2, api_open=False).state_session_capacity = MAX_SESSIONS
     return gr.mount_gradio_app(app, page, path, **_protected(page, "", max_file_size, allowed_hosts))
 
