@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from aimonk_hf.app.examples import write_examples
@@ -21,6 +22,19 @@ from aimonk_hf.app.page import build_page
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.serve import app_folder, launch, load_served
 from aimonk_hf.data.collected import Collection
+from aimonk_hf.modeling.model import AimonkModel
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, saved once for a module."""
+    tiny_model.save_pretrained(folder := tmp_path_factory.mktemp("models") / "garments")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 1)[0]
 
 
 @dataclass
@@ -35,11 +49,7 @@ class RunningApp:
 
 @contextmanager
 def running_app(
-    model_folder: Path,
-    allow_save: bool = False,
-    max_file_size: int = 5,
-    collect: Path | None = None,
-    mcp: bool = False,
+    model_folder: Path, allow_save: bool = False, max_file_size: int = 5, collect: Path | None = None, mcp: bool = False
 ) -> Iterator[RunningApp]:
     """Serve a model folder on a free port; `max_file_size` is in megabytes."""
     with app_folder() as folder:
@@ -54,6 +64,11 @@ def running_app(
         finally:
             page.close()
             served.scorer.close()
+
+
+def number_of(app: RunningApp, name: str) -> int:
+    """Return gradio's number of a function of the page."""
+    return next(number for number, function in app.page.fns.items() if function.name == name)
 
 
 MARK = {"meta": {"_type": "gradio.FileData"}}

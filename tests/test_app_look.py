@@ -225,7 +225,7 @@ def test_a_batch_is_stopped(desktop: Any, app: RunningApp, tmp_path: Path, monke
     desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 9)])
     desktop.wait_for_selector("#files :text('image_8')")
     desktop.click("#run")
-    desktop.wait_for_selector("#report :text('3 of 9')")
+    desktop.wait_for_selector("#report :text('3 of 9: image_2.png')")
     with desktop.expect_response("**/gradio_api/run/**"):
         desktop.click("#stop")
     go_on.set()
