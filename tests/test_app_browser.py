@@ -21,6 +21,7 @@ from browser_support import (
     clear,
     fits_the_screen,
     row,
+    score_files,
     shown,
     upload,
     wait_for_state,
@@ -190,17 +191,11 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     good, bad = write_images(tmp_path / "good", 3), bad_images(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
     crowd = write_zip(tmp_path / "crowd.zip", {f"{number}.png": b"" for number in range(1001)})
-    page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#files input[type=file]", str(crowd))
-    page.wait_for_selector("#files :text('crowd')")
-    page.click("#run")
+    score_files(page, [crowd])
     assert "at most 1000 files" in page.wait_for_selector("#report [role=alert]").inner_text()
     page.click("#files button[aria-label='Clear']")
     odd = odd_images(tmp_path / "odd")["clear.png"]
-    paths = (good[0], bad["text.png"], odd, bad["bomb.png"], archive)
-    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    page.wait_for_selector("#files :text('more')")
-    page.click("#run")
+    score_files(page, [good[0], bad["text.png"], odd, bad["bomb.png"], archive])
     page.wait_for_selector("#report :text('3 of 5 images scored')")
     reasons = page.locator("#report li").all_inner_texts()
     assert [reason.partition(":")[0] for reason in reasons] == ["text.png", "bomb.png", "clear.png"]
@@ -453,13 +448,10 @@ def test_names_and_texts_of_a_model_are_shown_as_text(hostile: Any, tmp_path: Pa
 
 
 def test_names_in_a_batch_are_shown_as_text(hostile: Any, tmp_path: Path) -> None:
-    hostile.get_by_role("tab", name="Batch").click()
     names = [f"{SCRIPT}.png", "![x](http%3A).png", "<svg onload=window.ran=1>.png"]
     paths = [path.rename(tmp_path / name) for path, name in zip(write_images(tmp_path, 3), names, strict=True)]
     paths[2].write_bytes(b"no picture")
-    hostile.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    hostile.wait_for_selector("#files :text('onload')")
-    hostile.click("#run")
+    score_files(hostile, paths)
     hostile.wait_for_selector("#report :text('2 of 3 images scored')")
     assert names[2] in hostile.inner_text("#report")
     hostile.click("#batch .scores")

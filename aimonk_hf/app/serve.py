@@ -157,8 +157,7 @@ def launch(
         allowed_hosts = ["*"]  # the Space's proxy decides
     if mcp:
         prepare_mcp(upload_folder())
-    # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
-    _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
+    _, url, _ = page.launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -190,7 +189,7 @@ def mount(
     folder = kept.enter_context(app_folder())
     served = load_served(model, max_file_size, **computing)
     page = build_page(served, write_examples(served.model_folder, list(served.stored), folder))
-    page.queue(max_size=200, status_update_rate=2, api_open=False).state_session_capacity = MAX_SESSIONS
+    page.state_session_capacity = MAX_SESSIONS
     return gr.mount_gradio_app(app, page, path, **_protected(page, "", max_file_size, allowed_hosts))
 
 
@@ -202,7 +201,9 @@ def _protected(
     is_writable: bool = False,
     mcp: bool = False,
 ) -> dict[str, Any]:
-    """Return the options of gradio for look and protection, and begin to remove old files."""
+    """Return the options of gradio for look and protection, limit the queue, and begin to remove old files."""
+    # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
+    page.queue(max_size=200, status_update_rate=2, api_open=False)
     folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
     limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
     inner = (getattr(page, name, None) for name in ("plain_api", "labelling"))
