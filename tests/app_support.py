@@ -57,9 +57,8 @@ def running_app(
         examples = write_examples(model_folder, list(served.stored), folder)
         served.collection = collect and Collection(collect, list(served.stored), examples)
         page = build_page(served, examples)
-        is_writable = allow_save or collect is not None
         try:
-            launch(page, "127.0.0.1", None, False, max_file_size, False, (), is_writable, mcp)
+            launch(page, "127.0.0.1", None, False, max_file_size, False, (), mcp)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
         finally:
             page.close()

@@ -75,23 +75,20 @@ def add_endpoints(served: Served) -> None:
         return pixels
 
     def predict(*, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
-        with in_words():
-            decided = resolved(thresholds)
-            scores = served.scorer.score(read(image))
+        decided = resolved(thresholds)
+        scores = served.scorer.score(read(image))
         return rounded(scores), Prediction(scores, decided).attributes
 
     def predict_batch(*, files: Any, **thresholds: Any) -> tuple[Any, str]:
-        with in_words():
-            table = table_value(score_batch(served, files), resolved(thresholds))
+        table = table_value(score_batch(served, files), resolved(thresholds))
         path = write_table(table, served.limits.folder)
         for cells in table["data"]:
             cells[2:-2] = [float(cell) if cell else None for cell in cells[2:-2]]
         return table, path
 
     def heatmap(*, image: Any, attribute: Any) -> Image.Image:
-        with in_words():
-            pixels = read(image)
-            return overlay(pixels, heat_map(served.scorer, pixels, str(attribute)))
+        pixels = read(image)
+        return overlay(pixels, heat_map(served.scorer, pixels, str(attribute)))
 
     def model() -> dict[str, Any]:
         return model_facts(served)
@@ -113,14 +110,15 @@ def add_endpoints(served: Served) -> None:
 def _add(
     function: Callable[..., Any], inputs: dict[str, Any], outputs: list[Any], description: str, at_once: int | None = 2
 ) -> None:
+    told_in_words = in_words()(function)
     # gradio takes a number without a value as optional only if the signature names it, and it can be None there
     parameters = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None if isinstance(field, gr.Number) else Parameter.empty)
         for name, field in inputs.items()
     ]
-    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    told_in_words.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     gr.Button(visible=False).click(
-        function,
+        told_in_words,
         inputs_kwargs=inputs or None,
         outputs=outputs,
         api_name=function.__name__,

@@ -31,7 +31,7 @@ class Gate:
     """Check the requests to the ASGI app of `page`, which listens at `host`; uploads go to `folder`.
 
     Requests must name this machine, the address at share, or one of `allowed_hosts` ("*": any), because gradio builds
-    the addresses in its answers from the name. Where visitors may write (`is_writable`), pages of other origins can
+    the addresses in its answers from the name. Where visitors may write, pages of other origins can
     neither call nor read anything, because the page holds the token for writing.
     """
 
@@ -42,12 +42,13 @@ class Gate:
     max_json: int
     max_upload: int
     allowed_hosts: Sequence[str] = ()
-    is_writable: bool = False
     mcp: bool = False
     plain: PlainApi | None = None
-    labelling: ASGIApp | None = None
 
     def __post_init__(self) -> None:
+        served = self.plain.served if self.plain else None
+        self.labelling = served.labelling if served else None
+        self.is_writable = served is not None and served.is_writable
         self.is_everywhere = self.host in ("0.0.0.0", "::", "")
         self.allowed = {name.lower() for name in self.allowed_hosts}
         own = (socket.gethostname(), socket.getfqdn()) if self.is_everywhere else (self.host,)

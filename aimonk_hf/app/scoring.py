@@ -126,6 +126,11 @@ class Served:
         """Return the model's thresholds by attribute."""
         return self.scorer.model.config.thresholds
 
+    @property
+    def is_writable(self) -> bool:
+        """Return whether visitors may write something."""
+        return self.save_folder is not None or self.collection is not None
+
     def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Pixels, str]:
         """Return the transform's pixels [H, W, 3] of an upload and the sentences on it; write a small JPEG of it."""
         with decoded(upload, self.limits) as (image, notes):

@@ -69,9 +69,8 @@ def serve(
     give_back_freed_memory()
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size, label, collect, **computing)
-        is_writable = bool(collect) or (allow_save and not on_space())
         try:
-            launch(page, host, port, share, max_file_size, True, allowed_hosts, is_writable, mcp)
+            launch(page, host, port, share, max_file_size, True, allowed_hosts, mcp)
         except OSError as error:
             reason = "it is taken or not this machine's; choose another --port or --host"
             raise AimonkError(f"Cannot listen on {host}:{port}: {reason}") from error
@@ -145,12 +144,11 @@ def launch(
     max_file_size: int = MAX_FILE_SIZE,
     wait: bool = True,
     allowed_hosts: Sequence[str] = (),
-    is_writable: bool = False,
     mcp: bool = False,
 ) -> str:
     """Start the server and return its address; with `wait` only when it is interrupted.
 
-    A Space decides itself where it listens. `is_writable` keeps pages of other origins out.
+    A Space decides itself where it listens.
     """
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
@@ -165,7 +163,7 @@ def launch(
         state_session_capacity=MAX_SESSIONS,
         quiet=not wait,
         mcp_server=mcp,
-        **_protected(page, host, max_file_size, allowed_hosts, is_writable, mcp),
+        **_protected(page, host, max_file_size, allowed_hosts, mcp),
     )
     return url
 
@@ -194,20 +192,14 @@ def mount(
 
 
 def _protected(
-    page: gr.Blocks,
-    host: str,
-    max_file_size: int,
-    allowed_hosts: Sequence[str],
-    is_writable: bool = False,
-    mcp: bool = False,
+    page: gr.Blocks, host: str, max_file_size: int, allowed_hosts: Sequence[str], mcp: bool = False
 ) -> dict[str, Any]:
     """Return the options of gradio for look and protection, limit the queue, and begin to remove old files."""
     # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
     page.queue(max_size=200, status_update_rate=2, api_open=False)
     folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
     limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
-    inner = (getattr(page, name, None) for name in ("plain_api", "labelling"))
-    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, mcp, *inner)
+    gate = Middleware(Gate, page, host, *limits, allowed_hosts, mcp, getattr(page, "plain_api", None))
     kept = set(folder.rglob("*"))  # the examples
     threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
     return {
