@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.gradio_internals import event_value
-from aimonk_hf.app.predict_tab import PredictTab, panel_value, scripted
+from aimonk_hf.app.predict_tab import HIDDEN, PredictTab, panel_value, scripted
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import Upload, decoded, expand_uploads, in_words, sentence
 from aimonk_hf.errors import AimonkError
@@ -150,15 +150,14 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
         with in_words():
             return _image_file(served, batch, event_value(event, "number")), gr.Tabs(selected="predict")
 
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-    started = run.click(lambda: gr.update(interactive=True), None, stop, queue=False, **private)
-    shown_on = private | {"show_progress": "full", "show_progress_on": report}
+    started = run.click(lambda: gr.update(interactive=True), None, stop, queue=False, **HIDDEN)
+    shown_on = HIDDEN | {"show_progress": "full", "show_progress_on": report}
     started.then(score, [files, predict.thresholds, kept], [results, report, stop], concurrency_limit=2, **shown_on)
-    stop.click(lambda batch: setattr(batch, "is_stopped", True), kept, queue=False, **private)
-    results.input(move, predict.scores, [predict.thresholds, predict.panel], queue=False, **private)
-    results.submit(write, kept, results, **private)
-    results.select(open_in_predict, kept, [predict.image, tabs], **private)
-    tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **private)
+    stop.click(lambda batch: setattr(batch, "is_stopped", True), kept, queue=False, **HIDDEN)
+    results.input(move, predict.scores, [predict.thresholds, predict.panel], queue=False, **HIDDEN)
+    results.submit(write, kept, results, **HIDDEN)
+    results.select(open_in_predict, kept, [predict.image, tabs], **HIDDEN)
+    tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **HIDDEN)
 
 
 def _item(items: list[Any], number: Any) -> Any:

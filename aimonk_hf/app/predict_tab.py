@@ -21,6 +21,8 @@ ABSENT_HEAT = 0.6  # the most of a heat map that is drawn for an absent attribut
 NAMED = 8  # present attributes in the sentence above the bars, which has two lines
 # An image that was pasted, photographed or dropped is on its way to the network.
 _BUSY = "(...sent) => { if (sent[0]) document.dispatchEvent(new CustomEvent('aimonk-busy')); return sent; }"
+# of the events that are no part of the API
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
 
 
 @dataclass
@@ -58,8 +60,7 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
     if served.collection is not None and consent is not None:
         _bind_marks(served, served.collection, image, consent)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
+        page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **HIDDEN)
     return tab
 
 
@@ -171,8 +172,7 @@ def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
         except AimonkError as error:
             return asked | {"error": sentence(error)}
 
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
-    hidden = private | {"show_progress": "hidden"}
+    hidden = HIDDEN | {"concurrency_limit": None}
     image.change(show, [image, thresholds], [panel, kept], js=_BUSY, **hidden)
     panel.input(decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", **hidden)
     heat.select(explain, image, heat, trigger_mode="multiple", **hidden)
@@ -203,8 +203,7 @@ def _bind_marks(served: Served, collection: Collection, image: gr.Image, consent
             return answer | {"error": told}
         return answer | {"hash": digest[:12]}
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-    consent.select(keep, image, consent, trigger_mode="multiple", concurrency_limit=2, **hidden)
+    consent.select(keep, image, consent, trigger_mode="multiple", concurrency_limit=2, **HIDDEN)
 
 
 def _key(value: Any) -> str:
