@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import subprocess
 import sys
 import threading
 import tomllib
@@ -409,10 +408,3 @@ def test_requirements_agree_with_the_package() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = {line for line in lines if line and not line.startswith("#")} - {TORCH} | {"torch>=2.9"}  # ZeroGPU
     assert listed == {*project["dependencies"], *project["optional-dependencies"]["app"]}
-
-
-def test_without_gradio_the_import_says_what_to_install() -> None:
-    code = "import sys; sys.modules['gradio'] = None\nfrom aimonk_hf.cli.main import main; sys.exit(main(['app']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "aimonk-hf: The app needs gradio: pip install 'aimonk_hf[app]'\n"

@@ -53,12 +53,11 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
                 listed = [[str(path)] for path in examples]
                 gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
         with gr.Column(scale=8, min_width=280, elem_id="predict-right"):
-            consent = None if served.collection is None else scripted("collect", None, "Right or wrong")
+            if served.collection is not None:
+                _bind_marks(served, served.collection, image, scripted("collect", None, "Right or wrong"))
             panel = scripted("panel", panel_value(served, None, None), "Attributes")
     tab = PredictTab(image, panel, gr.State(None), gr.State(None))
     _bind(served, tab, heat)
-    if served.collection is not None and consent is not None:
-        _bind_marks(served, served.collection, image, consent)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
         page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **HIDDEN)
     return tab
