@@ -1,10 +1,7 @@
 """Share among the tests of the app: a running app, calls by plain HTTP, and hostile files."""
 
-import io
 import json
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from strange_files import png_of, saved
 
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.page import build_page
@@ -110,28 +108,15 @@ def write_images(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)
     return paths
 
 
-def bomb_png(side: int = 30_000) -> bytes:
-    """A small PNG that claims `side` x `side` pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
-
-
 def bad_images(folder: Path) -> dict[str, Path]:
     """Write files that are no usable images, by what is wrong with them."""
     folder.mkdir(exist_ok=True)
-    whole = io.BytesIO()
-    Image.effect_noise((200, 200), 50).convert("RGB").save(whole, "JPEG")
+    whole = saved(Image.effect_noise((200, 200), 50).convert("RGB"), "JPEG")
     contents = {
         "empty.png": b"",
         "text.png": b"no image at all",
-        "cut.jpg": whole.getvalue()[: len(whole.getvalue()) // 3],
-        "bomb.png": bomb_png(),
+        "cut.jpg": whole[: len(whole) // 3],
+        "bomb.png": png_of(30_000, 30_000),
         "phone.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64),
         "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
     }

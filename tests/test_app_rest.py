@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from app_support import (
     odd_images,
     running_app,
     write_images,
+    write_zip,
 )
 from fastapi import FastAPI
 from gradio_client import Client, handle_file
@@ -155,7 +155,7 @@ def test_callers_share_batches_and_a_vanished_one_does_not_matter(app: RunningAp
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_facts_and_description(app: RunningApp, image_path: Path, tiny_model: AimonkModel) -> None:
+def test_facts_description_and_a_heat_map(app: RunningApp, image_path: Path, tiny_model: AimonkModel) -> None:
     facts = HTTP.get(f"{app.url}/v1/model").json()
     assert facts["thresholds"] == tiny_model.config.thresholds
     assert facts == Client(app.url, verbose=False).predict(api_name="/model")
@@ -198,8 +198,7 @@ def test_the_examples_of_the_page_run(app: RunningApp, tmp_path: Path) -> None:
 def test_the_examples_of_the_documentation_run(app: RunningApp, tmp_path: Path) -> None:
     with Image.open(write_images(tmp_path, 1)[0]) as image:
         image.save(tmp_path / "dress.jpg")
-    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
-        archive.write(tmp_path / "dress.jpg", "dress.jpg")
+    write_zip(tmp_path / "more.zip", {"dress.jpg": (tmp_path / "dress.jpg").read_bytes()})
     text = (ROOT / "docs" / "APP.md").read_text().partition("\n## API\n")[2].partition("\n## Limits\n")[0]
     examples = re.findall(r"```(python|sh)\n(.*?)```", text.replace("http://127.0.0.1:7860", app.url), re.DOTALL)
     assert len(examples) >= 4
