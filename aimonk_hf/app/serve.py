@@ -94,18 +94,16 @@ def open_page(
     wanted = str(SAMPLE_MODEL) if is_sample else wanted
     is_folder = Path(wanted).is_dir()
     can_save = allow_save and not on_space()
-    if max_file_size < 1:
-        raise AimonkError("--max-file-size must be at least 1 (megabyte)")
-    if can_save and share:
-        raise AimonkError("--allow-save lets every visitor change the model: leave out --share, or --allow-save")
-    if label and (share or on_space()):
-        raise AimonkError("--label lets every visitor write labels: leave out --share, or --label")
-    if label and (is_sample or not is_folder):
-        raise AimonkError("--label needs a model of these labels: name its folder with --model")
-    if collect and on_space():
-        raise AimonkError("--collect needs a disk that stays, and a Space's is erased: serve the app elsewhere")
-    if can_save and not is_folder:
-        raise AimonkError(f"--allow-save needs a local model folder, and {wanted} is none")
+    for refused, reason in (
+        (max_file_size < 1, "--max-file-size must be at least 1 (megabyte)"),
+        (can_save and share, "--allow-save lets every visitor change the model: leave out --share, or --allow-save"),
+        (label and (share or on_space()), "--label lets every visitor write labels: leave out --share, or --label"),
+        (label and (is_sample or not is_folder), "--label needs a model of these labels: name its folder with --model"),
+        (collect and on_space(), "--collect needs a disk that stays, and a Space's is erased: serve the app elsewhere"),
+        (can_save and not is_folder, f"--allow-save needs a local model folder, and {wanted} is none"),
+    ):
+        if refused:
+            raise AimonkError(reason)
     try:
         served = load_served(wanted, max_file_size, Path(wanted) if can_save else None, **computing)
     except AimonkError as error:
