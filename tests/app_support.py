@@ -1,10 +1,7 @@
 """Share among the tests of the app: a running app, calls by plain HTTP, and hostile files."""
 
-import io
 import json
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +11,28 @@ from typing import Any
 import gradio as gr
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
+from strange_files import png_of, saved
 
 from aimonk_hf.app.examples import write_examples
 from aimonk_hf.app.page import build_page
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.serve import app_folder, launch, load_served
 from aimonk_hf.data.collected import Collection
+from aimonk_hf.modeling.model import AimonkModel
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, saved once for a module."""
+    tiny_model.save_pretrained(folder := tmp_path_factory.mktemp("models") / "garments")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 1)[0]
 
 
 @dataclass
@@ -35,11 +47,7 @@ class RunningApp:
 
 @contextmanager
 def running_app(
-    model_folder: Path,
-    allow_save: bool = False,
-    max_file_size: int = 5,
-    collect: Path | None = None,
-    mcp: bool = False,
+    model_folder: Path, allow_save: bool = False, max_file_size: int = 5, collect: Path | None = None, mcp: bool = False
 ) -> Iterator[RunningApp]:
     """Serve a model folder on a free port; `max_file_size` is in megabytes."""
     with app_folder() as folder:
@@ -47,13 +55,17 @@ def running_app(
         examples = write_examples(model_folder, list(served.stored), folder)
         served.collection = collect and Collection(collect, list(served.stored), examples)
         page = build_page(served, examples)
-        is_writable = allow_save or collect is not None
         try:
-            launch(page, "127.0.0.1", None, False, max_file_size, False, (), is_writable, mcp)
+            launch(page, "127.0.0.1", None, False, max_file_size, False, (), mcp)
             yield RunningApp(page.local_url.rstrip("/"), served, folder, page)
         finally:
             page.close()
             served.scorer.close()
+
+
+def number_of(app: RunningApp, name: str) -> int:
+    """Return gradio's number of a function of the page."""
+    return next(number for number, function in app.page.fns.items() if function.name == name)
 
 
 MARK = {"meta": {"_type": "gradio.FileData"}}
@@ -96,28 +108,15 @@ def write_images(folder: Path, count: int = 3, size: tuple[int, int] = (120, 90)
     return paths
 
 
-def bomb_png(side: int = 30_000) -> bytes:
-    """A small PNG that claims `side` x `side` pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
-
-
 def bad_images(folder: Path) -> dict[str, Path]:
     """Write files that are no usable images, by what is wrong with them."""
     folder.mkdir(exist_ok=True)
-    whole = io.BytesIO()
-    Image.effect_noise((200, 200), 50).convert("RGB").save(whole, "JPEG")
+    whole = saved(Image.effect_noise((200, 200), 50).convert("RGB"), "JPEG")
     contents = {
         "empty.png": b"",
         "text.png": b"no image at all",
-        "cut.jpg": whole.getvalue()[: len(whole.getvalue()) // 3],
-        "bomb.png": bomb_png(),
+        "cut.jpg": whole[: len(whole) // 3],
+        "bomb.png": png_of(30_000, 30_000),
         "phone.heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64),
         "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
     }

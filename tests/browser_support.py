@@ -116,6 +116,14 @@ def upload(page: Any, path: Path) -> None:
     page.wait_for_function(SCORED)
 
 
+def score_files(page: Any, paths: list[Path]) -> None:
+    """Send files to the Batch tab and begin to score them."""
+    page.get_by_role("tab", name="Batch").click()
+    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
+    page.wait_for_selector(f"#files :text('{paths[-1].stem}')")
+    page.click("#run")
+
+
 def clear(page: Any) -> None:
     page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
     page.wait_for_selector("#panel .message[role=status]:has-text('Choose an image')")

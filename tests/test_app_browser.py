@@ -4,7 +4,6 @@ import base64
 import csv
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from app_support import NOTES, RunningApp, bad_images, odd_images, running_app, write_images, write_zip
+from app_support import NOTES, RunningApp, bad_images, model_folder, odd_images, running_app, write_images, write_zip
 from browser_support import (
     DESKTOP,
     PHONE,
@@ -21,8 +20,8 @@ from browser_support import (
     browser,
     clear,
     fits_the_screen,
-    halt_after_two,
     row,
+    score_files,
     shown,
     upload,
     wait_for_state,
@@ -33,14 +32,12 @@ from aimonk_hf.app.serve import app_folder, launch, open_page
 from aimonk_hf.evaluation.report import build_report
 from aimonk_hf.modeling.model import AimonkModel
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "model_folder"]  # fixtures
 
 
 @pytest.fixture(scope="module")
-def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("browser") / "garments"
-    tiny_model.save_pretrained(folder)
-    with running_app(folder, allow_save=True, max_file_size=1) as running:
+def app(model_folder: Path) -> Iterator[RunningApp]:
+    with running_app(model_folder, allow_save=True, max_file_size=1) as running:
         yield running
 
 
@@ -194,17 +191,11 @@ def test_batch_with_two_bad_files_filter_and_csv(page: Any, app: RunningApp, tmp
     good, bad = write_images(tmp_path / "good", 3), bad_images(tmp_path / "bad")
     archive = write_zip(tmp_path / "more.zip", {"a.png": good[2].read_bytes()})
     crowd = write_zip(tmp_path / "crowd.zip", {f"{number}.png": b"" for number in range(1001)})
-    page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#files input[type=file]", str(crowd))
-    page.wait_for_selector("#files :text('crowd')")
-    page.click("#run")
+    score_files(page, [crowd])
     assert "at most 1000 files" in page.wait_for_selector("#report [role=alert]").inner_text()
     page.click("#files button[aria-label='Clear']")
     odd = odd_images(tmp_path / "odd")["clear.png"]
-    paths = (good[0], bad["text.png"], odd, bad["bomb.png"], archive)
-    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    page.wait_for_selector("#files :text('more')")
-    page.click("#run")
+    score_files(page, [good[0], bad["text.png"], odd, bad["bomb.png"], archive])
     page.wait_for_selector("#report :text('3 of 5 images scored')")
     reasons = page.locator("#report li").all_inner_texts()
     assert [reason.partition(":")[0] for reason in reasons] == ["text.png", "bomb.png", "clear.png"]
@@ -364,21 +355,6 @@ def test_bad_and_odd_uploads_are_told_in_a_sentence(desktop: Any, tmp_path: Path
     upload(desktop, write_images(tmp_path / "p", 1)[0])
 
 
-def test_the_progress_of_a_batch_is_shown(
-    desktop: Any, app: RunningApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on = halt_after_two(app, monkeypatch)
-    desktop.get_by_role("tab", name="Batch").click()
-    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 5)])
-    desktop.wait_for_selector("#files :text('image_4')")
-    desktop.click("#run")
-    try:
-        desktop.wait_for_selector("#report :text('3 of 5: image_2.png')")
-    finally:
-        go_on.set()
-    desktop.wait_for_selector("#report :text('5 of 5 images scored')")
-
-
 def test_an_image_is_pasted_by_button_and_by_keys(desktop: Any, tiny_model: AimonkModel, tmp_path: Path) -> None:
     first, second, third = write_images(tmp_path / "p", 3)
     copy_picture(desktop, first)
@@ -419,7 +395,6 @@ NAMES = [
     f'=HYPERLINK("{TRAP}")',
 ]
 
-
 SCRIPT = "<img src=x onerror=window.ran=1>"
 
 
@@ -437,13 +412,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((folder / "config.json").read_text())
     config |= {"license": text, "title": text, "description": text}
-    config["pretrained_cfg"] |= {
-        "input_size": None,
-        "label_names": NAMES,
-        "origin_url": TRAP,
-        "license": text,
-        "url": TRAP,
-    }
+    config["pretrained_cfg"] |= {"input_size": None, "label_names": NAMES, "license": text}
+    config["pretrained_cfg"] |= {"origin_url": TRAP, "url": TRAP}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text(f"---\ntitle: {json.dumps(text)}\n---\n{text}")
     (folder / "examples").mkdir()
@@ -478,13 +448,10 @@ def test_names_and_texts_of_a_model_are_shown_as_text(hostile: Any, tmp_path: Pa
 
 
 def test_names_in_a_batch_are_shown_as_text(hostile: Any, tmp_path: Path) -> None:
-    hostile.get_by_role("tab", name="Batch").click()
     names = [f"{SCRIPT}.png", "![x](http%3A).png", "<svg onload=window.ran=1>.png"]
     paths = [path.rename(tmp_path / name) for path, name in zip(write_images(tmp_path, 3), names, strict=True)]
     paths[2].write_bytes(b"no picture")
-    hostile.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    hostile.wait_for_selector("#files :text('onload')")
-    hostile.click("#run")
+    score_files(hostile, paths)
     hostile.wait_for_selector("#report :text('2 of 3 images scored')")
     assert names[2] in hostile.inner_text("#report")
     hostile.click("#batch .scores")
@@ -499,16 +466,3 @@ def test_names_in_the_description_of_the_api_are_shown_as_text(hostile: Any) -> 
     hostile.click("#api a")
     hostile.wait_for_selector("text=POST /v1/predict")
     hostile.wait_for_selector("text=constructor")
-
-
-def test_a_script_for_a_count_is_told_as_text(browser: Any, foreign: Path, tmp_path: Path) -> None:
-    shutil.copytree(foreign, tmp_path / "model")
-    metrics = json.loads((foreign / "metrics.json").read_text())
-    (tmp_path / "model" / "metrics.json").write_text(json.dumps(metrics | {"n_images": SCRIPT}))
-    with running_app(tmp_path / "model") as running, shown(browser, running, is_foreign=True, **DESKTOP) as page:
-        page.get_by_role("tab", name="Model").click()
-        problem = page.wait_for_selector("#model-page .problem").inner_text()
-        assert problem.startswith(
-            "The figures of this model are not shown: metrics.json: n_images must be a whole number"
-        )
-        assert SCRIPT in problem

@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from app_support import HTTP, MARK, RunningApp, running_app, upload, write_images
-from browser_support import DESKTOP, FLAWS, PHONE, browser, fits_the_screen, row, shown
+from app_support import HTTP, MARK, RunningApp, model_folder, number_of, running_app, upload, write_images
+from browser_support import DESKTOP, FLAWS, SCREENS, browser, clear, fits_the_screen, row, shown
 from browser_support import upload as choose
 from PIL import Image
 from test_unwritable import without_rights
@@ -26,17 +26,14 @@ from aimonk_hf.data.collected import Collection, forget_image
 from aimonk_hf.data.labels import read_labels
 from aimonk_hf.data.reviews import Review, append_reviews, read_reviews
 from aimonk_hf.errors import AimonkError, ImageError
-from aimonk_hf.modeling.model import AimonkModel
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "model_folder"]  # fixtures
 NAN = np.nan
 
 
 @pytest.fixture(scope="module")
-def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    place = tmp_path_factory.mktemp("collect")
-    tiny_model.save_pretrained(place / "model")
-    with running_app(place / "model", collect=place / "data", max_file_size=1) as running:
+def app(model_folder: Path) -> Iterator[RunningApp]:
+    with running_app(model_folder, collect=model_folder.parent / "data", max_file_size=1) as running:
         yield running
 
 
@@ -67,11 +64,10 @@ def photograph(path: Path, seed: int = 0, place: bool = True) -> Path:
 
 def mark(app: RunningApp, image: Any, label: Any, attribute: Any = "belt", **changes: Any) -> dict[str, Any]:
     """Send a mark as the page does; return the answer."""
-    number = next(number for number, function in app.page.fns.items() if function.name == "keep")
     key = Path(image["path"]).parent.name if isinstance(image, dict) and "path" in image else ""
     event = {"attribute": attribute, "label": label, "key": key, "agreed": True} | changes
     session = secrets.token_hex(6)
-    body = {"data": [image], "fn_index": number, "session_hash": session, "event_data": event}
+    body = {"data": [image], "fn_index": number_of(app, "keep"), "session_hash": session, "event_data": event}
     headers = {"Content-Type": "application/json", "Origin": app.url}
     joined = HTTP.post(f"{app.url}/gradio_api/queue/join", content=json.dumps(body), headers=headers)
     assert joined.status_code == 200, joined.text
@@ -112,9 +108,7 @@ def test_a_mark_keeps_pixels_and_one_label_and_nothing_else(app: RunningApp, dat
     mark(app, sent, "NA")
     assert np.array_equal(read_labels(data).values, [[NAN, NAN, 1, NAN]], equal_nan=True)
     mark(app, sent, "NA", "collar")
-    assert (data / "labels.csv").read_text() == "image,sleeves,stripes,collar,belt\n", (
-        "the last one takes the image along"
-    )
+    assert (data / "labels.csv").read_text() == "image,sleeves,stripes,collar,belt\n", "the image has gone too"
     assert not list((data / "images").iterdir())
     assert read_reviews(data / "reviews.csv") == []
 
@@ -212,10 +206,9 @@ def test_two_apps_and_several_visitors_lose_nothing_and_repeat_no_row(tmp_path: 
 
 
 def test_a_folder_that_does_not_fit_is_refused_in_a_sentence(
-    sample: Path, tiny_model: AimonkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    command = ["app", "--model", str(tmp_path / "model"), "--collect"]
+    command = ["app", "--model", str(model_folder), "--collect"]
     for name, text in (("other", "image,hat\na.jpg,1\n"), ("odd", "image;sleeves;stripes;collar;belt\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "labels.csv").write_text(text)
@@ -236,11 +229,8 @@ def test_a_folder_that_does_not_fit_is_refused_in_a_sentence(
         Collection(tmp_path / "closed", ["belt"])
     (tmp_path / "closed").chmod(0o755)
     monkeypatch.setenv("SPACE_ID", "user/space")
-    with (
-        app_folder() as folder,
-        pytest.raises(AimonkError, match="--collect needs a disk that stays"),
-    ):
-        open_page(str(tmp_path / "model"), folder, collect=str(tmp_path / "new"))
+    with app_folder() as folder, pytest.raises(AimonkError, match="--collect needs a disk that stays"):
+        open_page(str(model_folder), folder, collect=str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
@@ -331,28 +321,19 @@ def test_a_labelling_session_goes_on_after_an_image_was_removed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("screen", "look"),
-    [
-        pytest.param(DESKTOP, "light", id="desktop-light"),
-        pytest.param(PHONE, "dark", id="phone-dark"),
-        pytest.param({"viewport": {"width": 768, "height": 1024}}, "light", id="tablet-light", marks=pytest.mark.soak),
-        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.soak),
-        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
-    ],
+    "screen",
+    [*SCREENS, pytest.param({"viewport": {"width": 768, "height": 1024}}, id="tablet-light", marks=pytest.mark.soak)],
 )
 def test_a_visitor_agrees_marks_and_takes_back(
-    screen: dict[str, Any], look: str, browser: Any, app: RunningApp, data: Path, tmp_path: Path
+    screen: dict[str, Any], browser: Any, app: RunningApp, data: Path, tmp_path: Path
 ) -> None:
     first, second = write_images(tmp_path / "p", 2, (300, 400))
     before = content(data)
-    with shown(browser, app, color_scheme=look, **screen) as page:
+    with shown(browser, app, **screen) as page:
 
         def marks(attribute: str) -> list[str]:
-            return (
-                row(page, attribute)
-                .locator(".marks button")
-                .evaluate_all("(all) => all.map((one) => one.disabled ? 'off' : one.getAttribute('aria-pressed'))")
-            )
+            read = "(all) => all.map((one) => one.disabled ? 'off' : one.getAttribute('aria-pressed'))"
+            return row(page, attribute).locator(".marks button").evaluate_all(read)
 
         def press(attribute: str, number: int, told: str) -> None:
             row(page, attribute).locator(".marks button").nth(number).click()
@@ -366,41 +347,30 @@ def test_a_visitor_agrees_marks_and_takes_back(
         page.check("#collect .agree")
         assert marks("belt") == ["false", "false"]
         assert content(data) == before, "consent alone keeps nothing"
-        states = {
-            name: row(page, name).locator(".state").inner_text().split(",")[0].strip() for name in ("belt", "collar")
-        }
-        values = {name: int(state == "present") for name, state in states.items()}
-        press("belt", 0, f"Kept: belt is {states['belt']}. To have this image removed, quote ")
-        press("collar", 1, "Kept: collar is " + ("absent" if values["collar"] else "present"))
-        assert (marks("belt"), marks("collar"), marks("sleeves")) == (
-            ["true", "false"],
-            ["false", "true"],
-            ["false"] * 2,
-        )
+        told = [row(page, name).locator(".state").inner_text() for name in ("belt", "collar")]
+        belt, collar = (text.partition(",")[0].strip() for text in told)
+        values = [NAN, NAN, float(collar == "absent"), float(belt == "present")]
+        press("belt", 0, f"Kept: belt is {belt}. To have this image removed, quote ")
+        press("collar", 1, "Kept: collar is " + ("absent" if collar == "present" else "present"))
+        pressed = [marks(name) for name in ("belt", "collar", "sleeves")]
+        assert pressed == [["true", "false"], ["false", "true"], ["false", "false"]]
         names = row(page, "belt").locator(".marks button").evaluate_all("(all) => all.map((one) => one.ariaLabel)")
-        assert names == [f"belt: {states['belt']} is right", f"belt: {states['belt']} is wrong"]
-        assert np.array_equal(
-            read_labels(data).values, [[NAN, NAN, 1 - values["collar"], values["belt"]]], equal_nan=True
-        )
+        assert names == [f"belt: {belt} is right", f"belt: {belt} is wrong"]
+        assert np.array_equal(read_labels(data).values, [values], equal_nan=True)
         assert page.evaluate(FLAWS, "#predict-right") == []
         assert fits_the_screen(page)
 
         # another decision by another threshold: the label stays, and is now the wrong or the right one
-        row(page, "belt").locator("input[type=number]").fill("0" if values["belt"] == 0 else "1")
+        row(page, "belt").locator("input[type=number]").fill("0" if belt == "absent" else "1")
         page.wait_for_selector(".row[data-name=belt] .marks button:last-child[aria-pressed=true]")
         press("belt", 1, "Taken back: your mark of belt.")
         assert marks("belt") == ["false", "false"]
-        choose_another(page, second)
+        clear(page)
+        choose(page, second)
         assert marks("collar") == ["false", "false"]
         page.uncheck("#collect .agree")
         assert marks("collar") == ["off", "off"]
     assert len(list((data / "images").iterdir())) == 1
-
-
-def choose_another(page: Any, path: Path) -> None:
-    page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
-    page.wait_for_selector("#panel .message[role=status]:has-text('Choose an image')")
-    choose(page, path)
 
 
 def test_a_refused_mark_is_not_shown_as_kept(

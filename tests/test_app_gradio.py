@@ -23,10 +23,7 @@ def test_gradio_has_the_undocumented_parts_that_the_app_touches_and_no_other_mod
     page = page_with_a_call()
     touched = {
         "gr.Blocks": (page, "fns share_url preprocess_data temp_file_sets _queue state_holder"),
-        "gr.Blocks.queue": (
-            page._queue,
-            "pending_messages_per_session event_ids_to_events pending_event_ids_session",
-        ),
+        "gr.Blocks.queue": (page._queue, "pending_messages_per_session event_ids_to_events pending_event_ids_session"),
         "gr.Blocks.state_holder": (page.state_holder, "lock session_data time_last_used"),
         "a session": (SessionState(page), "state_data"),
         "gr.Image": (gr.Image(), "data_model"),

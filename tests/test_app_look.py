@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 from app_support import RunningApp, bad_images, running_app, write_images, write_zip
-from browser_support import DESKTOP, FLAWS, browser, fits_the_screen, halt_after_two, row, shown, upload, wait_for_state
+from browser_support import (
+    DESKTOP,
+    FLAWS,
+    browser,
+    fits_the_screen,
+    halt_after_two,
+    row,
+    score_files,
+    shown,
+    upload,
+    wait_for_state,
+)
 from PIL import Image
 
 from aimonk_hf.evaluation.report import build_report
@@ -185,18 +196,11 @@ def test_an_upload_is_busy_at_once(desktop: Any, tmp_path: Path) -> None:
     assert desktop.get_attribute("#panel .panel", "aria-busy") is None
 
 
-def score_files(page: Any, paths: list[Path], n_images: int) -> None:
-    page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#files input[type=file]", [str(path) for path in paths])
-    page.wait_for_selector(f"#files :text('{paths[-1].stem}')")
-    page.click("#run")
-    page.wait_for_function(f"document.querySelectorAll('#table tbody tr').length === {n_images}")
-
-
 def test_a_batch_is_sorted_opened_and_decided_anew(desktop: Any, app: RunningApp, tmp_path: Path) -> None:
     images = write_images(tmp_path / "p", 4)
     archive = write_zip(tmp_path / "more.zip", {"in the archive.png": images[3].read_bytes()})
-    score_files(desktop, [*images[:3], archive], 4)
+    score_files(desktop, [*images[:3], archive])
+    desktop.wait_for_function("document.querySelectorAll('#table tbody tr').length === 4")
     name = list(app.served.stored)[3]
     desktop.click("#batch .scores")
     desktop.click(f"#table th button:text-is('{name}')")
@@ -222,10 +226,8 @@ def test_a_batch_is_stopped(desktop: Any, app: RunningApp, tmp_path: Path, monke
     go_on = halt_after_two(app, monkeypatch)
     desktop.get_by_role("tab", name="Batch").click()
     assert desktop.is_disabled("#stop")
-    desktop.set_input_files("#files input[type=file]", [str(path) for path in write_images(tmp_path / "p", 9)])
-    desktop.wait_for_selector("#files :text('image_8')")
-    desktop.click("#run")
-    desktop.wait_for_selector("#report :text('3 of 9')")
+    score_files(desktop, write_images(tmp_path / "p", 9))
+    desktop.wait_for_selector("#report :text('3 of 9: image_2.png')")
     with desktop.expect_response("**/gradio_api/run/**"):
         desktop.click("#stop")
     go_on.set()

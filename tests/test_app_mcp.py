@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_support import HTTP, RunningApp, bad_images, running_app, upload, write_images
+from app_support import HTTP, RunningApp, bad_images, model_folder, running_app, upload, write_images
 
 from aimonk_hf.cli.main import main
 from aimonk_hf.modeling.model import AimonkModel
+
+__all__ = ["model_folder"]  # a fixture
 
 
 def test_without_the_package_the_flag_is_refused(
@@ -22,9 +24,8 @@ def test_without_the_package_the_flag_is_refused(
     assert "--mcp needs the package mcp: pip install 'aimonk_hf[mcp]'" in capsys.readouterr().err
 
 
-def test_no_address_of_it_is_open_without_the_flag(tiny_model: AimonkModel, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    with running_app(tmp_path / "model") as app:
+def test_no_address_of_it_is_open_without_the_flag(model_folder: Path) -> None:
+    with running_app(model_folder) as app:
         for path in ("mcp", "mcp/", "mcp/http", "mcp/sse", "mcp/messages/", "mcp/schema"):
             for method in ("GET", "POST", "DELETE"):
                 assert HTTP.request(method, f"{app.url}/gradio_api/{path}", json={}).status_code == 404, path
@@ -47,21 +48,19 @@ def ask(app: RunningApp, calls: list[tuple[str, dict[str, Any]]]) -> tuple[dict[
     return asyncio.run(talk())
 
 
-def test_a_client_predicts_explains_and_is_refused_what_is_no_upload(tiny_model: AimonkModel, tmp_path: Path) -> None:
+def test_a_client_predicts_explains_and_is_refused_what_is_no_upload(
+    tiny_model: AimonkModel, model_folder: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("mcp", reason="no package mcp, for which gradio wants an older pydantic: aimonk_hf[mcp]")
-    tiny_model.save_pretrained(tmp_path / "model")
     image, bad = write_images(tmp_path / "images", 1)[0], bad_images(tmp_path / "bad")
     expected = tiny_model.predict(image)
-    with running_app(tmp_path / "model", mcp=True) as app:
+    with running_app(model_folder, mcp=True) as app:
         place = f"{app.url}/gradio_api/file="
         sent = place + upload(app.url, image)["path"]
         text = place + upload(app.url, bad["text.png"])["path"]
         data = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
-        good = [
-            {"image": sent},
-            {"image": data},
-            {"image": sent, "collar": 0.0, "belt": 1.0, "sleeves": 1.0, "stripes": 1},
-        ]
+        moved = {"collar": 0.0, "belt": 1.0, "sleeves": 1.0, "stripes": 1}
+        good = [{"image": sent}, {"image": data}, {"image": sent, **moved}]
         refused = {
             "http://127.0.0.1:9/a.png": "Send the file itself, not its address.",
             "http://169.254.169.254/latest/meta-data/": "Send the file itself, not its address.",
@@ -77,11 +76,7 @@ def test_a_client_predicts_explains_and_is_refused_what_is_no_upload(tiny_model:
         calls += [("heatmap", {"image": sent, "attribute": "belt"}), ("heatmap", {"image": sent, "attribute": "hat"})]
         calls += [("model", {}), ("predict_batch", {"files": [sent]}), ("decide", {})]
         tools, answers = ask(app, calls)
-        assert tools == {
-            "predict": ["image", *expected.scores],
-            "heatmap": ["image", "attribute"],
-            "model": [],
-        }
+        assert tools == {"predict": ["image", *expected.scores], "heatmap": ["image", "attribute"], "model": []}
         for answer, present in zip(answers, [expected.attributes, expected.attributes, ["collar"]], strict=False):
             assert not answer.isError
             assert str(present) in answer.content[0].text

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,18 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
-from app_support import HTTP, NOTES, RunningApp, bad_images, odd_images, running_app, write_images
+from app_support import (
+    HTTP,
+    NOTES,
+    RunningApp,
+    bad_images,
+    image_path,
+    model_folder,
+    odd_images,
+    running_app,
+    write_images,
+    write_zip,
+)
 from fastapi import FastAPI
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -29,21 +39,15 @@ from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.modeling.predictor import AimonkPredictor
 
+__all__ = ["image_path", "model_folder"]  # fixtures
+
 ROOT = Path(__file__).parents[1]
-FIRST = "sleeves"
 
 
 @pytest.fixture(scope="module")
-def app(tiny_model: AimonkModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("rest") / "model"
-    tiny_model.save_pretrained(folder)
-    with running_app(folder, max_file_size=1) as running:
+def app(model_folder: Path) -> Iterator[RunningApp]:
+    with running_app(model_folder, max_file_size=1) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"), 1)[0]
 
 
 def curl(*arguments: str) -> tuple[int, Any]:
@@ -76,11 +80,7 @@ def test_curl_sends_bytes_or_files_with_thresholds(app: RunningApp, image_path: 
 
 
 def test_several_files_have_a_row_each_in_their_order(app: RunningApp, tmp_path: Path, tiny_model: AimonkModel) -> None:
-    good, bad, odd = (
-        write_images(tmp_path / "good", 12),
-        bad_images(tmp_path / "bad"),
-        odd_images(tmp_path / "odd"),
-    )
+    good, bad, odd = (write_images(tmp_path / "good", 12), bad_images(tmp_path / "bad"), odd_images(tmp_path / "odd"))
     paths = [*good, *bad.values(), *odd.values()]
     sent = [("files", (path.name, path.read_bytes())) for path in paths]
     rows = requests.post(f"{app.url}/v1/predict", files=sent, timeout=60).json()["predictions"]
@@ -92,14 +92,6 @@ def test_several_files_have_a_row_each_in_their_order(app: RunningApp, tmp_path:
         else:
             assert row["scores"] == pytest.approx(tiny_model.predict(path).scores, abs=2e-6)
             assert row.get("notes") == NOTES.get(path.name)
-
-
-def test_a_heat_map_comes_along(app: RunningApp, image_path: Path) -> None:
-    answer = requests.post(f"{app.url}/v1/predict?heatmap=belt", data=image_path.read_bytes(), timeout=60).json()
-    kind, _, content = answer["predictions"][0]["heatmap"].partition(",")
-    assert kind == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(content))) as drawn:
-        assert (drawn.format, drawn.size) == ("PNG", (448, 448))
 
 
 def test_refusals_are_sentences_and_the_next_request_works(
@@ -145,11 +137,8 @@ def test_refusals_are_sentences_and_the_next_request_works(
     assert not [path for path in app.folder.rglob("*") if path.is_file() and path.stat().st_size > 1_000_000]
 
 
-def test_pages_of_other_sites_cannot_call_where_visitors_write(
-    tiny_model: AimonkModel, tmp_path: Path, image_path: Path
-) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    with running_app(tmp_path / "model", allow_save=True) as writable:
+def test_pages_of_other_sites_cannot_call_where_visitors_write(model_folder: Path, image_path: Path) -> None:
+    with running_app(model_folder, allow_save=True) as writable:
         for origin, status in (("https://evil.example", 403), (writable.url, 200)):
             for path, body in (("/v1/predict", image_path.read_bytes()), ("/v1/model", None), ("/docs", None)):
                 method = "POST" if body else "GET"
@@ -166,7 +155,7 @@ def test_callers_share_batches_and_a_vanished_one_does_not_matter(app: RunningAp
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_facts_and_description(app: RunningApp, image_path: Path, tiny_model: AimonkModel) -> None:
+def test_facts_description_and_a_heat_map(app: RunningApp, image_path: Path, tiny_model: AimonkModel) -> None:
     facts = HTTP.get(f"{app.url}/v1/model").json()
     assert facts["thresholds"] == tiny_model.config.thresholds
     assert facts == Client(app.url, verbose=False).predict(api_name="/model")
@@ -177,7 +166,12 @@ def test_facts_and_description(app: RunningApp, image_path: Path, tiny_model: Ai
     answer = requests.post(f"{app.url}/v1/predict", params=query, data=image_path.read_bytes(), timeout=60).json()
     schema = post["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
     assert set(answer) == set(schema)
-    assert set(answer["predictions"][0]) <= set(schema["predictions"]["items"]["properties"])
+    (row,) = answer["predictions"]
+    assert set(row) <= set(schema["predictions"]["items"]["properties"])
+    kind, _, content = row["heatmap"].partition(",")
+    assert kind == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (448, 448))
     assert all(HTTP.get(app.url + path).status_code == 200 for path in described["paths"] if path != "/v1/predict")
 
 
@@ -204,18 +198,16 @@ def test_the_examples_of_the_page_run(app: RunningApp, tmp_path: Path) -> None:
 def test_the_examples_of_the_documentation_run(app: RunningApp, tmp_path: Path) -> None:
     with Image.open(write_images(tmp_path, 1)[0]) as image:
         image.save(tmp_path / "dress.jpg")
-    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
-        archive.write(tmp_path / "dress.jpg", "dress.jpg")
+    write_zip(tmp_path / "more.zip", {"dress.jpg": (tmp_path / "dress.jpg").read_bytes()})
     text = (ROOT / "docs" / "APP.md").read_text().partition("\n## API\n")[2].partition("\n## Limits\n")[0]
     examples = re.findall(r"```(python|sh)\n(.*?)```", text.replace("http://127.0.0.1:7860", app.url), re.DOTALL)
     assert len(examples) >= 4
     for language, code in examples:
         if "FastAPI" not in code:
-            assert "detail" not in run(code.replace("collar", FIRST), language, tmp_path)
+            assert "detail" not in run(code.replace("collar", "sleeves"), language, tmp_path)
 
 
-def test_the_app_inside_another(tiny_model: AimonkModel, tmp_path: Path, image_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
+def test_the_app_inside_another(model_folder: Path, tmp_path: Path, image_path: Path) -> None:
     shop = FastAPI()
 
     @shop.exception_handler(404)
@@ -228,7 +220,7 @@ def test_the_app_inside_another(tiny_model: AimonkModel, tmp_path: Path, image_p
 
     with pytest.raises(AimonkError, match="config"):
         mount(shop, "/none", str(tmp_path))
-    assert mount(shop, "/attributes", str(tmp_path / "model"), max_file_size=1) is shop
+    assert mount(shop, "/attributes", str(model_folder), max_file_size=1) is shop
     server = uvicorn.Server(uvicorn.Config(shop, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

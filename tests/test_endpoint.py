@@ -94,10 +94,7 @@ def test_images_come_as_the_toolkit_hands_them_on(
         ({"inputs": "/etc/passwd"}, "not an image|must be an image file in base64"),
         ({"inputs": ["a"]}, "`inputs` must be an image file in base64"),
         ({"inputs": base64.b64encode(b"no image").decode()}, "not an image file"),
-        (
-            {"inputs": b"", "parameters": {"threshold": 0.5}},
-            "has no threshold: it takes thresholds and top_k",
-        ),
+        ({"inputs": b"", "parameters": {"threshold": 0.5}}, "has no threshold: it takes thresholds and top_k"),
         ({"inputs": Image.new("RGB", (9, 9)), "parameters": {"thresholds": {"hat": 1}}}, "unknown attributes: hat"),
     ],
 )

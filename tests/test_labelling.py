@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from browser_support import DESKTOP, browser
 from starlette.testclient import TestClient
 
 from aimonk_hf import AimonkModel, AttributeDataset
@@ -26,6 +27,8 @@ from aimonk_hf.data.duplicates import Pair
 from aimonk_hf.data.labels import Labels, read_labels, write_labels
 from aimonk_hf.data.reviews import read_reviews
 from aimonk_hf.evaluation.split_file import write_parts
+
+__all__ = ["browser"]  # a fixture
 
 
 @pytest.fixture
@@ -110,17 +113,11 @@ def test_answers_are_appended_learned_from_taken_back_and_not_asked_again(client
     assert told == {"changed_meanwhile": [items[0]["name"]]}, "somebody else answered since"
     for _ in range(2):
         client.post("/undo", json={"who": "ana"})
-    assert np.array_equal(read_labels(data).values[:, 1], read_labels_before(data)[:, 1], equal_nan=True)
+    taken_back = read_labels(data).values[:, 1]
+    (data / "reviews.csv").rename(data / "kept.csv")
+    assert np.array_equal(taken_back, read_labels(data).values[:, 1], equal_nan=True)
+    (data / "kept.csv").rename(data / "reviews.csv")
     assert page(client, "suspect")["items"][0]["row"] == 4
-
-
-def read_labels_before(data: Path) -> np.ndarray:
-    reviews = data / "reviews.csv"
-    content = reviews.read_bytes()
-    reviews.unlink()
-    values = read_labels(data).values.copy()
-    reviews.write_bytes(content)
-    return values
 
 
 def test_definitions_and_examples_are_kept_beside_the_labels(client: TestClient, data: Path) -> None:
@@ -229,9 +226,15 @@ def test_features_are_kept_until_the_backbone_or_an_image_changes(data: Path, tm
     assert np.array_equal(features(1), first + 1), "another model in the same folder"
 
 
-def test_a_labels_file_is_begun_from_a_folder_of_images(sample: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    served: list[LabelSession] = []
-    monkeypatch.setattr("aimonk_hf.app.labelling.serve_labelling", lambda session, *_: served.append(session))
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[LabelSession]:
+    """The sessions that the command would serve."""
+    sessions: list[LabelSession] = []
+    monkeypatch.setattr("aimonk_hf.app.labelling.serve_labelling", lambda session, *_: sessions.append(session))
+    return sessions
+
+
+def test_a_labels_file_is_begun_from_a_folder_of_images(sample: Path, tmp_path: Path, served: list, capsys) -> None:
     images = tmp_path / "images"
     images.symlink_to(sample / "images")
     assert main(["label", "--images", str(images), "--attributes", "hat,scarf"]) == 0
@@ -243,9 +246,7 @@ def test_a_labels_file_is_begun_from_a_folder_of_images(sample: Path, tmp_path: 
     assert "label needs --data-dir DATA, or --images FOLDER" in capsys.readouterr().err
 
 
-def test_a_split_knows_images_by_content_and_one_of_others_is_refused(data: Path, monkeypatch, capsys) -> None:
-    served: list[LabelSession] = []
-    monkeypatch.setattr("aimonk_hf.app.labelling.serve_labelling", lambda session, *_: served.append(session))
+def test_a_split_knows_images_by_content_and_one_of_others_is_refused(data: Path, served: list, capsys) -> None:
     paths = AttributeDataset.from_folder(data).paths
     parts = ["report"] * 3 + ["train"] * (len(paths) - 3)
     rows = [(f"renamed {path.name}", part, content_hash(path)) for path, part in zip(paths, parts, strict=True)]
@@ -269,7 +270,7 @@ def address(session: LabelSession) -> Iterator[str]:
     thread.join()
 
 
-def test_a_tab_of_the_app_mends_labels(data: Path, tmp_path: Path) -> None:
+def test_a_tab_of_the_app_mends_labels(browser: Any, data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AimonkModel.from_timm("test_resnet", ["collar", "sleeves"], pretrained=False, image_size=32)
     model.save_pretrained(tmp_path / "model")
@@ -285,18 +286,14 @@ def test_a_tab_of_the_app_mends_labels(data: Path, tmp_path: Path) -> None:
             foreign = httpx.post(f"{url}/label/page", json=sent, headers={"Origin": "http://evil.example"})
             assert foreign.status_code == 403
             assert httpx.get(f"{url}/label/about", headers={"Host": "evil.example"}).status_code == 400
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-                )
-                tab = browser.new_page(viewport={"width": 1440, "height": 900})
-                tab.goto(url)
-                tab.get_by_role("tab", name="Labels").click()
-                frame = tab.frame_locator("#labelling")
-                frame.locator(".tile").first.wait_for()
-                frame.get_by_role("button", name="Accept page").click()
-                frame.get_by_text("answers in this session").wait_for()
-                browser.close()
+            tab = browser.new_page(**DESKTOP)
+            tab.goto(url)
+            tab.get_by_role("tab", name="Labels").click()
+            frame = tab.frame_locator("#labelling")
+            frame.locator(".tile").first.wait_for()
+            frame.get_by_role("button", name="Accept page").click()
+            frame.get_by_text("answers in this session").wait_for()
+            tab.close()
             assert read_reviews(data / "reviews.csv")
         finally:
             page.close()
@@ -312,38 +309,32 @@ def test_a_tab_that_cannot_be_is_refused(flags: str, told: str, data: Path, monk
     assert told in capsys.readouterr().err
 
 
-def test_a_person_labels_with_the_keyboard(address: str, data: Path) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        tab: Page = browser.new_page(viewport={"width": 1440, "height": 900})
-        errors: list[str] = []
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(f"{address}/#attribute=collar&queue=suspect")
+def test_a_person_labels_with_the_keyboard(browser: Any, address: str, data: Path) -> None:
+    tab = browser.new_page(**DESKTOP)
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(f"{address}/#attribute=collar&queue=suspect")
+    tab.wait_for_selector(".tile")
+    before = tab.locator(".tile").first.get_attribute("aria-label")
+    tab.keyboard.press("1")
+    changed = tab.locator(".tile").first.get_attribute("aria-label")
+    assert changed != before
+    tab.keyboard.press("y")
+    assert tab.locator(".tile").first.get_attribute("data-value") == "1"
+    n_tiles = tab.locator(".tile").count()
+    tab.keyboard.press("Enter")
+    tab.get_by_text(f"{n_tiles} answers in this session").wait_for()
+    assert len(read_reviews(data / "reviews.csv")) == n_tiles
+    tab.keyboard.press("u")
+    tab.get_by_text(f"Taken back: {n_tiles} answers.").wait_for()
+    tab.get_by_label("Queue").select_option("random")
+    for width in (1440, 900, 768, 390):
+        tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_selector(".tile")
-        before = tab.locator(".tile").first.get_attribute("aria-label")
-        tab.keyboard.press("1")
-        changed = tab.locator(".tile").first.get_attribute("aria-label")
-        assert changed != before
-        tab.keyboard.press("y")
-        assert tab.locator(".tile").first.get_attribute("data-value") == "1"
-        n_tiles = tab.locator(".tile").count()
-        tab.keyboard.press("Enter")
-        tab.get_by_text(f"{n_tiles} answers in this session").wait_for()
-        assert len(read_reviews(data / "reviews.csv")) == n_tiles
-        tab.keyboard.press("u")
-        tab.get_by_text(f"Taken back: {n_tiles} answers.").wait_for()
-        tab.get_by_label("Queue").select_option("random")
-        for width in (1440, 900, 768, 390):
-            tab.set_viewport_size({"width": width, "height": 844})
-            tab.wait_for_selector(".tile")
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            for box in (one.bounding_box() for one in tab.locator(".tile").all()):
-                assert box is not None
-                assert box["x"] >= 0
-                assert box["x"] + box["width"] <= width
-            for button in tab.locator(".choice button").all():
-                assert button.evaluate("one => one.scrollWidth <= one.clientWidth"), "a word is cut"
-        assert not errors
-        browser.close()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        for box in (one.bounding_box() for one in tab.locator(".tile").all()):
+            assert 0 <= box["x"] <= width - box["width"]
+        for button in tab.locator(".choice button").all():
+            assert button.evaluate("one => one.scrollWidth <= one.clientWidth"), "a word is cut"
+    assert not errors
+    tab.close()

@@ -236,10 +236,8 @@ def no_network(*arguments: Any, **options: Any) -> None:
 
 
 _HOSTILE_CONFIGS: list[dict[str, Any]] = [
-    {
-        "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "user/repo--evil.Evil"},
-        "custom_pipelines": {"x": {"impl": "evil.Evil"}},
-    },
+    {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "user/repo--evil.Evil"}},
+    {"custom_pipelines": {"x": {"impl": "evil.Evil"}}},
     {"model_args": {"checkpoint_path": "evil.pth"}},
     {"model_args": {"pretrained_cfg_overlay": {"file": "evil.pth"}}},
     {"model_args": {"cache_dir": "/"}},
@@ -397,9 +395,8 @@ def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(
     model.push_to_hub("user/evil")
     repo = hub.repos["model", "user/evil"]
     code = f"import os\nos.mkdir({str(trace)!r})\n".encode()
-    config = json.loads(repo.files()["config.json"]) | {
-        "auto_map": {"AutoModelForImageClassification": "modeling_evil.Evil"}
-    }
+    auto_map = {"AutoModelForImageClassification": "modeling_evil.Evil"}
+    config = json.loads(repo.files()["config.json"]) | {"auto_map": auto_map}
     hostile = dict.fromkeys(("modeling_evil.py", "__init__.py", "hubconf.py", "../../up.py", "handler.py"), code)
     hostile |= {name: pickle.dumps(Hostile(trace)) for name in ("pytorch_model.bin", "model.pth", "training_args.bin")}
     repo.commit("main", repo.files() | hostile | {"config.json": json.dumps(config).encode()}, "evil")
@@ -410,12 +407,9 @@ def test_a_hub_repository_runs_nothing_and_only_the_model_s_files_come(
     fetched = {path.rpartition("/")[2] for _, path in hub.requests if "/resolve/" in path}
     assert fetched <= {"config.json", "model.safetensors", "README.md", "metrics.json"}
     assert {"config.json", "model.safetensors"} <= fetched
-    on_disk = {
-        path.name
-        for path in (tmp_path / "cache").rglob("*")
-        if path.is_symlink() or path.suffix in (".py", ".bin", ".pth")
-    }
-    assert on_disk == {"config.json", "model.safetensors", "README.md"}
+    cached = [path for path in (tmp_path / "cache").rglob("*") if path.is_symlink()]
+    assert {path.name for path in cached} == {"config.json", "model.safetensors", "README.md"}
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".py", ".bin", ".pth")]
     assert not any("evil" in name for name in sys.modules)
     loaded.push_to_hub("user/clean")
     assert "auto_map" not in json.loads(hub.repos["model", "user/clean"].files()["config.json"])
@@ -494,9 +488,8 @@ def hostile_data(tmp_path_factory: pytest.TempPathFactory) -> AttributeDataset:
     (folder / "images" / "<i>bad.png").write_bytes(b"\x89PNG\r\n\x1a\n<script>alert(3)</script>")
     names += [f"copy {name}" for name in names] + ["<u>gone.png", "<i>bad.png"]
     header = ",".join(f'"{name}"' for name in ["image", *ATTACKS])
-    rows = [
-        f'"{name}",' + ",".join(str((number + k) % 2) for k in range(len(ATTACKS))) for number, name in enumerate(names)
-    ]
+    cells = [",".join(str((number + k) % 2) for k in range(len(ATTACKS))) for number in range(len(names))]
+    rows = [f'"{name}",{each}' for name, each in zip(names, cells, strict=True)]
     (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
     return AttributeDataset.from_folder(folder)
 
@@ -507,9 +500,8 @@ def test_an_audit_of_hostile_names_holds_no_html(hostile_data: AttributeDataset,
     assert html_of("| a |\n| --- |\n| <b>x</b> |\n")
     assert not html_of(f"a `{SCRIPT}` b")
     split = tmp_path / "<b>split.csv"
-    split.write_text(
-        "image,part\n" + "".join(f'"{name}",<b>{k % 2}</b>\n' for k, name in enumerate(hostile_data.labels.images))
-    )
+    lines = [f'"{name}",<b>{k % 2}</b>\n' for k, name in enumerate(hostile_data.labels.images)]
+    split.write_text("image,part\n" + "".join(lines))
     audited = audit(hostile_data, split)
     add_suspects(audited, np.full(hostile_data.labels.values.shape, 0.5), f"the scores of {SCRIPT}")
     audited.findings["suspects"]["labels"] = [
@@ -590,10 +582,8 @@ def test_a_card_of_hostile_names_and_metrics_holds_no_html_and_its_metadata_stay
 
 def changed_metrics(*path: str, value: Any) -> str:
     """Metrics of the model in `folder` with one value replaced, as JSON."""
-    labels, scores = (
-        np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32),
-        np.array([[0.9, 0.1], [0.2, 0.6], [0.7, 0.7]]),
-    )
+    labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
+    scores = np.array([[0.9, 0.1], [0.2, 0.6], [0.7, 0.7]])
     metrics = build_report(labels, scores, scores >= 0.5, ATTRIBUTES, dict.fromkeys(ATTRIBUTES, 0.5))
     place = metrics
     for key in path[:-1]:

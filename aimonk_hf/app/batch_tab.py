@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.gradio_internals import event_value
-from aimonk_hf.app.predict_tab import PredictTab, panel_value, scripted
+from aimonk_hf.app.predict_tab import HIDDEN, PredictTab, panel_value, scripted
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import Upload, decoded, expand_uploads, in_words, sentence
 from aimonk_hf.errors import AimonkError
@@ -141,40 +141,39 @@ def build_batch_tab(served: Served, predict: PredictTab, tabs: gr.Tabs) -> None:
         numbers = event_value(event, "numbers")
         with in_words():
             decided = served.thresholds(event_value(event, "thresholds"))
-            n_rows = len(batch.rows)
-            if not isinstance(numbers, list) or len(numbers) > n_rows or not all(_is_row(n, n_rows) for n in numbers):
+            if not isinstance(numbers, list) or len(numbers) > len(batch.rows):
                 raise AimonkError("These images are not in the batch: score the files again")
-            return {"csv": write_table(table_value([batch.rows[n] for n in numbers], decided), served.limits.folder)}
+            rows = [_item(batch.rows, number) for number in numbers]
+            return {"csv": write_table(table_value(rows, decided), served.limits.folder)}
 
     def open_in_predict(batch: Batch, event: gr.EventData) -> tuple[Any, Any]:
         with in_words():
             return _image_file(served, batch, event_value(event, "number")), gr.Tabs(selected="predict")
 
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-    started = run.click(lambda: gr.update(interactive=True), None, stop, queue=False, **private)
-    shown_on = private | {"show_progress": "full", "show_progress_on": report}
+    started = run.click(lambda: gr.update(interactive=True), None, stop, queue=False, **HIDDEN)
+    shown_on = HIDDEN | {"show_progress": "full", "show_progress_on": report}
     started.then(score, [files, predict.thresholds, kept], [results, report, stop], concurrency_limit=2, **shown_on)
-    stop.click(lambda batch: setattr(batch, "is_stopped", True), kept, queue=False, **private)
-    results.input(move, predict.scores, [predict.thresholds, predict.panel], queue=False, **private)
-    results.submit(write, kept, results, **private)
-    results.select(open_in_predict, kept, [predict.image, tabs], **private)
-    tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **private)
+    stop.click(lambda batch: setattr(batch, "is_stopped", True), kept, queue=False, **HIDDEN)
+    results.input(move, predict.scores, [predict.thresholds, predict.panel], queue=False, **HIDDEN)
+    results.submit(write, kept, results, **HIDDEN)
+    results.select(open_in_predict, kept, [predict.image, tabs], **HIDDEN)
+    tab.select(lambda moved: {"thresholds": numbers(moved)}, predict.thresholds, results, **HIDDEN)
 
 
-def _is_row(number: Any, n_rows: int) -> bool:
-    return isinstance(number, int) and 0 <= number < n_rows
+def _item(items: list[Any], number: Any) -> Any:
+    if not isinstance(number, int) or not 0 <= number < len(items):
+        raise AimonkError("This image is not in the batch: score the files again")
+    return items[number]
 
 
 def _image_file(served: Served, batch: Batch, number: Any) -> str:
     """Return the path of an image of the batch: the upload itself, or what an entry of an archive shows."""
     with ExitStack() as archives:
-        uploads = expand_uploads(batch.files, served.limits, archives)
-        if not _is_row(number, len(uploads)):
-            raise AimonkError("This image is not in the batch: score the files again")
-        if isinstance(source := uploads[number].read(), str):
+        upload: Upload = _item(expand_uploads(batch.files, served.limits, archives), number)
+        if isinstance(source := upload.read(), str):
             return source
-        with decoded(uploads[number], served.limits) as (image, _):
-            name = re.sub(r"[^\w .-]", "_", Path(uploads[number].name).stem)[:60]
+        with decoded(upload, served.limits) as (image, _):
+            name = re.sub(r"[^\w .-]", "_", Path(upload.name).stem)[:60]
             path = Path(tempfile.mkdtemp(dir=served.limits.folder)) / f"{name}.png"
             image.save(path, compress_level=1)
     return str(path)

@@ -1,18 +1,18 @@
 """Offer gradio's endpoints /predict, /predict_batch, /heatmap and /model; their fields lie on no page."""
 
-import inspect
 import keyword
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from inspect import Parameter, Signature
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from aimonk_hf.app.batch_tab import score_batch, table_value, write_table
+from aimonk_hf.app.heatmap import heat_map, overlay
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import in_words, open_upload
-from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.prediction import Prediction
 from aimonk_hf.modeling.processing import Pixels
 
@@ -20,9 +20,9 @@ from aimonk_hf.modeling.processing import Pixels
 _TAKEN = ("image", "request", "api_name", "fn_index", "result_callbacks", "headers", "oauth_token", "files", "heatmap")
 
 
-def slugs(attributes: list[str]) -> list[str]:
-    """Return a parameter name for each attribute: lower case, `_` for other characters, `attr_` before a collision."""
-    names: list[str] = []
+def slugs(attributes: Iterable[str]) -> dict[str, str]:
+    """Return attributes by parameter name: lower case, `_` for other characters, `attr_` before a collision."""
+    names: dict[str, str] = {}
     for number, attribute in enumerate(attributes, start=1):
         slug = re.sub(r"\W+", "_", attribute.lower(), flags=re.ASCII).strip("_") or str(number)
         if not slug.isidentifier() or keyword.iskeyword(slug) or slug in (*_TAKEN, *names):
@@ -30,7 +30,7 @@ def slugs(attributes: list[str]) -> list[str]:
         base, count = slug, 2
         while slug in names:
             slug, count = f"{base}_{count}", count + 1
-        names.append(slug)
+        names[slug] = attribute
     return names
 
 
@@ -39,25 +39,15 @@ def rounded(scores: dict[str, float]) -> dict[str, float]:
     return {name: round(score, 6) for name, score in scores.items()}
 
 
-def draw_heat_map(served: Served, pixels: Pixels, attribute: str) -> Image.Image:
-    """Return the image with the heat map of an attribute over it; raises `AimonkError` where there is none."""
-    try:
-        from aimonk_hf.app.heatmap import heat_map, overlay
-
-        return overlay(pixels, heat_map(served.scorer, pixels, attribute))
-    except ImportError as error:
-        raise AimonkError("Heat maps are not available here") from error
-
-
 def model_facts(served: Served) -> dict[str, Any]:
     """Return name, architecture, attributes, parameter names, thresholds and metrics of the model."""
-    model, names = served.scorer.model, list(served.stored)
+    model = served.scorer.model
     return {
         "name": served.name,
         "architecture": model.config.architecture,
         "image_size": list(model.config.image_size),
-        "attributes": names,
-        "parameters": dict(zip(names, slugs(names), strict=True)),
+        "attributes": list(served.stored),
+        "parameters": {name: slug for slug, name in slugs(served.stored).items()},
         "thresholds": dict(served.stored),
         "metrics": model.metrics,
     }
@@ -65,11 +55,14 @@ def model_facts(served: Served) -> dict[str, Any]:
 
 def add_endpoints(served: Served) -> None:
     """Add the endpoints to the page under construction."""
-    attribute_of = dict(zip(slugs(list(served.stored)), served.stored, strict=True))
-    numbers = _numbers(served, attribute_of)
+    attribute_of = slugs(served.stored)
+    numbers = {
+        # clients fill in the defaults that they read once; where stored thresholds can change, they are None
+        slug: gr.Number(None if served.save_folder else served.stored[name], label=name, visible=False)
+        for slug, name in attribute_of.items()
+    }
     image = gr.Image(label="image", type="filepath", visible=False)
     files = gr.File(label="files", file_count="multiple", visible=False)
-    headers = table_value([], served.stored)["headers"]
     replaced = "Each number is that attribute's threshold, the stored one where it is left out. Return"
 
     def resolved(thresholds: dict[str, Any]) -> dict[str, float]:
@@ -82,76 +75,50 @@ def add_endpoints(served: Served) -> None:
         return pixels
 
     def predict(*, image: Any, **thresholds: Any) -> tuple[dict[str, float], list[str]]:
-        with in_words():
-            decided = resolved(thresholds)
-            scores = served.scorer.score(read(image))
+        decided = resolved(thresholds)
+        scores = served.scorer.score(read(image))
         return rounded(scores), Prediction(scores, decided).attributes
 
     def predict_batch(*, files: Any, **thresholds: Any) -> tuple[Any, str]:
-        with in_words():
-            table = table_value(score_batch(served, files), resolved(thresholds))
+        table = table_value(score_batch(served, files), resolved(thresholds))
         path = write_table(table, served.limits.folder)
         for cells in table["data"]:
             cells[2:-2] = [float(cell) if cell else None for cell in cells[2:-2]]
         return table, path
 
     def heatmap(*, image: Any, attribute: Any) -> Image.Image:
-        with in_words():
-            return draw_heat_map(served, read(image), str(attribute))
+        pixels = read(image)
+        return overlay(pixels, heat_map(served.scorer, pixels, str(attribute)))
 
     def model() -> dict[str, Any]:
         return model_facts(served)
 
-    _add(
-        _with_optional(predict, list(numbers)),
-        {"image": image, **numbers},
-        [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)],
-        f"Score one image. {replaced} the scores and the present attributes.",
-        None,
-    )
-    _add(
-        _with_optional(predict_batch, list(numbers)),
-        {"files": files, **numbers},
-        [gr.Dataframe(label="table", headers=headers, visible=False), gr.File(label="csv", visible=False)],
-        f"Score images, or zips of images. {replaced} a table, whose last columns say what was done to an image and "
-        "why it has no scores, and a CSV file.",
-        2,
-    )
+    scored = [gr.JSON(label="scores", visible=False), gr.JSON(label="attributes", visible=False)]
+    told = f"Score one image. {replaced} the scores and the present attributes."
+    _add(predict, {"image": image, **numbers}, scored, told, None)
+    columns = table_value([], served.stored)["headers"]
+    listed = [gr.Dataframe(label="table", headers=columns, visible=False), gr.File(label="csv", visible=False)]
+    told = f"Score images, or zips of images. {replaced} a table, whose last columns say what was done to an image and "
+    _add(predict_batch, {"files": files, **numbers}, listed, told + "why it has no scores, and a CSV file.")
     chosen = gr.Dropdown(list(served.stored), label="attribute", visible=False)
     drawn = gr.Image(label="heat map", format="png", visible=False)
     told = "Return the image as the network sees it, bright where it raised the score of the attribute."
-    _add(heatmap, {"image": image, "attribute": chosen}, [drawn], told, 2)
-    _add(model, {}, [gr.JSON(label="model", visible=False)], "Return attributes, thresholds and metrics.", 2)
-
-
-def _numbers(served: Served, attribute_of: dict[str, str]) -> dict[str, gr.Number]:
-    # clients fill in the defaults that they read once; where stored thresholds can change, they are None
-    return {
-        slug: gr.Number(None if served.save_folder else served.stored[name], label=name, visible=False)
-        for slug, name in attribute_of.items()
-    }
-
-
-def _with_optional(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """Name the thresholds in a function's signature.
-
-    gradio takes a parameter without a value as optional only if the signature names it, and it can be None there.
-    """
-    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    fixed = list(inspect.signature(function).parameters.values())[:-1]
-    function.__signature__ = inspect.Signature([*fixed, *named])  # type: ignore[attr-defined]
-    return function
+    _add(heatmap, {"image": image, "attribute": chosen}, [drawn], told)
+    _add(model, {}, [gr.JSON(label="model", visible=False)], "Return attributes, thresholds and metrics.")
 
 
 def _add(
-    function: Callable[..., Any],
-    inputs: dict[str, Any],
-    outputs: list[Any],
-    description: str,
-    at_once: int | None,
+    function: Callable[..., Any], inputs: dict[str, Any], outputs: list[Any], description: str, at_once: int | None = 2
 ) -> None:
+    told_in_words = in_words()(function)
+    # gradio takes a number without a value as optional only if the signature names it, and it can be None there
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None if isinstance(field, gr.Number) else Parameter.empty)
+        for name, field in inputs.items()
+    ]
+    told_in_words.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     gr.Button(visible=False).click(
-        function,
+        told_in_words,
         inputs_kwargs=inputs or None,
         outputs=outputs,
         api_name=function.__name__,

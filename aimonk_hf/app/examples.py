@@ -12,7 +12,7 @@ from aimonk_hf.data.images import IMAGE_EXTENSIONS, shown_name
 from aimonk_hf.data.sample_data import PREVALENCE, SIZE, draw_garment
 from aimonk_hf.errors import ImageError
 
-MAX_EXAMPLES = 8
+MOST = 8  # images of one kind
 N_DRAWN = 6
 LONGEST_SIDE = 1024
 PLOTS = ("loss_curve", "precision_recall", "roc", "reliability", "score_histograms")
@@ -29,7 +29,7 @@ def write_examples(model_folder: Path | None, attributes: list[str], folder: Pat
             print("examples/ is not shown: it is a link; put the images into the model folder itself", file=sys.stderr)
             return []
         listed = sorted(path for path in examples.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
-        return _copies(listed, folder, MAX_EXAMPLES)
+        return _copies(listed, folder)
     paths = []
     for number in range(N_DRAWN if set(attributes) & set(PREVALENCE) else 0):
         garment = draw_garment(np.random.default_rng([2026, number]))
@@ -42,11 +42,11 @@ def write_examples(model_folder: Path | None, attributes: list[str], folder: Pat
 def write_plots(model_folder: Path | None, folder: Path) -> list[Path]:
     """Write the plots of the model's run into `folder` as `write_examples` does; none of them shows its images."""
     paths = [model_folder / f"{name}.png" for name in PLOTS] if model_folder else []
-    return _copies([path for path in paths if path.exists()], folder, len(PLOTS))
+    return _copies([path for path in paths if path.exists()], folder)
 
 
-def _copies(sources: list[Path], folder: Path, most: int) -> list[Path]:
-    """Decode up to `most` images and write them anew, smaller; unusable ones are named on stderr."""
+def _copies(sources: list[Path], folder: Path) -> list[Path]:
+    """Decode up to `MOST` images and write them anew, smaller; unusable ones are named on stderr."""
     paths: list[Path] = []
     for source in sources:
         try:
@@ -62,6 +62,6 @@ def _copies(sources: list[Path], folder: Path, most: int) -> list[Path]:
         name = re.sub(r"[^\w .-]", "_", source.stem)[:60]
         paths.append(folder / f"{name}_{len(paths)}.png")
         image.save(paths[-1])
-        if len(paths) == most:
+        if len(paths) == MOST:
             break
     return paths

@@ -31,7 +31,7 @@ class Gate:
     """Check the requests to the ASGI app of `page`, which listens at `host`; uploads go to `folder`.
 
     Requests must name this machine, the address at share, or one of `allowed_hosts` ("*": any), because gradio builds
-    the addresses in its answers from the name. Where visitors may write (`is_writable`), pages of other origins can
+    the addresses in its answers from the name. Where visitors may write, pages of other origins can
     neither call nor read anything, because the page holds the token for writing.
     """
 
@@ -42,12 +42,13 @@ class Gate:
     max_json: int
     max_upload: int
     allowed_hosts: Sequence[str] = ()
-    is_writable: bool = False
     mcp: bool = False
     plain: PlainApi | None = None
-    labelling: ASGIApp | None = None
 
     def __post_init__(self) -> None:
+        served = self.plain.served if self.plain else None
+        self.labelling = served.labelling if served else None
+        self.is_writable = served is not None and served.is_writable
         self.is_everywhere = self.host in ("0.0.0.0", "::", "")
         self.allowed = {name.lower() for name in self.allowed_hosts}
         own = (socket.gethostname(), socket.getfqdn()) if self.is_everywhere else (self.host,)
@@ -60,31 +61,28 @@ class Gate:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         call = CALLS.fullmatch(path) if scope["method"] == "POST" else None
-        is_label = self.labelling is not None and path.startswith("/label/")  # shown in a frame of the page
-        send = _guarded(send, self.is_writable and not is_label, call is not None and call["kind"] == "run")
+        labelling = self.labelling if path.startswith("/label/") else None  # shown in a frame of the page
+        send = _guarded(send, self.is_writable and labelling is None, call is not None and call["kind"] == "run")
+        # gradio copies all headers of a request for a part of a file into its answer
+        whole = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+        is_read = scope["method"] in ("GET", "HEAD", "OPTIONS") and PAGES.fullmatch(path)
         try:
             self._check_sender(Headers(scope=scope))
-            if is_label and self.labelling is not None:
+            if labelling is not None:
                 inner = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + "/label"}
-                await self.labelling(inner, receive, send)
-                return
-            # gradio copies all headers of a request for a part of a file into its answer
-            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
-            if self.plain is not None and PLACES.fullmatch(path):
+                await labelling(inner, receive, send)
+            elif self.plain is not None and PLACES.fullmatch(path):
                 # an application that this one is mounted in has handlers of its own for errors
-                scope = {name: value for name, value in scope.items() if name != "starlette.exception_handlers"}
-                await self._call("plain", scope, receive, send)
-                return
-            if call is not None:
-                await self._call(call["kind"], scope, receive, send)
-                return
-            if self.mcp and scope["method"] == "POST" and MCP.fullmatch(path):
-                await self._call("mcp", scope, receive, send)
-                return
-            is_read = scope["method"] in ("GET", "HEAD", "OPTIONS") and PAGES.fullmatch(path)
-            if not is_read or not has_answer(self.page, path, scope["query_string"]):
+                whole.pop("starlette.exception_handlers", None)
+                await self._call("plain", whole, receive, send)
+            elif call is not None:
+                await self._call(call["kind"], whole, receive, send)
+            elif self.mcp and scope["method"] == "POST" and MCP.fullmatch(path):
+                await self._call("mcp", whole, receive, send)
+            elif is_read and has_answer(self.page, path, scope["query_string"]):
+                await self.app(whole, receive, send)
+            else:
                 raise HTTPException(404, "This app has no such address, or its answer was read before")
-            await self.app(scope, receive, send)
         except HTTPException as refusal:
             await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
 
@@ -110,13 +108,13 @@ class Gate:
 
     async def _call(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in an upload that fits on the disk, or a call whose JSON is not too large."""
-        app: ASGIApp = self.app
+        app = self.app
         try:
             async with timeout(UPLOAD_SECONDS):
                 if kind == "plain" and self.plain is not None:
-                    app = self.plain
+                    app = self.plain.router
                     if scope["method"] == "POST":
-                        await self._check_upload(scope, receive, *app.longest_body(Headers(scope=scope)))
+                        await self._check_upload(scope, receive, *self.plain.longest_body(Headers(scope=scope)))
                 elif kind == "upload":
                     await self._check_upload(scope, receive, self.max_upload, "send the files in parts")
                 else:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aimonk_hf.app.scoring import Scorer, Served
-from aimonk_hf.app.uploads import Upload
+from aimonk_hf.app.uploads import Upload, decoded
 from aimonk_hf.errors import AimonkError, NotFiniteError
 from aimonk_hf.modeling.predictor import AimonkPredictor
 from aimonk_hf.modeling.processing import Pixels
@@ -24,27 +24,26 @@ Heat = NDArray[np.float32]
 def heat_map(scorer: Scorer, pixels: Pixels, attribute: str) -> Heat:
     """Return the heat [H, W] in [0, 1] of the transform's uint8 pixels [H, W, 3]: high where they raised the score.
 
-    Raises `AimonkError` for an unknown attribute, for an architecture without maps, and where the output is not finite;
-    `ImportError` where gradients are needed and torch or grad-cam is not installed.
+    Raises `AimonkError` for an unknown attribute, for an architecture without maps, where the output is not finite, and
+    where gradients are needed and torch or grad-cam is not installed.
     """
     model, names = scorer.model, scorer.model.config.attributes
     if attribute not in names:
         raise AimonkError(f"The model has no attribute {attribute!r}")
     maps = None
-    if isinstance(model, AimonkPredictor) and not _has_gradients():
+    has_gradients = find_spec("torch") is not None and find_spec("pytorch_grad_cam") is not None
+    if isinstance(model, AimonkPredictor) and not has_gradients:
         maps = model.class_activations(pixels[None])
     if maps is not None:
         heat = _enlarged(maps[0, names.index(attribute)].clip(min=0), model.transform.size)
     else:
-        heat = scorer.gradient_map(pixels, attribute)
+        try:
+            heat = scorer.gradient_map(pixels, attribute)
+        except ImportError as error:
+            raise AimonkError("Heat maps are not available here") from error
     if not np.isfinite(heat).all():
         raise NotFiniteError("The network's output is not finite (infinite or NaN): it gives no heat map")
     return heat
-
-
-def _has_gradients() -> bool:
-    """Return whether the finer maps by gradients can be computed here."""
-    return find_spec("torch") is not None and find_spec("pytorch_grad_cam") is not None
 
 
 def _enlarged(cells: Heat, size: tuple[int, int]) -> Heat:
@@ -78,12 +77,16 @@ def heat_value(served: Served, upload: Upload, attribute: str) -> dict[str, Any]
 
     Raises as `heat_map` does, and `ImageError` for the upload.
     """
-    pixels, image, place = served.look_at(upload, LONGEST_SIDE)
+    transform = served.scorer.model.transform
+    with decoded(upload, served.limits) as (image, _):
+        pixels, place = transform.pixels(image), transform.seen_part(image)
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     layer = heat_layer(heat_map(served.scorer, pixels, attribute))
-    urls = {"image": _data_url(image, "JPEG"), "heat": _data_url(layer, "PNG")}
+    urls = {"image": data_url(image, "JPEG"), "heat": data_url(layer, "PNG")}
     return urls | {"shape": image.width / image.height, "place": place}
 
 
-def _data_url(image: Image.Image, form: str) -> str:
+def data_url(image: Image.Image, form: str) -> str:
+    """Return the content of an image file as a data URL."""
     image.save(content := io.BytesIO(), form, quality=85)
     return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastapi.exception_handlers import http_exception_handler
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -67,7 +68,7 @@ def labelling_app(session: "LabelSession", who: str, allowed_hosts: Sequence[str
     ]
     hosts = ["*"] if "*" in allowed_hosts else ["localhost", "127.0.0.1", "[::1]", *allowed_hosts]
     app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
-    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(HTTPException, http_exception_handler)  # type: ignore[arg-type]
     return app
 
 
@@ -92,16 +93,14 @@ def serve_labelling(session: "LabelSession", who: str, host: str, port: int, all
 
     session.prepare()
     named = [] if host in ("0.0.0.0", "::") else [host]
-    config = uvicorn.Config(
-        labelling_app(session, who, [*named, *allowed_hosts]), host, port, log_level="warning", lifespan="off"
-    )
-    server = uvicorn.Server(config)
+    app = labelling_app(session, who, [*named, *allowed_hosts])
+    config = uvicorn.Config(app, host, port, log_level="warning", lifespan="off")
     try:
         socket = config.bind_socket()
     except SystemExit as error:
         raise AimonkError(f"Cannot listen on {host}:{port}: choose another --port or --host") from error
     print(f"label:    http://{host}:{socket.getsockname()[1]}   (answers go to {session.path}; Ctrl-C ends)")
-    server.run(sockets=[socket])
+    uvicorn.Server(config).run(sockets=[socket])
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -132,14 +131,8 @@ def _image(path: Path, side: int) -> Response:
     except ImageError as error:
         return JSONResponse({"detail": str(error)}, 404)
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    small.save(buffer := io.BytesIO(), "JPEG", quality=85)
     return Response(buffer.getvalue(), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
-    return JSONResponse({"detail": detail}, status)
 
 
 def _given(content: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
@@ -151,7 +144,7 @@ def _given(content: dict[str, Any], name: str, kind: type, default: Any = None) 
 
 def _page(session: "LabelSession", content: dict[str, Any]) -> Any:
     size = max(1, min(_given(content, "size", int, 12), 48))
-    return session.page(_given(content, "attribute", str), _queue(content), size)
+    return session.page(_given(content, "attribute", str), _given(content, "queue", str), size)
 
 
 def _answers(session: "LabelSession", content: dict[str, Any]) -> Any:
@@ -182,10 +175,6 @@ def _guide(session: "LabelSession", content: dict[str, Any]) -> Any:
 
 def _state(session: "LabelSession", content: dict[str, Any]) -> Any:
     return session.state(_given(content, "attribute", str))
-
-
-def _queue(content: dict[str, Any]) -> str:
-    return _given(content, "queue", str)
 
 
 _ACTIONS: dict[str, Callable[["LabelSession", dict[str, Any]], Any]] = {

@@ -37,7 +37,7 @@ def build_page(served: Served, examples: list[Path]) -> gr.Blocks:
                     gr.HTML('<iframe id="labelling" src="label/" title="Mend labels"></iframe>', padding=False)
         gr.HTML('<a href="docs">Use via API</a>', elem_id="api", padding=False)
         add_endpoints(served)
-    page.plain_api, page.labelling = PlainApi(served, examples), served.labelling
+    page.plain_api = PlainApi(served, examples)
     check_inputs_first(page, served.limits.folder)
     return page
 

@@ -8,8 +8,10 @@ from typing import Any
 import gradio as gr
 
 from aimonk_hf.app.gradio_internals import event_value
+from aimonk_hf.app.heatmap import heat_value
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import decoded, in_words, open_upload, sentence
+from aimonk_hf.data.collected import Collection
 from aimonk_hf.data.reviews import LABEL_OF
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.prediction import Prediction
@@ -19,6 +21,8 @@ ABSENT_HEAT = 0.6  # the most of a heat map that is drawn for an absent attribut
 NAMED = 8  # present attributes in the sentence above the bars, which has two lines
 # An image that was pasted, photographed or dropped is on its way to the network.
 _BUSY = "(...sent) => { if (sent[0]) document.dispatchEvent(new CustomEvent('aimonk-busy')); return sent; }"
+# of the events that are no part of the API
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
 
 
 @dataclass
@@ -49,15 +53,13 @@ def build_predict_tab(served: Served, examples: list[Path], page: gr.Blocks) -> 
                 listed = [[str(path)] for path in examples]
                 gr.Examples(listed, image, label="Examples", examples_per_page=8, elem_id="examples")
         with gr.Column(scale=8, min_width=280, elem_id="predict-right"):
-            consent = None if served.collection is None else scripted("collect", None, "Right or wrong")
+            if served.collection is not None:
+                _bind_marks(served, served.collection, image, scripted("collect", None, "Right or wrong"))
             panel = scripted("panel", panel_value(served, None, None), "Attributes")
     tab = PredictTab(image, panel, gr.State(None), gr.State(None))
     _bind(served, tab, heat)
-    if consent is not None:
-        _bind_marks(served, image, consent)
     if served.save_folder is not None:  # the page's own copy of the stored thresholds dates from the start of the app
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **hidden)
+        page.load(lambda: panel_value(served, None, None), None, panel, queue=False, **HIDDEN)
     return tab
 
 
@@ -165,16 +167,11 @@ def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
         attribute = str(event_value(event, "attribute"))
         asked = {"attribute": attribute, "round": event_value(event, "round")}
         try:
-            from aimonk_hf.app.heatmap import heat_value
-
             return asked | heat_value(served, open_upload(value, served.limits), attribute)
         except AimonkError as error:
             return asked | {"error": sentence(error)}
-        except ImportError:
-            return asked | {"error": "Heat maps are not available here."}
 
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "concurrency_limit": None}
-    hidden = private | {"show_progress": "hidden"}
+    hidden = HIDDEN | {"concurrency_limit": None}
     image.change(show, [image, thresholds], [panel, kept], js=_BUSY, **hidden)
     panel.input(decide, kept, [panel, thresholds], queue=False, trigger_mode="multiple", **hidden)
     heat.select(explain, image, heat, trigger_mode="multiple", **hidden)
@@ -182,31 +179,30 @@ def _bind(served: Served, tab: PredictTab, heat: gr.HTML) -> None:
         panel.submit(save, kept, [panel, thresholds], queue=False, **hidden)
 
 
-def _bind_marks(served: Served, image: gr.Image, consent: gr.HTML) -> None:
+def _bind_marks(served: Served, collection: Collection, image: gr.Image, consent: gr.HTML) -> None:
     """Keep the image of a visitor who agreed, with the label that a mark means."""
 
     def keep(value: Any, event: gr.EventData) -> dict[str, Any]:
         attribute, label, key = (str(event_value(event, name)) for name in ("attribute", "label", "key"))
         answer = {"attribute": attribute, "label": label, "key": key}
         try:
-            if served.collection is None or event_value(event, "agreed") is not True:
+            if event_value(event, "agreed") is not True:
                 raise AimonkError("Nothing was kept: agree to the sentence first")
             if attribute not in served.stored or label not in LABEL_OF:
                 raise AimonkError("Nothing was kept: this page is of another model; load it again")
             if not key or key != _key(value):
                 raise AimonkError("Nothing was kept: the image has changed; mark this one")
             with decoded(open_upload(value, served.limits), served.limits) as (pixels, _):
-                digest = served.collection.keep(pixels, attribute, label)
+                digest = collection.keep(pixels, attribute, label)
         except AimonkError as error:
             told = sentence(error)
-            if served.collection is not None and str(served.collection.folder) in told:
+            if str(collection.folder) in told:
                 print(f"--collect: {error}", file=sys.stderr)
                 told = "Nothing was kept: the log of this app says why."
             return answer | {"error": told}
         return answer | {"hash": digest[:12]}
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-    consent.select(keep, image, consent, trigger_mode="multiple", concurrency_limit=2, **hidden)
+    consent.select(keep, image, consent, trigger_mode="multiple", concurrency_limit=2, **HIDDEN)
 
 
 def _key(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Answer plain HTTP beside gradio's calls: /v1/predict, /v1/model, /v1/example, and their description at /docs."""
 
 import asyncio
-import base64
 import html
 import io
 import re
@@ -13,17 +12,16 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
-from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
 
-from aimonk_hf.app.endpoints import draw_heat_map, model_facts, rounded, slugs
+from aimonk_hf.app.endpoints import model_facts, rounded, slugs
 from aimonk_hf.app.gradio_internals import public_address
+from aimonk_hf.app.heatmap import data_url, heat_map, overlay
 from aimonk_hf.app.predict_tab import read_static
 from aimonk_hf.app.scoring import Served
 from aimonk_hf.app.uploads import MAX_AT_ONCE, Upload, sentence
@@ -47,8 +45,9 @@ class PlainApi:
 
     def __init__(self, served: Served, examples: list[Path]) -> None:
         self.served = served
-        self.parameters = dict(zip(slugs(list(served.stored)), served.stored, strict=True))
-        self.example = examples[0].read_bytes() if examples else _png(draw_garment(np.random.default_rng(0)).image)
+        self.parameters = slugs(served.stored)
+        draw_garment(np.random.default_rng(0)).image.save(drawn := io.BytesIO(), "PNG")
+        self.example = examples[0].read_bytes() if examples else drawn.getvalue()
         self.threads = CapacityLimiter(THREADS)
         self.router = Router(
             [
@@ -59,10 +58,6 @@ class PlainApi:
                 Route("/docs", lambda request: HTMLResponse(self._docs(public_address(request)))),
             ]
         )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request to one of the `PLACES`."""
-        await self.router(scope, receive, send)
 
     def longest_body(self, headers: Headers) -> tuple[int, str]:
         """Return how many bytes a request may have, an image or a form, and advice for one that has more."""
@@ -148,8 +143,8 @@ class PlainApi:
             row: dict[str, Any] = {"image": upload.name, "attributes": Prediction(scores, thresholds).attributes}
             row |= {"scores": rounded(scores)} | ({"notes": notes} if notes else {})
             if heatmap:
-                drawn = _png(draw_heat_map(self.served, pixels, heatmap))
-                row["heatmap"] = f"data:image/png;base64,{base64.b64encode(drawn).decode()}"
+                heat = heat_map(self.served.scorer, pixels, heatmap)
+                row["heatmap"] = data_url(overlay(pixels, heat), "PNG")
             return row
         except AimonkError as error:
             return {"image": upload.name, "error": sentence(error)}
@@ -201,9 +196,3 @@ def _is_form(headers: Headers) -> bool:
 
 def _answer(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
     return {"200": {"description": "the answer", "content": {kind: {"schema": schema}}}}
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()

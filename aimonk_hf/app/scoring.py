@@ -7,13 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from starlette.types import ASGIApp
 
 from aimonk_hf.app.uploads import Limits, Upload, decoded
+from aimonk_hf.data.collected import Collection
 from aimonk_hf.errors import AimonkError, reason_of
 from aimonk_hf.modeling.config import check_thresholds
 from aimonk_hf.modeling.devices import on_zero_gpu
@@ -24,26 +25,21 @@ from aimonk_hf.modeling.streaming import Outputs, finite, sigmoid
 from aimonk_hf.storage import explained, read_json, write_json
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-    from aimonk_hf.data.collected import Collection
     from aimonk_hf.modeling.model import AimonkModel
 
 THUMBNAIL = (224, 224)
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def on_gpu(compute: _Function) -> _Function:
+def on_gpu(compute: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that asks for a GPU of ZeroGPU at each call; the function itself on any other machine.
 
     Of its arguments and its result copies are made, which pass from one process to another.
     """
-    if not on_zero_gpu():
-        return compute
-    import spaces
+    if on_zero_gpu():
+        import spaces
 
-    decorated: _Function = spaces.GPU(compute)
-    return decorated
+        compute = spaces.GPU(compute)
+    return compute
 
 
 class Scorer:
@@ -120,8 +116,8 @@ class Served:
     limits: Limits
     save_folder: Path | None = None
     note: str = ""
-    labelling: "ASGIApp | None" = None
-    collection: "Collection | None" = None
+    labelling: ASGIApp | None = None
+    collection: Collection | None = None
     model_folder: Path | None = None
     token: str = field(default_factory=secrets.token_urlsafe)
 
@@ -129,6 +125,11 @@ class Served:
     def stored(self) -> dict[str, float]:
         """Return the model's thresholds by attribute."""
         return self.scorer.model.config.thresholds
+
+    @property
+    def is_writable(self) -> bool:
+        """Return whether visitors may write something."""
+        return self.save_folder is not None or self.collection is not None
 
     def read(self, upload: Upload, thumbnail: Path | None = None) -> tuple[Pixels, str]:
         """Return the transform's pixels [H, W, 3] of an upload and the sentences on it; write a small JPEG of it."""
@@ -139,13 +140,6 @@ class Served:
                 with explained("write its thumbnail"):
                     image.save(thumbnail, quality=85)
             return pixels, notes
-
-    def look_at(self, upload: Upload, longest: int) -> tuple[Pixels, Image.Image, tuple[float, ...]]:
-        """Return the transform's pixels of an upload, the image made smaller, and the part of it that they show."""
-        with decoded(upload, self.limits) as (image, _):
-            pixels, seen = self.scorer.model.transform.pixels(image), self.scorer.model.transform.seen_part(image)
-            image.thumbnail((longest, longest))
-            return pixels, image, seen
 
     def thresholds(self, values: Any) -> dict[str, float]:
         """Return checked thresholds by name for a list in the stored order or a mapping; None keeps the stored one."""

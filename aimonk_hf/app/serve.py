@@ -24,6 +24,7 @@ from aimonk_hf.app.labelling import labelling_of
 from aimonk_hf.app.page import build_missing_page, build_page, look
 from aimonk_hf.app.scoring import Scorer, Served
 from aimonk_hf.app.uploads import MAX_AT_ONCE, MEGABYTE, Limits
+from aimonk_hf.data.collected import Collection
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling.devices import give_back_freed_memory
 from aimonk_hf.modeling.predictor import AimonkPredictor
@@ -68,9 +69,8 @@ def serve(
     give_back_freed_memory()
     with app_folder() as folder:
         page = open_page(model, folder, allow_save, share, max_file_size, label, collect, **computing)
-        is_writable = bool(collect) or (allow_save and not on_space())
         try:
-            launch(page, host, port, share, max_file_size, True, allowed_hosts, is_writable, mcp)
+            launch(page, host, port, share, max_file_size, True, allowed_hosts, mcp)
         except OSError as error:
             reason = "it is taken or not this machine's; choose another --port or --host"
             raise AimonkError(f"Cannot listen on {host}:{port}: {reason}") from error
@@ -94,18 +94,16 @@ def open_page(
     wanted = str(SAMPLE_MODEL) if is_sample else wanted
     is_folder = Path(wanted).is_dir()
     can_save = allow_save and not on_space()
-    if max_file_size < 1:
-        raise AimonkError("--max-file-size must be at least 1 (megabyte)")
-    if can_save and share:
-        raise AimonkError("--allow-save lets every visitor change the model: leave out --share, or --allow-save")
-    if label and (share or on_space()):
-        raise AimonkError("--label lets every visitor write labels: leave out --share, or --label")
-    if label and (is_sample or not is_folder):
-        raise AimonkError("--label needs a model of these labels: name its folder with --model")
-    if collect and on_space():
-        raise AimonkError("--collect needs a disk that stays, and a Space's is erased: serve the app elsewhere")
-    if can_save and not is_folder:
-        raise AimonkError(f"--allow-save needs a local model folder, and {wanted} is none")
+    for refused, reason in (
+        (max_file_size < 1, "--max-file-size must be at least 1 (megabyte)"),
+        (can_save and share, "--allow-save lets every visitor change the model: leave out --share, or --allow-save"),
+        (label and (share or on_space()), "--label lets every visitor write labels: leave out --share, or --label"),
+        (label and (is_sample or not is_folder), "--label needs a model of these labels: name its folder with --model"),
+        (collect and on_space(), "--collect needs a disk that stays, and a Space's is erased: serve the app elsewhere"),
+        (can_save and not is_folder, f"--allow-save needs a local model folder, and {wanted} is none"),
+    ):
+        if refused:
+            raise AimonkError(reason)
     try:
         served = load_served(wanted, max_file_size, Path(wanted) if can_save else None, **computing)
     except AimonkError as error:
@@ -116,10 +114,8 @@ def open_page(
     if is_sample:
         served.name, served.note = "Sample model", _SAMPLE_NOTE
         print(_SAMPLE_NOTE, file=sys.stderr)
-    examples = write_examples(Path(wanted) if is_folder else None, list(served.stored), folder)
+    examples = write_examples(served.model_folder, list(served.stored), folder)
     if collect:
-        from aimonk_hf.data.collected import Collection
-
         served.collection = Collection(Path(collect), list(served.stored), examples)
         print(f"collect:  {served.collection.folder}", file=sys.stderr)
     return build_page(served, examples)
@@ -146,20 +142,18 @@ def launch(
     max_file_size: int = MAX_FILE_SIZE,
     wait: bool = True,
     allowed_hosts: Sequence[str] = (),
-    is_writable: bool = False,
     mcp: bool = False,
 ) -> str:
     """Start the server and return its address; with `wait` only when it is interrupted.
 
-    A Space decides itself where it listens. `is_writable` keeps pages of other origins out.
+    A Space decides itself where it listens.
     """
     if on_space():
         host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
         allowed_hosts = ["*"]  # the Space's proxy decides
     if mcp:
         prepare_mcp(upload_folder())
-    # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
-    _, url, _ = page.queue(max_size=200, status_update_rate=2, api_open=False).launch(
+    _, url, _ = page.launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -167,7 +161,7 @@ def launch(
         state_session_capacity=MAX_SESSIONS,
         quiet=not wait,
         mcp_server=mcp,
-        **_protected(page, host, max_file_size, allowed_hosts, is_writable, mcp),
+        **_protected(page, host, max_file_size, allowed_hosts, mcp),
     )
     return url
 
@@ -189,26 +183,21 @@ def mount(
     atexit.register(kept.close)
     give_back_freed_memory()
     folder = kept.enter_context(app_folder())
-    local = Path(model) if Path(model).is_dir() else None
     served = load_served(model, max_file_size, **computing)
-    page = build_page(served, write_examples(local, list(served.stored), folder))
-    page.queue(max_size=200, status_update_rate=2, api_open=False).state_session_capacity = MAX_SESSIONS
+    page = build_page(served, write_examples(served.model_folder, list(served.stored), folder))
+    page.state_session_capacity = MAX_SESSIONS
     return gr.mount_gradio_app(app, page, path, **_protected(page, "", max_file_size, allowed_hosts))
 
 
 def _protected(
-    page: gr.Blocks,
-    host: str,
-    max_file_size: int,
-    allowed_hosts: Sequence[str],
-    is_writable: bool = False,
-    mcp: bool = False,
+    page: gr.Blocks, host: str, max_file_size: int, allowed_hosts: Sequence[str], mcp: bool = False
 ) -> dict[str, Any]:
-    """Return the options of gradio for look and protection, and begin to remove old files."""
+    """Return the options of gradio for look and protection, limit the queue, and begin to remove old files."""
+    # by default every finished job sends a notice to every waiting client, and calls may pass by the queue
+    page.queue(max_size=200, status_update_rate=2, api_open=False)
     folder, max_bytes = upload_folder(), max_file_size * MEGABYTE
     limits = (folder, MAX_JSON, MAX_AT_ONCE * max_bytes)
-    inner = (getattr(page, name, None) for name in ("plain_api", "labelling"))
-    gate = Middleware(Gate, page, host, *limits, allowed_hosts, is_writable, mcp, *inner)
+    gate = Middleware(Gate, page, host, *limits, allowed_hosts, mcp, getattr(page, "plain_api", None))
     kept = set(folder.rglob("*"))  # the examples
     threading.Thread(target=sweep_regularly, args=(page, folder, kept), daemon=True).start()
     return {

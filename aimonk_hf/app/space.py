@@ -29,16 +29,8 @@ MODEL_FOLDER = "model"
 TORCH = "torch>=2.9,<2.14"  # the versions that ZeroGPU has (hub-docs, spaces-zerogpu.md)
 ZERO_GPU = "zero-"  # begins the names of its hardware
 # the packages that serve a model with onnx/model.onnx: neither torch nor timm
-ONNX_SERVING = (
-    "filelock",
-    "gradio",
-    "huggingface_hub",
-    "matplotlib",
-    "numpy",
-    "onnxruntime",
-    "pillow",
-    "pillow-heif",
-    "tqdm",
+_ONNX_SERVING = re.compile(
+    "(filelock|gradio|huggingface_hub|matplotlib|numpy|onnxruntime|pillow|pillow-heif|tqdm)([<>=]|$)"
 )
 
 _APP = '''"""The Space's page. The variable AIMONK_MODEL, in the Space's settings, serves another model."""
@@ -198,7 +190,7 @@ def requirements(serving: str, hardware: str | None = None) -> str:
         needed = [line.replace('"', "'").partition(";") for line in requires("aimonk_hf") or []]
         lines = [name.strip() for name, _, marker in needed if not marker or "extra == 'app'" in marker]
     if serving == "onnx":
-        lines = [line for line in lines if re.split("[<>=]", line)[0] in ONNX_SERVING]
+        lines = list(filter(_ONNX_SERVING.match, lines))
     lines = [TORCH if re.split("[<>=]", line)[0] == "torch" else line for line in lines]
     lines += ["spaces"] * (hardware or "").startswith(ZERO_GPU)
     return "".join(f"{line}\n" for line in lines)
