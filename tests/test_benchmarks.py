@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from aimonk_hf import AttributeDataset, TrainConfig, read_labels, train
@@ -245,6 +246,7 @@ def test_scripts_of_fresh_processes(load, folder: Path, tmp_path: Path, monkeypa
 def test_every_part_of_scale(load, tmp_path: Path, monkeypatch):
     from aimonk_hf.data.dataset import duplicate_groups
 
+    AcceleratorState._reset_state()  # of other tests, which may compute in bf16
     scale, parts = load("scale"), load("scale_parts")
     monkeypatch.setattr(scale, "MOST_REPEATS", 1)
     monkeypatch.setenv("AIMONK_CACHE", str(tmp_path / "cache"))

@@ -215,14 +215,14 @@ def test_the_page_runs_the_model_in_a_browser(website: str, model: AimonkModel, 
         status = page.get_by_role("status")
         expect(status).to_have_text("Ready.", timeout=60_000)
         for path in paths[:2]:
+            page.set_input_files("#file", {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
+            expect(status).to_contain_text("notes.png cannot be read as an image")
             page.set_input_files("#file", path)
             expected = model.predict(path)
             expect(status).to_have_text(f"Present: {', '.join(expected.attributes) or 'none'}", timeout=30_000)
             rows = page.locator("#scores tr").all_inner_texts()
             found = {name: float(score) for name, score in (re.split(r"\s+", row.strip()) for row in rows)}
             assert found == pytest.approx(expected.scores, abs=2e-3)
-        page.set_input_files("#file", {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
-        expect(status).to_contain_text("notes.png cannot be read as an image")
         page.goto(f"{website}?model=none")
         expect(page.get_by_role("status")).to_contain_text("The model none cannot be loaded", timeout=30_000)
         browser.close()

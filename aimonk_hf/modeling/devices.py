@@ -94,7 +94,7 @@ def is_faster_in_bf16() -> bool:
         return False
     import torch
 
-    processor = torch.cpu.get_capabilities()
+    processor = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the lowest torch
     if processor.get("amx_bf16") or processor.get("bf16"):
         return True
     return bool(processor.get("avx512_bf16")) and "intel" not in str(processor.get("cpu_name", "")).lower()
