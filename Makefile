@@ -50,8 +50,8 @@ test-gpu: $(if $(filter off,$(VENV)),,.venv/dev-installed)
 # The lowest versions that pyproject.toml names, in an environment of their own, and the tests of what users rely on, less
 # one: huggingface_hub 1 validates cards at the real Hub only.
 LOWEST := outputs/lowest
-CONTRACT := audit batch_predictor cli compare convert export hub import_command interoperability label_formats labels losses \
-  metrics model networks predictor recipes report structure thresholds train_api training app_api spaces
+CONTRACT := audit batch_predictor cli compare convert export hub import_command interoperability label_formats losses \
+  metrics model networks predictor recipes report strange_labels structure thresholds train_api training app_api spaces
 test-lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),$(CONTRACT:%=tests/test_%.py)) \
 	  --deselect tests/test_hub.py::test_push_and_load_from_a_clean_cache

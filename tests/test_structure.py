@@ -94,3 +94,11 @@ def test_the_architecture_page_lists_every_module() -> None:
     for path in modules().values():
         name = path.relative_to(PACKAGE).as_posix()
         assert name in listed, f"{name} has no line in docs/ARCHITECTURE.md"
+
+
+def test_the_makefile_names_tests_that_are_there() -> None:
+    listed = re.search(r"^CONTRACT := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)
+    assert listed
+    names = listed[1].replace("\\", "").split()
+    assert [name for name in names if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
+    assert len(names) > 20
