@@ -257,6 +257,7 @@ def parquet_table(path: Path, encoding: str | None = None, image_column: str | N
                 cells = [batch.column(schema.names[column]) for column in columns]
                 for place, own in enumerate(cells):
                     if pa.types.is_floating(own.type):
+                        own = own.cast(pa.float64())  # pyarrow 18 knows no NaN in 16 bits
                         cells[place] = pc.if_else(pc.is_nan(own), None, own)  # None is found again in a dictionary
                     elif pa.types.is_boolean(own.type):
                         cells[place] = own.cast(pa.string())
