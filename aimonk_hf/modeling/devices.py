@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -84,6 +84,14 @@ def resolve_precision(requested: str, device: "torch.device") -> str:
     return "bf16" if device.type == "cpu" and is_faster_in_bf16() else "float32"
 
 
+def processor_facts() -> dict[str, Any]:
+    """Return the name and the instructions of the processor, or {} where torch is too old to tell."""
+    import torch
+
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return known
+
+
 def is_faster_in_bf16() -> bool:
     """Return whether convolutions gain by bf16 on this processor: with AMX, on ARM, and on AMD; not by Intel's AVX512.
 
@@ -92,9 +100,7 @@ def is_faster_in_bf16() -> bool:
     cpu_info = Path("/proc/cpuinfo")
     if find_spec("torch") is None or (cpu_info.exists() and "bf16" not in cpu_info.read_text()):
         return False
-    import torch
-
-    processor = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the lowest torch
+    processor = processor_facts()
     if processor.get("amx_bf16") or processor.get("bf16"):
         return True
     return bool(processor.get("avx512_bf16")) and "intel" not in str(processor.get("cpu_name", "")).lower()

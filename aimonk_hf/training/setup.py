@@ -16,7 +16,7 @@ from aimonk_hf.console import listed
 from aimonk_hf.errors import AimonkError, near_names, reason_of
 from aimonk_hf.modeling.backbones import REFUSALS, cannot_compute, classifier_layers, find_backbone
 from aimonk_hf.modeling.card_fields import base_model_fields
-from aimonk_hf.modeling.devices import explain_failure
+from aimonk_hf.modeling.devices import explain_failure, processor_facts
 from aimonk_hf.modeling.model import AimonkModel
 from aimonk_hf.training.augmentation import sizes_by_epoch
 from aimonk_hf.training.depthwise import DepthwiseGradients
@@ -164,8 +164,7 @@ def hardware_of(accelerator: Accelerator) -> str:
     if device.type == "cuda":
         name = f" ({torch.cuda.get_device_name(device)})"
     elif device.type == "cpu":
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the lowest torch
-        name = f" ({known.get('cpu_name', 'unknown processor')}, {os.cpu_count()} cores)"
+        name = f" ({processor_facts().get('cpu_name', 'unknown processor')}, {os.cpu_count()} cores)"
     several = f" and {machine['processes']} processes" if machine["processes"] > 1 else ""
     return f"{device}{name} in {machine['mixed_precision']}{several}"
 
