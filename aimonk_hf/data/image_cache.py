@@ -46,11 +46,6 @@ class ImageCache:
                 self._keep(file, pixels)
         return pixels
 
-    def holds(self, path: str | os.PathLike[str]) -> bool:
-        """Return whether the image file, as it is now, was decoded before."""
-        file = self._file_of(path)
-        return file is not None and file.exists()
-
     def _file_of(self, path: str | os.PathLike[str]) -> Path | None:
         """Return the file that keeps an image, or None where the image file is missing or may still be changing."""
         try:
