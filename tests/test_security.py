@@ -165,6 +165,9 @@ def test_no_pickle_in_a_checkpoint_runs(tmp_path: Path, trace: Path) -> None:
         with pytest.raises(AimonkError, match=r"hostile\.pth ") as caught:
             convert_checkpoint(tmp_path / "hostile.pth", "test_resnet")
         assert "\n" not in str(caught.value), name
+        flags = ["--architecture", "test_resnet", "--output", str(tmp_path / "new")]
+        assert main(["convert", str(tmp_path / "hostile.pth"), *flags]) == 2
+        assert not (tmp_path / "new").exists(), name
         assert not trace.exists(), name
 
 

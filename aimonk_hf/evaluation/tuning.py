@@ -82,7 +82,8 @@ def choose_and_judge(
     else:
         flags = {"the epoch": epoch_chosen, "thresholds": objective is not None, "calibration": calibration}
         chose = [name for name, asked in flags.items() if asked]
-        report = build_report(labels, chosen.scores, chosen.decisions, *named, not chose, groups, chosen.held_out)
+        given = labels, chosen.scores, chosen.decisions, *named
+        report = build_report(*given, held_out=not chose, groups=groups, calibrated=chosen.held_out)
         images, note = "the validation images", "they chose neither epoch, threshold nor calibration"
         if chose:
             crossed = "; each image is judged by thresholds tuned on the others" if objective else ""
@@ -111,7 +112,8 @@ def choose_and_judge_out_of_fold(
     labels, fold_of, groups = labels[readable], fold_of[readable], groups[readable]
     chosen = _choose(model, labels, scores[readable], groups, calibration, objective, seed, "the out-of-fold scores")
     named = model.config.attributes, model.config.thresholds
-    report = build_report(labels, chosen.scores, chosen.decisions, *named, True, groups, chosen.held_out)
+    given = labels, chosen.scores, chosen.decisions, *named
+    report = build_report(*given, held_out=True, groups=groups, calibrated=chosen.held_out)
     report["folds"] = _fold_figures(labels, chosen, fold_of)
     tuned = ", and decided by thresholds tuned on other images" if objective else ""
     images = f"out-of-fold scores of {report['folds']['n_folds']} folds"

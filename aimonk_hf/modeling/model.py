@@ -212,16 +212,22 @@ class AimonkModel(Predicting, nn.Module):
         cls,
         name: StrPath,
         *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
         subfolder: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[hub.HubOptions],
     ) -> "AimonkModel":
         """Load a saved folder or a Hub repository, in eval mode.
 
         Raises `AimonkError` for missing, surplus, misshapen or non-finite tensors. `device` and `dtype` hold for the
-        loaded weights; `options` are huggingface_hub's: revision, token, cache_dir, local_files_only, force_download.
+        loaded weights; the other options are huggingface_hub's.
         """
+        options = hub.HubOptions(revision=revision, token=token, cache_dir=cache_dir, force_download=force_download)
+        options["local_files_only"] = local_files_only
         folder = hub.model_folder(name, hub.MODEL_FILES, subfolder, **options)
         config = AimonkConfig.from_pretrained(folder)
         path = folder / hub.WEIGHTS_FILE

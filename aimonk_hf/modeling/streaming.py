@@ -76,9 +76,11 @@ def stream_outputs(
     if not network.threads:
         first = list(islice(remaining, _FEWEST_FOR_PROCESSES if network.on_accelerator else 0))
         may_fork = sys.platform == "linux" and current_thread() is main_thread()
-        pool: Executor = ThreadPoolExecutor(workers or default_workers())
+        pool: Executor
         if may_fork and len(first) == _FEWEST_FOR_PROCESSES and _is_path(first[0]):
             pool = ProcessPoolExecutor(workers or default_workers(), get_context("fork"), _ignore_interrupt)
+        else:
+            pool = ThreadPoolExecutor(workers or default_workers())
         for batch in _batches(in_pool(load, chain(first, remaining), pool, 2 * batch_size), batch_size):
             yield from _score(batch, network.compute)
         return
