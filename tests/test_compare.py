@@ -48,6 +48,8 @@ def test_differences_are_those_of_the_metrics_and_equal_models_differ_by_nothing
     assert "better on 1 of 3 attributes; no evidence on the rest" in found["verdict"]
 
     same = compare_sides(labels, NAMES, weak, Side("twin", weak.runs), n_resamples=50, n_permutations=99)
+    with pytest.raises(AimonkError, match="All images are copies of each other or one group"):
+        compare_sides(labels, NAMES, weak, strong, np.zeros(len(labels), int))
     assert same["macro"]["average_precision"] | {"baseline": 0, "other": 0} == {
         **{"baseline": 0, "other": 0, "difference": 0.0, "ci95": [0.0, 0.0], "p_value": 1.0}
     }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import timm.data
 import torch
 from PIL import Image
 
-from aimonk_hf import AimonkModel, AimonkPredictor
+from aimonk_hf import AimonkConfig, AimonkModel, AimonkPredictor
 from aimonk_hf.cli.main import main
 from aimonk_hf.errors import AimonkError
 from aimonk_hf.modeling import devices
@@ -196,3 +197,10 @@ def test_a_saved_folder_keeps_the_files_of_its_weights_only(folder: Path, tmp_pa
     assert not (folder / "preprocessor_config.json").exists()
     model.save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other" / "onnx").exists()
+
+
+@pytest.mark.parametrize("kind", [AimonkConfig, AimonkModel, AimonkPredictor])
+def test_an_unknown_option_of_loading_is_refused_for_a_local_folder_too(kind: Any, tiny_model: AimonkModel, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'revison'"):
+        kind.from_pretrained(tmp_path, revison="v1")

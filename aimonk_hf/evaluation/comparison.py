@@ -154,14 +154,15 @@ def compare_sides(
     enough = np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= MIN_OF_EACH
     if not enough.any():
         raise AimonkError(f"No attribute has {MIN_OF_EACH} labels of each kind: nothing can be compared")
+    groups = np.arange(len(labels)) if groups is None else groups
+    if (n_groups := len(np.unique(groups))) < 2:
+        raise AimonkError("All images are copies of each other or one group: nothing can be compared")
     labels = labels[:, enough]
     sides = [one.part(np.s_[:, enough]) for one in (baseline, other)]
-    groups = np.arange(len(labels)) if groups is None else groups
     own = [_mean_over_seeds(_rankings(labels, side), np.ones((1, len(labels)), np.uint8))[:, 0] for side in sides]
     resampled = [_resample(labels, side, n_resamples, groups, seed + number) for number, side in enumerate(sides)]
     drawn = resampled[1] - resampled[0]
     permuted = _permute(labels, sides, groups, n_permutations, seed)
-    n_groups = len(np.unique(groups))
     difference = own[1] - own[0]
     names = [name for name, kept in zip(attributes, enough, strict=True) if kept]
     per_attribute: dict[str, dict[str, Any]] = {name: {} for name in names}

@@ -65,6 +65,8 @@ def model_folder(
     name: StrPath, files: Sequence[str], subfolder: str | None = None, **options: Unpack[HubOptions]
 ) -> Path:
     """Return a local model folder, or one with those of `files` that the Hub repository has."""
+    if unknown := options.keys() - HubOptions.__annotations__.keys():  # a local folder would take them in silence
+        raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
     below = subfolder or ""
     folder = Path(name, below)
     if not Path(name).is_dir():
